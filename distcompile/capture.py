@@ -1,0 +1,209 @@
+"""Capture a model's call as one ATen graph with symbolic sizes, gradients included.
+
+    model(graph) -> {energy, forces, stress}          placeholder per tensor of the graph
+      ... torch.autograd.grad(energy, positions)  =>  aten.mm, aten.index, ... forward and backward
+                                                      output: every tensor of the result
+
+``make_fx`` follows the Python program once on fake tensors that also carry the example's real values. The real
+values answer data-dependent questions ("how long is this bincount?") with the example's answer, which is
+recorded and checked on every later graph. What would bake the example's sizes in is cured by `cures.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import sympy
+import torch
+import torch._functorch.config as functorch_config
+from torch import Tensor, fx, nn
+from torch._dynamo.source import ConstantSource
+from torch._subclasses import FakeTensorMode
+from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    PropagateUnbackedSymInts,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
+
+from .cures import Bincounts, cured
+from .errors import CaptureError, DistcompileError
+from .tree import Leaf, Tree, flatten
+
+SMALLEST_SPACE = 4
+"""Dimensions shorter than this are never index spaces: vectors, cells and counts of graphs have 1 to 3 rows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Capture:
+    """One call of a model as a graph, and what has to hold for another call to be the same graph."""
+
+    graph_module: fx.GraphModule
+    """One placeholder per input tensor; returns the flat list of the result's tensors."""
+    leaves: tuple[Leaf, ...]
+    """The example's tensors with their paths (for messages); their sizes are hints only."""
+    sizes: tuple[tuple[sympy.Expr, ...], ...]
+    """Per leaf, its shape in the symbols of `shape_env`."""
+    numbers: tuple[tuple[str, int | float | bool], ...]
+    """Python numbers of the example: constants of this graph."""
+    result: Tree
+    """The model's result with its tensors taken out."""
+    shape_env: ShapeEnv
+
+    def size(self, value: Any) -> sympy.Expr:
+        """The expression of a size, equal sizes in one symbol; includes what the example's branches took for equal."""
+        expr = self.raw_size(value)
+        while expr.free_symbols & set(self._assumed):
+            expr = self.shape_env.replace(expr.xreplace(self._assumed))
+        return expr
+
+    def raw_size(self, value: Any) -> sympy.Expr:
+        """The expression of a size without the answers that only the example gave."""
+        expr = value.node.expr if isinstance(value, torch.SymInt) else sympy.sympify(value)
+        return self.shape_env.replace(expr)
+
+    @functools.cached_property
+    def _assumed(self) -> dict[sympy.Symbol, sympy.Expr]:
+        """Data-dependent sizes that the model compared with something and found equal on the example."""
+        checks = [a.expr for asserts in self.shape_env.deferred_runtime_asserts.values() for a in asserts]
+        return {
+            check.lhs: check.rhs
+            for check in checks
+            if isinstance(check, sympy.Eq) and check.lhs.is_Symbol and check.lhs not in check.rhs.free_symbols
+        }
+
+
+class _Fakes(FakeTensorMode):
+    """Fake tensors that carry the example's values, for answers to data-dependent questions only.
+
+    The base class would also compare strides and offsets of fake and real tensors at each operator, and that
+    comparison writes the example's sizes into the symbols.
+    """
+
+    def _maybe_infer_fake_kernel_from_pytree_out(
+        self, func: Any, fake_in: Any, real_in: Any, fake_out: Any, real_out: Any
+    ) -> Any:
+        return fake_out
+
+
+def capture(call: Callable[..., Any], model: nn.Module | None, args: tuple[Any, ...]) -> Capture:
+    """Capture ``call(*args)``, a call of `model`, as one functional ATen graph.
+
+    Raises:
+        CaptureError: the call cannot be traced; names the user's line, the reason and what to change.
+    """
+    leaves, tree = flatten(args)
+    if not leaves:
+        raise CaptureError("The example holds no tensors: pass the graph object that the model's forward takes.")
+    try:
+        with functorch_config.patch(fake_tensor_propagate_real_tensors=True), _quiet():
+            bincounts = Bincounts()
+            trace = _trace(call, model, leaves, tree, bincounts)
+            if bincounts.learn(trace.shape_env, trace.sizes):
+                trace = _trace(call, model, leaves, tree, bincounts)
+            functional = _functionalize(trace)
+    except DistcompileError:
+        raise
+    except Exception as error:
+        raise _explained(error) from error
+    return Capture(functional, tuple(leaves), trace.sizes, tree.numbers, trace.result, trace.shape_env)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trace:
+    graph_module: fx.GraphModule
+    fakes: list[Tensor]
+    result: Tree
+    mode: FakeTensorMode
+
+    @property
+    def shape_env(self) -> ShapeEnv:
+        assert self.mode.shape_env is not None
+        return self.mode.shape_env
+
+    @property
+    def sizes(self) -> tuple[tuple[sympy.Expr, ...], ...]:
+        """Per leaf, its shape; symbols that a guard made equal are one symbol."""
+
+        def size(n: torch.SymInt | int) -> sympy.Expr:
+            return self.shape_env.replace(n.node.expr) if isinstance(n, torch.SymInt) else sympy.Integer(n)
+
+        return tuple(tuple(size(n) for n in fake.shape) for fake in self.fakes)
+
+
+def _trace(
+    call: Callable[..., Any], model: nn.Module | None, leaves: Sequence[Leaf], tree: Tree, bincounts: Bincounts
+) -> _Trace:
+    # Without duck shaping two dimensions are one index space only if the program says so.
+    mode = _Fakes(shape_env=ShapeEnv(duck_shape=False), allow_non_fake_inputs=True)
+    fakes = [_fake(mode, leaf.tensor, i) for i, leaf in enumerate(leaves)]
+    result: list[Tree] = []
+
+    def flat_call(*tensors: Tensor) -> list[Any]:
+        out_leaves, out_tree = flatten(call(*tree.unflatten(tensors)))  # copies containers: the user's stay as they are
+        result.append(out_tree)
+        return [leaf.tensor for leaf in out_leaves]
+
+    with mode, cured(model, bincounts, fakes), torch.enable_grad():
+        traced = make_fx(
+            flat_call, tracing_mode="real", _allow_non_fake_inputs=True, record_stack_traces=True
+        )(*fakes)
+    return _Trace(traced, fakes, result[-1], mode)
+
+
+def _functionalize(trace: _Trace) -> fx.GraphModule:
+    """Replace mutations by functional operators; views stay views."""
+    traced = trace.graph_module
+    traced.graph.eliminate_dead_code()
+    with trace.mode, fx.traceback.preserve_node_meta(), torch.no_grad():
+        run = functionalize(lambda *xs: PropagateUnbackedSymInts(traced).run(*xs), remove="mutations")
+        functional = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*trace.fakes)
+    functional.graph.eliminate_dead_code()
+    functional.recompile()
+    return functional
+
+
+def _fake(mode: FakeTensorMode, tensor: Tensor, index: int) -> Tensor:
+    dynamic = [DimDynamic.DYNAMIC if n >= SMALLEST_SPACE else DimDynamic.STATIC for n in tensor.shape]
+    context = StatelessSymbolicContext(dynamic_sizes=dynamic, constraint_sizes=[None] * tensor.dim())  # type: ignore[arg-type]
+    # Contiguous, so that strides are products of sizes and bring no symbols of their own.
+    plain = tensor.detach().contiguous().requires_grad_(tensor.requires_grad)
+    return mode.from_tensor(plain, symbolic_context=context, source=ConstantSource(f"leaf{index}"))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what torch logs while it takes the example's side of a branch: we record and check that ourselves."""
+    import logging
+
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _explained(error: Exception) -> CaptureError:
+    """Turn a failure inside the tracer into one message that points at the model's own line."""
+    import traceback
+
+    ours = (torch.__path__[0], __file__.rsplit("/", 1)[0])
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
+    where = f'{frames[-1].filename}:{frames[-1].lineno}\n    {frames[-1].line}' if frames else "unknown"
+    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    return CaptureError(
+        f"The model's call could not be captured.\n  at {where}\n  reason: {type(error).__name__}: {reason}\n"
+        "Check first that the stock model runs on the example. Code that turns tensor values into Python values "
+        "(.item(), numpy, printing, data-dependent loops) has to move out of forward."
+    )

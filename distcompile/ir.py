@@ -1,0 +1,185 @@
+"""The vocabulary of the compiler: index spaces, pointers, placements, and the program that passes rewrite."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import sympy
+import torch
+from torch import fx
+
+from .capture import Capture
+
+META = "distcompile"
+"""Key of a node's `Placement` in ``node.meta``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """An index space: a set of rows, found from the program."""
+
+    name: str
+    symbol: sympy.Symbol
+    """The size of the space in the captured graph; on a rank it means the owned rows."""
+    sharded: bool = True
+    """False for spaces that every rank holds whole (graphs)."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Halo:
+    """Owned and halo rows of a space, as a factor of a dimension."""
+
+    space: Space
+
+    def __str__(self) -> str:
+        return f"{self.space}+halo"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pointer:
+    """An integer array over the rows of `source` whose values are rows of `target`."""
+
+    name: str
+    source: Space
+    target: Space
+    input: int
+    """Index into the program's inputs."""
+    origin: str = ""
+    """Pointers of one origin hold the same values (a cast of another is the same pointer)."""
+    owner: bool = False
+    """True for the one pointer that decides which rank owns a row of `source`."""
+    identity: bool = False
+    """True for ``arange(rows)``: row i points at row i."""
+
+    @property
+    def leaves_rank(self) -> bool:
+        """Whether a row may point at a row of another rank."""
+        return self.target.sharded and not (self.owner or self.identity)
+
+
+Factor = Space | Halo | int
+Dim = tuple[Factor, ...]
+"""A dimension as a product, outermost factor first; () for a dimension that is whole on every rank."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """How a value is divided among ranks."""
+
+    dims: tuple[Dim, ...] = ()
+    partial: bool = False
+    """Each rank holds a summand; all_reduce makes it whole."""
+    rule: str = ""
+    """Which rule decided so."""
+
+    @property
+    def sharded(self) -> bool:
+        return any(self.dims)
+
+    def whole(self) -> Placement:
+        """The same value after an all_reduce."""
+        return dataclasses.replace(self, partial=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Access:
+    """A use of a pointer: rows of `table` read (gather) or added to (scatter) where it points."""
+
+    kind: Literal["gather", "scatter"]
+    node: fx.Node
+    table: fx.Node
+    dim: int
+    """The dimension of `table` that the pointer runs over."""
+    index: fx.Node
+    """The index operand; a view of the program input that holds the pointer."""
+    dense: bool = True
+    """The index has one dimension per row space only (not one entry per element as torch.gather takes)."""
+
+
+InputKind = Literal["size", "halo_size", "send_rows", "splits", "rows", "pointer", "number"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """What the runtime passes for one placeholder of the program."""
+
+    name: str
+    kind: InputKind
+    source: int = -1
+    """For rows, pointers and numbers: which output of the index program."""
+    space: Space | None = None
+    """For sizes and halo plans: of which space. For pointers: the space pointed into."""
+    label: str = ""
+    """How the user knows the value, for messages."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """Where one tensor of the model's result comes from."""
+
+    source: Literal["graph", "index"]
+    position: int
+    """Index into the outputs of the graph, or of the index program."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A captured call on its way through the pipeline; each pass returns a new one.
+
+    `index_program` runs once on the whole graph object: everything that only moves or computes integers. Its
+    results are cut into rows for each rank; `graph` is what ranks run on them.
+    """
+
+    capture: Capture
+    graph: fx.GraphModule
+    index_program: fx.GraphModule | None = None
+    inputs: tuple[Input, ...] = ()
+    outputs: tuple[Output, ...] = ()
+    spaces: tuple[Space, ...] = ()
+    pointers: tuple[Pointer, ...] = ()
+    ranges: tuple[tuple[int, int, str, bool], ...] = ()
+    """(index output, rows of a constant table, label, negative allowed): values looked up in fixed tables."""
+    merged: tuple[tuple[sympy.Symbol, sympy.Symbol], ...] = ()
+    """Symbols that inference found to be the size of one space, with its representative."""
+
+    def size(self, value: Any) -> sympy.Expr:
+        """A size (int, SymInt or expression) in the symbols of the spaces."""
+        expr = self.capture.size(value) if isinstance(value, int | torch.SymInt) else value
+        return expr.xreplace(dict(self.merged))
+
+    def shape(self, node: fx.Node) -> tuple[sympy.Expr, ...]:
+        """The shape of a tensor node in the symbols of the spaces."""
+        return tuple(self.size(n) for n in node.meta["val"].shape)
+
+    def space_of(self, size: sympy.Expr) -> Space | None:
+        """The space whose size `size` is, if any."""
+        return next((s for s in self.spaces if s.symbol == size), None)
+
+    def space(self, name: str) -> Space:
+        """The space called `name`."""
+        return next(s for s in self.spaces if s.name == name)
+
+
+def placement(node: fx.Node) -> Placement | tuple[Placement, ...]:
+    """The placement that the place pass gave to `node`."""
+    return node.meta[META]  # type: ignore[no-any-return]
+
+
+def copy_graph(module: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
+    """Return a copy of `module` to rewrite, and the map from old nodes to new ones. Parameters are shared."""
+    graph = fx.Graph()
+    nodes: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        nodes[node] = graph.node_copy(node, lambda n: nodes[n])
+    return fx.GraphModule(module, graph), nodes
+
+
+def replace_graph(program: Program, module: fx.GraphModule, **changes: Any) -> Program:
+    """Return `program` with a rewritten graph, checked and compiled."""
+    module.graph.lint()
+    module.recompile()
+    return dataclasses.replace(program, graph=module, **changes)

@@ -1,0 +1,166 @@
+"""Products, reductions and operators that work on the last dimensions of each row.
+
+    [atoms, 64] @ [64, 32]          -> [atoms, 32]
+    [3, atoms]  @ [atoms, 3]        -> [3, 3] partial       each rank sums over its own rows
+    sum of [atoms, 1] over atoms    -> [1]    partial
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..ir import Dim, Placement
+from .base import Context, Refused, rank, rule, wrap
+
+aten = torch.ops.aten
+
+
+def contract(ctx: Context, a: Dim, b: Dim) -> bool:
+    """Whether a contraction of two dimensions runs over rows, so that its result is partial."""
+    if a != b:
+        raise Refused("a product that sums over rows on one side only")
+    return bool(a)
+
+
+@rule(aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default)
+def product(ctx: Context, node: fx.Node) -> Placement:
+    """Matrix products; batch dimensions must agree, the contracted dimension may be rows."""
+    a, b = (list(ctx.dims(x)) for x in node.args)
+    batch: list[Dim] = []
+    if node.target is aten.bmm.default:
+        one, two = a.pop(0), b.pop(0)
+        if one != two:
+            raise Refused("a batched product whose batches differ")
+        batch = [one]
+    partial = contract(ctx, a.pop(-1), b.pop(0))
+    dims = [*batch, *a, *b]
+    if sum(bool(d) for d in dims) > 1:
+        raise Refused("a product of every row with every row")
+    return Placement(tuple(dims), partial)
+
+
+@rule(aten.addmm.default, aten.baddbmm.default)
+def add_product(ctx: Context, node: fx.Node) -> Placement:
+    """A product plus a bias."""
+    bias, a, b = node.args[:3]
+    dims_a, dims_b = ctx.dims(a), ctx.dims(b)
+    if contract(ctx, dims_a[-1], dims_b[-2]):
+        raise Refused("a bias added to a product that sums over rows")
+    dims = (*dims_a[:-1], dims_b[-1])
+    for mine, theirs in zip(reversed(ctx.dims(bias)), reversed(dims), strict=False):
+        if mine and mine != theirs:
+            raise Refused("a bias over other rows than the product")
+    return Placement(dims)
+
+
+def _reduced(node: fx.Node, position: int = 1) -> tuple[set[int], bool]:
+    source: Any = node.args[0]
+    dims = node.args[position] if len(node.args) > position else None
+    if dims is None or dims == []:
+        dims = range(rank(source))
+    chosen = {wrap(d, source) for d in ([dims] if isinstance(dims, int) else dims)}  # type: ignore[union-attr]
+    keep = bool(node.args[position + 1]) if len(node.args) > position + 1 else False
+    return chosen, keep
+
+
+def _after(dims: tuple[Dim, ...], chosen: set[int], keep: bool) -> tuple[Dim, ...]:
+    if keep:
+        return tuple(() if i in chosen else d for i, d in enumerate(dims))
+    return tuple(d for i, d in enumerate(dims) if i not in chosen)
+
+
+@rule(aten.sum.default, aten.sum.dim_IntList)
+def sum_(ctx: Context, node: fx.Node) -> Placement:
+    """A sum over rows is partial."""
+    dims = ctx.dims(node.args[0])
+    chosen, keep = _reduced(node)
+    return Placement(_after(dims, chosen, keep), any(dims[i] for i in chosen))
+
+
+@rule(
+    aten.mean.dim,
+    aten.amax.default,
+    aten.amin.default,
+    aten.prod.dim_int,
+    aten.any.dim,
+    aten.all.dim,
+    aten.argmax.default,
+    aten.argmin.default,
+    aten.var.correction,
+    aten.std.correction,
+    aten.logsumexp.default,
+)
+def reduce_whole(ctx: Context, node: fx.Node) -> Placement:
+    """Reductions within each row."""
+    dims = ctx.dims(node.args[0])
+    chosen, keep = _reduced(node)
+    if any(dims[i] for i in chosen):
+        raise Refused("a reduction over rows that is not a sum")
+    return Placement(_after(dims, chosen, keep))
+
+
+@rule(aten.linalg_vector_norm.default)
+def vector_norm(ctx: Context, node: fx.Node) -> Placement:
+    dims = ctx.dims(node.args[0])
+    chosen, keep = _reduced(node, 2)
+    if any(dims[i] for i in chosen):
+        raise Refused("a norm over rows")
+    return Placement(_after(dims, chosen, keep))
+
+
+@rule(
+    aten._softmax.default,
+    aten._log_softmax.default,
+    aten._softmax_backward_data.default,
+    aten._log_softmax_backward_data.default,
+    aten.cumsum.default,
+    aten.cumprod.default,
+)
+def along(ctx: Context, node: fx.Node) -> Placement:
+    """Operators that run along one dimension, which must be whole."""
+    source: Any = node.args[0]
+    dims = ctx.dims(source)
+    position = 2 if "backward" in str(node.target) else 1
+    if dims[wrap(node.args[position], source)]:  # type: ignore[arg-type]
+        raise Refused("an operator that runs along rows")
+    return Placement(dims)
+
+
+@rule(aten.native_layer_norm.default)
+def layer_norm(ctx: Context, node: fx.Node) -> Any:
+    source, normalized = node.args[:2]
+    dims = ctx.dims(source)
+    lead = len(dims) - len(normalized)  # type: ignore[arg-type]
+    if any(dims[lead:]):
+        raise Refused("a normalisation over rows")
+    statistics = Placement((*dims[:lead], *((),) * len(normalized)))  # type: ignore[arg-type]
+    return Placement(dims), statistics, statistics
+
+
+@rule(aten.native_layer_norm_backward.default)
+def layer_norm_backward(ctx: Context, node: fx.Node) -> Any:
+    source, normalized = node.args[1:3]
+    dims = ctx.dims(source)
+    rows = any(dims[: len(dims) - len(normalized)])  # type: ignore[arg-type]
+    weight = Placement(((),) * len(normalized), partial=rows)  # type: ignore[arg-type]
+    return Placement(dims), weight, weight
+
+
+@rule(
+    aten._linalg_det.default,
+    aten.linalg_inv_ex.default,
+    aten._linalg_eigh.default,
+    aten._linalg_svd.default,
+    aten.linalg_cholesky_ex.default,
+)
+def per_matrix(ctx: Context, node: fx.Node) -> Any:
+    """Linear algebra on the last two dimensions of each row."""
+    dims = ctx.dims(node.args[0])
+    if any(dims[-2:]):
+        raise Refused("linear algebra over rows")
+    return tuple(
+        Placement((*dims[:-2], *((),) * (len(v.shape) - len(dims) + 2))) for v in node.meta["val"]
+    )

@@ -1,0 +1,117 @@
+"""What a placement rule is, and the registry of all rules.
+
+A rule says how the result of one operator is divided among ranks, given how its operands are. Operands are
+*row-owned*: a dimension over a sharded space holds the rank's own rows. A rule returns the result's placement, or
+raises `Refused` where an answer would be a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import sympy
+from torch import fx
+
+from ..errors import UnsupportedOp
+from ..ir import Dim, Placement, Program, placement
+
+Rule = Callable[["Context", fx.Node], Placement | tuple[Placement, ...]]
+
+RULES: dict[Any, Rule] = {}
+
+
+class Refused(Exception):  # noqa: N818  caught by the place pass, never seen by a user
+    """A rule does not cover this use of its operator; the message says what it does not cover."""
+
+
+class Context:
+    """What rules may ask about operands."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+    def of(self, node: Any) -> Placement:
+        """Placement of an operand; a Python number or None is the same on every rank."""
+        if not isinstance(node, fx.Node):
+            return Placement()
+        found = placement(node)
+        assert isinstance(found, Placement)
+        return found
+
+    def dims(self, node: Any) -> tuple[Dim, ...]:
+        """One `Dim` per dimension of an operand."""
+        return self.of(node).dims if isinstance(node, fx.Node) else ()
+
+    def shape(self, node: fx.Node) -> tuple[sympy.Expr, ...]:
+        """The shape of an operand in the symbols of the spaces."""
+        return self.program.shape(node)
+
+    def dim_of(self, size: Any) -> Dim:
+        """The dimension that a freshly created tensor of this size has."""
+        expr = self.program.size(size)
+        space = self.program.space_of(expr)
+        if space is not None:
+            return (space,) if space.sharded else ()
+        symbols = [s for s in self.program.spaces if s.sharded and s.symbol in expr.free_symbols]
+        if not symbols:
+            return ()
+        (first, *rest) = symbols
+        factor = sympy.cancel(expr / first.symbol)
+        if rest or not factor.is_Integer:
+            raise Refused(f"a dimension of size {expr} mixes index spaces")
+        return (first, int(factor))
+
+
+def rule(*targets: Any) -> Callable[[Rule], Rule]:
+    """Register a rule for operators."""
+
+    def register(function: Rule) -> Rule:
+        for target in targets:
+            assert target not in RULES, f"two rules for {target}"
+            RULES[target] = function
+        return function
+
+    return register
+
+
+def named(placement: Placement | tuple[Placement, ...], name: str) -> Any:
+    """Note which rule set a placement."""
+    if isinstance(placement, tuple):
+        return tuple(named(p, name) for p in placement)
+    return Placement(placement.dims, placement.partial, name)
+
+
+def rank(node: fx.Node) -> int:
+    """Number of dimensions of a tensor node."""
+    return len(node.meta["val"].shape)
+
+
+def wrap(dim: int, node: fx.Node) -> int:
+    """A dimension counted from the front."""
+    return dim % max(rank(node), 1)
+
+
+def unsupported(node: fx.Node, reason: str, placements: Iterable[str]) -> UnsupportedOp:
+    """The error for an operator that touches a distributed dimension without a rule that covers it."""
+    return UnsupportedOp(
+        f"distcompile cannot distribute {node.target}: {reason}.\n"
+        f"  operands: {', '.join(placements)}\n"
+        f"  {user_line(node)}\n"
+        "Write it with operators that act on each row alone, gathers and scatters, or register a placement rule "
+        "for it with distcompile.rules.rule."
+    )
+
+
+def user_line(node: fx.Node) -> str:
+    """Where in the user's code an operator comes from."""
+    trace = node.meta.get("stack_trace") or ""
+    files = [line.strip() for line in trace.strip().splitlines()]
+    theirs = [
+        i for i, line in enumerate(files) if line.startswith("File ") and "/torch/" not in line and "/distcompile/" not in line
+    ]
+    if not theirs:
+        return "at: a line that the tracer did not record (often the backward of an operator)"
+    at = theirs[-1]
+    code = files[at + 1] if at + 1 < len(files) else ""
+    return f"at: {files[at]}\n      {code}"

@@ -1,0 +1,152 @@
+"""Gathers and scatters: the operators through which index spaces meet.
+
+    gather   y = index_select(x, 0, p)       y[i] = x[p[i]]          x: [atoms, F], p: edges -> atoms, y: [edges, F]
+    scatter  x = index_add(x0, 0, p, y)      x[p[i]] += y[i]
+
+Classification is by dimension and provenance, never by the operator's name: most ``index_select`` calls of an
+equivariant model walk constant tables along feature dimensions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..ir import Access, Dim, Placement, Space
+from .base import Context, Refused, rank, rule, wrap
+from .pointwise import broadcast
+
+aten = torch.ops.aten
+
+# operator -> positions of (table, dim, index, source); embedding runs over rows of its table, dimension 0.
+_GATHERS = {
+    aten.index_select.default: (0, 1, 2),
+    aten.gather.default: (0, 1, 2),
+    aten.embedding.default: (0, None, 1),
+}
+_SCATTERS = {
+    aten.index_add.default: (0, 1, 2, 3),
+    aten.scatter_add.default: (0, 1, 2, 3),
+}
+_ELEMENTWISE = {aten.gather.default, aten.scatter_add.default}
+"""Their index has one entry per element; the other dimensions of index and table run in step."""
+
+
+def accesses(node: fx.Node) -> list[Access]:
+    """Every use of an index operand by `node`."""
+    if node.op != "call_function":
+        return []
+    args: Any = node.args
+    if node.target in _GATHERS:
+        table, dim, index = _GATHERS[node.target]
+        at = 0 if dim is None else wrap(args[dim], args[table])
+        return [Access("gather", node, args[table], at, args[index], node.target not in _ELEMENTWISE)]
+    if node.target in _SCATTERS:
+        table, dim, index, _ = _SCATTERS[node.target]
+        at = wrap(args[dim], args[table])
+        return [Access("scatter", node, args[table], at, args[index], node.target not in _ELEMENTWISE)]
+    if node.target in (aten.index.Tensor, aten.index_put.default):
+        kind: Any = "gather" if node.target is aten.index.Tensor else "scatter"
+        return [Access(kind, node, args[0], d, i) for d, i in enumerate(args[1]) if i is not None]
+    return []
+
+
+def index_operands(node: fx.Node) -> list[fx.Node]:
+    """The operands of `node` that say where, not what."""
+    return [a.index for a in accesses(node) if isinstance(a.index, fx.Node)]
+
+
+def _local_dim(ctx: Context, access: Access) -> Dim:
+    """What the table's indexed dimension holds; its rows are reached through a pointer."""
+    dim = ctx.dims(access.table)[access.dim]
+    if dim and not (len(dim) == 1 and isinstance(dim[0], Space)):
+        raise Refused("an index into a dimension that holds more than rows")
+    return dim
+
+
+@rule(aten.index_select.default, aten.embedding.default)
+def select_rows(ctx: Context, node: fx.Node) -> Placement:
+    (access,) = accesses(node)
+    _local_dim(ctx, access)
+    table = ctx.dims(access.table)
+    return Placement((*table[: access.dim], *ctx.dims(access.index), *table[access.dim + 1 :]))
+
+
+@rule(aten.gather.default)
+def gather(ctx: Context, node: fx.Node) -> Placement:
+    (access,) = accesses(node)
+    _local_dim(ctx, access)
+    dims = ctx.dims(access.index)
+    for i, (mine, theirs) in enumerate(zip(dims, ctx.dims(access.table), strict=True)):
+        if i != access.dim and mine != theirs:
+            raise Refused("a gather whose index and table run over different rows")
+    return Placement(dims)
+
+
+@rule(aten.index.Tensor)
+def index(ctx: Context, node: fx.Node) -> Placement:
+    """Advanced indexing: the indices broadcast together and stand where the first of them is, if adjacent."""
+    found = accesses(node)
+    source: Any = node.args[0]
+    for access in found:
+        _local_dim(ctx, access)
+    _check_row_local(ctx, found)
+    indexed = [a.dim for a in found]
+    rest = [(i, d) for i, d in enumerate(ctx.dims(source)) if i not in indexed]
+    joined = broadcast(ctx, [a.index for a in found], max(rank(a.index) for a in found))
+    adjacent = indexed == list(range(indexed[0], indexed[-1] + 1))
+    at = indexed[0] if adjacent else 0
+    before = [d for i, d in rest if adjacent and i < at]
+    after = [d for i, d in rest if not adjacent or i >= at]
+    dims = (*before, *joined, *after)
+    if sum(bool(d) for d in dims) > 1:
+        raise Refused("every row of one space taken for every row of another")
+    return Placement(dims)
+
+
+def _check_row_local(ctx: Context, found: list[Access]) -> None:
+    """Indices that run over rows must each go with a pointer into the table's rows, or with a whole dimension."""
+    if any(i.meta["val"].dtype == torch.bool for i in (a.index for a in found)):
+        raise Refused("a boolean mask as an index")
+
+
+@rule(aten.index_put.default)
+def index_put(ctx: Context, node: fx.Node) -> Placement:
+    if len(node.args) < 4 or not node.args[3]:
+        raise Refused("rows overwritten through an index (only accumulating writes have a defined order)")
+    found = accesses(node)
+    for access in found:
+        _local_dim(ctx, access)
+    _check_row_local(ctx, found)
+    rows = broadcast(ctx, [a.index for a in found], max(rank(a.index) for a in found))
+    return _scattered(ctx, node, found, any(rows))
+
+
+@rule(aten.index_add.default, aten.scatter_add.default)
+def scatter(ctx: Context, node: fx.Node) -> Placement:
+    found = accesses(node)
+    _local_dim(ctx, found[0])
+    source: Any = node.args[3]
+    return _scattered(ctx, node, found, bool(ctx.dims(source)[found[0].dim]))
+
+
+def _scattered(ctx: Context, node: fx.Node, found: list[Access], over_rows: bool) -> Placement:
+    """Into rows: rows. Into a whole table from rows: every rank adds its own rows, a partial result."""
+    base: Any = node.args[0]
+    dims = ctx.dims(base)
+    if any(dims[a.dim] for a in found):
+        return Placement(dims)
+    if any(dims):
+        return Placement(dims)  # rows that write to feature columns of themselves
+    if over_rows and not is_zero(base):
+        raise Refused("a sum over rows added to a value that every rank holds")
+    return Placement(dims, partial=over_rows)
+
+
+def is_zero(node: fx.Node) -> bool:
+    """Whether a node is a tensor of zeros by construction."""
+    if node.target in (aten.full.default, aten.full_like.default, aten.new_full.default):
+        return node.args[-1] == 0
+    return node.target in (aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default)

@@ -1,0 +1,62 @@
+"""Which operators pass a partial value on: f(a) + f(b) = f(a + b).
+
+Everything else needs the whole value first, so that the place pass asks for an all_reduce in front of it.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+_UNARY = {
+    aten.neg.default,
+    aten.reshape.default,
+    aten.expand.default,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.squeeze.default,
+    aten.permute.default,
+    aten.t.default,
+    aten.transpose.int,
+    aten.select.int,
+    aten.unbind.int,
+    aten.slice.Tensor,
+    aten.select_backward.default,
+    aten.slice_backward.default,
+    aten.sum.default,
+    aten.sum.dim_IntList,
+    aten.split_with_sizes.default,
+    aten.split.Tensor,
+    operator.getitem,
+}
+_ALL = {aten.add.Tensor, aten.sub.Tensor, aten.cat.default, aten.stack.default}
+_ONE = {aten.mul.Tensor, aten.mm.default, aten.bmm.default, aten.mul.Scalar, aten.mv.default, aten.dot.default}
+_FIRST = {aten.div.Tensor, aten.div.Scalar}
+
+
+def passes_partial(node: fx.Node, partial: set[fx.Node], sharded: set[fx.Node]) -> bool:
+    """Whether `node` may take the operands in `partial` as they are and gives a partial result."""
+    tensors = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor | list | tuple)]
+    if any(n in sharded for n in tensors):
+        return False  # a partial value that meets rows would have to be added up once per row
+    if node.target is aten._to_copy.default:
+        return bool(node.meta["val"].dtype.is_floating_point)
+    if node.target in _UNARY:
+        return True
+    if node.target in _ALL:
+        return all(n in partial for n in tensors) and not any(_number(a) for a in node.args[:2])
+    if node.target in _ONE:
+        return sum(a in partial for a in node.args[:2] if isinstance(a, fx.Node)) == 1
+    if node.target in _FIRST:
+        return node.args[0] in partial and node.args[1] not in partial
+    return False
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float)

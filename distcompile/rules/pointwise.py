@@ -1,0 +1,96 @@
+"""Elementwise operators: every result element depends on operand elements at the same place.
+
+    [atoms, 64] * [64]        -> [atoms, 64]
+    [atoms, 1]  + [atoms, 64] -> [atoms, 64]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..ir import Dim, Placement
+from .base import Context, Refused, rank, rule
+
+aten = torch.ops.aten
+
+EXTRA = {
+    aten._to_copy.default,
+    aten.fill.Scalar,
+    aten.fill.Tensor,
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.empty_like.default,
+    aten.rand_like.default,
+    aten.randn_like.default,
+    aten.native_dropout.default,
+    aten.copy.default,
+    aten.lift_fresh_copy.default,
+}
+"""Elementwise in effect, but not tagged so by torch."""
+
+
+def is_pointwise(target: Any) -> bool:
+    """Whether an operator works element by element."""
+    return torch.Tag.pointwise in getattr(target, "tags", ()) or target in EXTRA
+
+
+def pointwise(ctx: Context, node: fx.Node) -> Placement:
+    """Broadcast the operands' dimensions against each other, from the last one on."""
+    operands = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+    return Placement(broadcast(ctx, operands, rank(node)))
+
+
+def broadcast(ctx: Context, operands: list[fx.Node], ndim: int) -> tuple[Dim, ...]:
+    """Dimensions of the broadcast of `operands` to `ndim` dimensions."""
+    dims: list[Dim] = [()] * ndim
+    for operand in operands:
+        offset = ndim - rank(operand)
+        for i, dim in enumerate(ctx.dims(operand)):
+            if not dim or dim == dims[offset + i]:
+                continue
+            if dims[offset + i]:
+                raise Refused(f"rows of {_show(dims[offset + i])} meet rows of {_show(dim)}")
+            dims[offset + i] = dim
+    return tuple(dims)
+
+
+def _show(dim: Dim) -> str:
+    return "*".join(str(f) for f in dim)
+
+
+@rule(aten.linalg_cross.default, aten.linalg_cross)
+def cross(ctx: Context, node: fx.Node) -> Placement:
+    """A cross product is elementwise but along its dimension, which must be whole."""
+    dim = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else -1)
+    result = pointwise(ctx, node)
+    if result.dims[dim % len(result.dims)]:  # type: ignore[operator]
+        raise Refused("a cross product along rows")
+    return result
+
+
+@rule(
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+    aten.new_empty.default,
+    aten.zeros.default,
+    aten.ones.default,
+    aten.full.default,
+    aten.empty.memory_format,
+    aten.rand.default,
+    aten.randn.default,
+    aten.scalar_tensor.default,
+    aten.eye.default,
+    aten.eye.m,
+    aten.new_empty_strided.default,
+)
+def create(ctx: Context, node: fx.Node) -> Placement:
+    """A new tensor has the dimensions that its sizes say; the first operand of new_* gives its dtype only."""
+    dims = tuple(ctx.dim_of(n) for n in node.meta["val"].shape)
+    if node.target in (aten.eye.default, aten.eye.m) and any(dims):
+        raise Refused("an identity matrix over rows")
+    return Placement(dims)

@@ -1,0 +1,221 @@
+"""Operators that move elements about without computing.
+
+    reshape [atoms, 16, 3]     -> [atoms, 48]
+    reshape [atoms, 16]        -> [atoms*16]          one dimension of two factors, atoms outermost
+    cat     [atoms, 8], [atoms, 4] along 1 -> [atoms, 12]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from ..ir import Dim, Factor, Halo, Placement, Space
+from .base import Context, Refused, rank, rule, wrap
+
+aten = torch.ops.aten
+
+
+def _size(factor: Factor) -> sympy.Expr:
+    if isinstance(factor, Halo):
+        raise Refused("halo rows that are reshaped")
+    return factor.symbol if isinstance(factor, Space) else sympy.Integer(factor)
+
+
+def regroup(factors: list[Factor], shape: tuple[sympy.Expr, ...]) -> tuple[Dim, ...]:
+    """Distribute a row-major product of `factors` over dimensions of sizes `shape`."""
+    pending = [f for f in factors if f != 1]
+    dims: list[Dim] = []
+    for size in shape:
+        taken: list[Factor] = []
+        missing = size
+        while missing != 1 and pending:
+            factor = pending.pop(0)
+            ratio = sympy.cancel(missing / _size(factor))
+            if ratio.is_Integer or not ratio.is_number:
+                taken.append(factor)
+                missing = ratio
+            elif isinstance(factor, int) and missing.is_Integer and factor % int(missing) == 0:
+                taken.append(int(missing))
+                pending.insert(0, factor // int(missing))
+                missing = sympy.Integer(1)
+            else:
+                raise Refused("a reshape that cuts across rows")
+        if missing != 1:
+            raise Refused("a reshape that cuts across rows")
+        dims.append(tuple(taken) if any(isinstance(f, Space) for f in taken) else ())
+    return tuple(dims)
+
+
+@rule(aten.reshape.default, aten.view.default, aten._unsafe_view.default)
+def reshape(ctx: Context, node: fx.Node) -> Placement:
+    """Split and merge dimensions, following each factor in row-major order."""
+    (source, *_) = node.args
+    assert isinstance(source, fx.Node)
+    factors: list[Factor] = []
+    for dim, size in zip(ctx.dims(source), ctx.shape(source), strict=True):
+        factors.extend(dim if dim else (int(size),) if size.is_Integer else _replicated(size))
+    return Placement(regroup(factors, ctx.shape(node)))
+
+
+def _replicated(size: sympy.Expr) -> tuple[Factor, ...]:
+    raise Refused(f"a reshape of a dimension of size {size} beside distributed rows")
+
+
+@rule(aten.expand.default)
+def expand(ctx: Context, node: fx.Node) -> Placement:
+    """Broadcast; a dimension that is new takes the space that its size says."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    old, shape = ctx.dims(source), ctx.shape(source)
+    new = node.meta["val"].shape
+    offset = len(new) - len(old)
+    return Placement(
+        tuple(
+            old[i - offset] if i >= offset and shape[i - offset] != 1 else ctx.dim_of(n) for i, n in enumerate(new)
+        )
+    )
+
+
+@rule(aten.unsqueeze.default)
+def unsqueeze(ctx: Context, node: fx.Node) -> Placement:
+    dims = list(ctx.dims(node.args[0]))
+    dims.insert(node.args[1] % (len(dims) + 1), ())  # type: ignore[operator]
+    return Placement(tuple(dims))
+
+
+@rule(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default)
+def squeeze(ctx: Context, node: fx.Node) -> Placement:
+    source: Any = node.args[0]
+    shape = ctx.shape(source)
+    which = node.args[1] if len(node.args) > 1 else range(len(shape))
+    chosen = {wrap(d, source) for d in ([which] if isinstance(which, int) else which)}  # type: ignore[union-attr]
+    return Placement(tuple(d for i, d in enumerate(ctx.dims(source)) if not (i in chosen and shape[i] == 1)))
+
+
+@rule(aten.permute.default)
+def permute(ctx: Context, node: fx.Node) -> Placement:
+    source, order = node.args
+    dims = ctx.dims(source)
+    return Placement(tuple(dims[i] for i in order))  # type: ignore[union-attr]
+
+
+@rule(aten.t.default, aten.transpose.int)
+def transpose(ctx: Context, node: fx.Node) -> Placement:
+    dims = list(ctx.dims(node.args[0]))
+    if len(dims) > 1:
+        a, b = node.args[1:] if len(node.args) > 1 else (0, 1)
+        dims[a], dims[b] = dims[b], dims[a]  # type: ignore[index]
+    return Placement(tuple(dims))
+
+
+@rule(aten.select.int, aten.unbind.int)
+def select(ctx: Context, node: fx.Node) -> Any:
+    source: Any = node.args[0]
+    dims = list(ctx.dims(source))
+    dim = wrap(node.args[1] if len(node.args) > 1 else 0, source)  # type: ignore[arg-type]
+    if dims.pop(dim):
+        raise Refused("one row picked by its number")
+    return _each(node, Placement(tuple(dims)))
+
+
+@rule(aten.slice.Tensor)
+def slice_(ctx: Context, node: fx.Node) -> Placement:
+    source: Any = node.args[0]
+    dims = ctx.dims(source)
+    dim = wrap(node.args[1] if len(node.args) > 1 else 0, source)  # type: ignore[arg-type]
+    if dims[dim] and ctx.shape(node)[dim] != ctx.shape(source)[dim]:
+        raise Refused("a range of rows picked by number")
+    return Placement(dims)
+
+
+@rule(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
+def split(ctx: Context, node: fx.Node) -> Any:
+    source: Any = node.args[0]
+    dims = ctx.dims(source)
+    dim = wrap(node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0), source)  # type: ignore[arg-type]
+    if dims[dim] and len(node.meta["val"]) > 1:
+        raise Refused("rows split by number")
+    return _each(node, Placement(dims))
+
+
+def _each(node: fx.Node, one: Placement) -> Any:
+    value = node.meta["val"]
+    return tuple(one for _ in value) if isinstance(value, list | tuple) else one
+
+
+@rule(aten.cat.default, aten.stack.default)
+def cat(ctx: Context, node: fx.Node) -> Placement:
+    """Join along a whole dimension. n pieces joined along rows are n blocks of rows: factors (n, rows)."""
+    parts = [p for p in node.args[0] if ctx.shape(p) != (0,)]  # type: ignore[union-attr]
+    if node.target is aten.stack.default:
+        dim = (node.args[1] if len(node.args) > 1 else 0) % rank(node)  # type: ignore[operator]
+        dims = list(_common([ctx.dims(p) for p in parts]))
+        dims.insert(dim, ())
+        return Placement(tuple(dims))
+    dim = (node.args[1] if len(node.args) > 1 else 0) % rank(node)  # type: ignore[operator]
+    if len({ctx.dims(p)[dim] for p in parts}) > 1:
+        raise Refused("rows of different index spaces joined into one dimension")
+    dims = list(_common([ctx.dims(p) for p in parts]))
+    if dims[dim] and len(parts) > 1:
+        dims[dim] = (len(parts), *dims[dim])
+    return Placement(tuple(dims))
+
+
+def _common(rows: list[tuple[Dim, ...]]) -> tuple[Dim, ...]:
+    merged = list(rows[0])
+    for other in rows[1:]:
+        for i, dim in enumerate(other):
+            if dim != merged[i]:
+                raise Refused("operands whose rows differ")
+    return tuple(merged)
+
+
+@rule(aten.select_backward.default, aten.slice_backward.default)
+def part_backward(ctx: Context, node: fx.Node) -> Placement:
+    """Put a part back into zeros of the original sizes."""
+    dims = tuple(ctx.dim_of(n) for n in node.meta["val"].shape)
+    dim = node.args[2] % len(dims)  # type: ignore[operator]
+    given: Any = node.args[0]
+    if dims[dim] and (node.target is aten.select_backward.default or ctx.shape(given)[dim] != ctx.shape(node)[dim]):
+        raise Refused("rows put back by number")
+    return Placement(dims)
+
+
+@rule(aten.slice_scatter.default, aten.select_scatter.default)
+def part_scatter(ctx: Context, node: fx.Node) -> Placement:
+    """Overwrite a part along a whole dimension."""
+    base: Any = node.args[0]
+    dims = ctx.dims(base)
+    dim = (node.args[2] if len(node.args) > 2 else 0) % len(dims)  # type: ignore[operator]
+    if dims[dim]:
+        raise Refused("rows overwritten by number")
+    return Placement(dims)
+
+
+@rule(aten.constant_pad_nd.default, aten.flip.default, aten.repeat.default, aten.roll.default)
+def along_whole(ctx: Context, node: fx.Node) -> Placement:
+    """Operators that rearrange whole dimensions only; row dimensions must keep their size and order."""
+    source: Any = node.args[0]
+    before, after = ctx.shape(source), ctx.shape(node)
+    offset = len(after) - len(before)
+    dims: list[Dim] = [()] * offset + list(ctx.dims(source))
+    moved = node.args[-1] if node.target in (aten.flip.default, aten.roll.default) else ()
+    for i, dim in enumerate(dims):
+        if dim and (after[i] != before[i - offset] or i in [d % len(dims) for d in moved]):  # type: ignore[union-attr]
+            raise Refused("rows moved by number")
+    return Placement(tuple(dims))
+
+
+@rule(aten.diagonal.default)
+def diagonal(ctx: Context, node: fx.Node) -> Placement:
+    source: Any = node.args[0]
+    one, two = (wrap(node.args[i] if len(node.args) > i else i - 2, source) for i in (2, 3))  # type: ignore[arg-type]
+    one, two = (one, two) if len(node.args) > 2 else (0, 1)
+    dims = ctx.dims(source)
+    if dims[one] or dims[two]:
+        raise Refused("a diagonal over rows")
+    return Placement((*(d for i, d in enumerate(dims) if i not in (one, two)), ()))

@@ -1,0 +1,35 @@
+"""Sizes as nodes of a graph."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import sympy
+from torch import fx
+from torch.utils._sympy.functions import FloorDiv
+
+_FUNCTIONS = {sympy.Mul: operator.mul, sympy.Add: operator.add, FloorDiv: operator.floordiv}
+
+
+def size_nodes(graph: fx.Graph, expr: sympy.Expr, leaf: Callable[[sympy.Symbol], fx.Node | None]) -> Any:
+    """Nodes that compute the size `expr`, at the graph's insertion point; None if that cannot be written.
+
+    Args:
+        graph: where to add nodes.
+        expr: sums, products and quotients of symbols and integers.
+        leaf: the node that holds the value of a symbol, or None if there is none.
+    """
+    if expr.is_Integer:
+        return int(expr)
+    if expr.is_Symbol:
+        return leaf(expr)
+    function = _FUNCTIONS.get(expr.func)
+    parts = [size_nodes(graph, part, leaf) for part in expr.args]
+    if function is None or any(part is None for part in parts):
+        return None
+    result, *rest = parts
+    for part in rest:
+        result = graph.call_function(function, (result, part))
+    return result

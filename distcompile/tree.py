@@ -1,0 +1,109 @@
+"""Flatten any graph object to tensors and rebuild it around others.
+
+A graph may be any nesting of dicts, lists, tuples, named tuples, dataclasses, mapping-like objects
+(PyG ``Data``) and plain attribute objects. Tensors are leaves; everything else is kept as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Objects of these types never hold the tensors of a graph, so they are not searched.
+_OPAQUE = (str, bytes, int, float, complex, type, nn.Module, torch.dtype, torch.device, torch.Generator)
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A tensor of a graph object; ``path`` is how a user would write it: ``graph['cell']``, ``[0].lattice``."""
+
+    path: str
+    tensor: Tensor  # in the result of a traced call it may also be a symbolic number
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """The shape of a graph object with its tensors taken out."""
+
+    rebuild: Callable[[Iterator[Any]], Any]
+    numbers: tuple[tuple[str, int | float | bool], ...]
+    """Python numbers found in the object: a captured program holds for these values only."""
+
+    def unflatten(self, leaves: Sequence[Any]) -> Any:
+        """Return the object with its tensors replaced by `leaves`, given in the order of `flatten`."""
+        return self.rebuild(iter(leaves))
+
+
+def flatten(obj: Any, root: str = "") -> tuple[list[Leaf], Tree]:
+    """Return the tensors of `obj`, in a stable order, and the tree that puts others in their place.
+
+    The object itself is never changed: containers are copied on rebuilding.
+    """
+    leaves: list[Leaf] = []
+    numbers: list[tuple[str, int | float | bool]] = []
+    rebuild = _flatten(obj, root, leaves, numbers, ())
+    return leaves, Tree(rebuild, tuple(numbers))
+
+
+def _flatten(
+    obj: Any, path: str, leaves: list[Leaf], numbers: list[tuple[str, int | float | bool]], above: tuple[int, ...]
+) -> Callable[[Iterator[Any]], Any]:
+    if isinstance(obj, Tensor | torch.SymInt | torch.SymFloat):
+        leaves.append(Leaf(path or "input", obj))
+        return lambda it: next(it)
+    if isinstance(obj, int | float):
+        numbers.append((path, obj))
+        return lambda it: obj
+    if obj is None or isinstance(obj, _OPAQUE) or callable(obj) or id(obj) in above:
+        return lambda it: obj
+
+    above = (*above, id(obj))
+    children = _children(obj)
+    if not children:
+        return lambda it: obj
+    before = len(leaves)
+    parts = [
+        (key, _flatten(child, path + label, leaves, numbers, above)) for key, label, child in children
+    ]
+    if len(leaves) == before:
+        return lambda it: obj
+    return lambda it: _with_children(obj, [(key, part(it)) for key, part in parts])
+
+
+def _children(obj: Any) -> list[tuple[Any, str, Any]]:
+    """List (key, label for people, value) of everything that `obj` contains."""
+    if isinstance(obj, list | tuple):
+        names = getattr(obj, "_fields", None)
+        return [
+            (i, f".{names[i]}" if names else f"[{i}]", value) for i, value in enumerate(obj)
+        ]
+    if _is_mapping(obj):
+        return [(key, f"[{key!r}]", obj[key]) for key in obj.keys()]  # noqa: SIM118  PyG Data iterates over pairs
+    if dataclasses.is_dataclass(obj):
+        return [(f.name, f".{f.name}", getattr(obj, f.name)) for f in dataclasses.fields(obj)]
+    return [(name, f".{name}", value) for name, value in getattr(obj, "__dict__", {}).items()]
+
+
+def _with_children(obj: Any, items: list[tuple[Any, Any]]) -> Any:
+    values = [value for _, value in items]
+    if isinstance(obj, tuple):
+        return type(obj)(*values) if hasattr(obj, "_fields") else type(obj)(values)
+    if isinstance(obj, list):
+        return type(obj)(values)
+    new = copy.copy(obj)
+    if _is_mapping(obj):
+        for key, value in items:
+            new[key] = value
+    else:
+        for name, value in items:
+            object.__setattr__(new, name, value)  # also sets the fields of a frozen dataclass
+    return new
+
+
+def _is_mapping(obj: Any) -> bool:
+    return all(hasattr(type(obj), name) for name in ("keys", "__getitem__", "__setitem__"))

@@ -1,0 +1,28 @@
+"""The compiler: one pass a file, in the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..ir import Program
+from .choose_owners import choose_owners
+from .clean import clean
+from .hoist import hoist
+from .infer_spaces import infer_spaces
+from .insert_all_reduces import insert_all_reduces
+from .insert_halos import insert_halos
+from .place import place
+from .share_exchanges import share_exchanges
+
+PIPELINE: tuple[Callable[[Program], Program], ...] = (
+    clean,
+    hoist,
+    infer_spaces,
+    choose_owners,
+    place,
+    insert_halos,
+    insert_all_reduces,
+    share_exchanges,
+)
+
+__all__ = ["PIPELINE"]

@@ -1,0 +1,133 @@
+"""Pass 1: drop noise and share common subexpressions.
+
+    y = detach(x); z = clone(y)             z -> x
+    n = sym_size(index(x, p), 0)             n = sym_size(p, 0)
+    a = select(e, 0, 0); b = select(e, 0, 0)  =>  b -> a
+    v = view(x, [n, 3])                      v = reshape(x, [n, 3])
+
+The graph is functional here, so copies and detachments say nothing. ``view`` asks for strides that a later pass
+may change (a halo exchange returns a contiguous table); ``reshape`` asks for nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from ..ir import Program, copy_graph, replace_graph
+from ..sizes import size_nodes
+
+aten = torch.ops.aten
+
+_IDENTITIES = {
+    aten.detach.default,
+    aten.alias.default,
+    aten.clone.default,
+    aten.lift_fresh_copy.default,
+    aten.contiguous.default,
+}
+
+_PARTS = {aten.slice.Tensor: 0, aten.slice_scatter.default: 1, aten.slice_backward.default: 0}
+"""Operators on a range of a dimension, and the operand that they equal when the range is all of it."""
+
+
+def clean(program: Program) -> Program:
+    """Return `program` without identities, with shared common subexpressions and without dead code."""
+    module, _ = copy_graph(program.graph)
+    _sizes_from_inputs(program, module.graph)
+    seen: dict[Any, fx.Node] = {}
+    for node in list(module.graph.nodes):
+        if node.op not in ("call_function", "get_attr"):
+            continue
+        if node.op == "call_function":
+            if node.target in _IDENTITIES or _is_no_cast(node):
+                _replace(node, node.args[0])
+                continue
+            if node.target in _PARTS and _is_all(node):
+                _replace(node, node.args[_PARTS[node.target]])
+                continue
+            if node.target in (aten.view.default, aten._unsafe_view.default):
+                node.target = aten.reshape.default
+            if _is_random(node):
+                continue
+        key = (node.op, node.target, _key(node.args), _key(node.kwargs))
+        if key in seen:
+            _replace(node, seen[key])
+        else:
+            seen[key] = node
+    module.graph.eliminate_dead_code()
+    return replace_graph(program, module)
+
+
+def _sizes_from_inputs(program: Program, graph: fx.Graph) -> None:
+    """Let every size be computed from the shapes of the inputs, not of tensors on the way."""
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    places = {
+        size: (node, dim)
+        for node, shape in zip(placeholders, program.capture.sizes, strict=True)
+        for dim, size in enumerate(shape)
+        if size.is_Symbol
+    }
+    first = placeholders[-1].next
+    made: dict[sympy.Symbol, fx.Node] = {}
+
+    def leaf(symbol: sympy.Symbol) -> fx.Node | None:
+        if symbol not in made and symbol in places:
+            node, dim = places[symbol]
+            with graph.inserting_before(first):
+                made[symbol] = graph.call_function(aten.sym_size.int, (node, dim))
+            made[symbol].meta["val"] = node.meta["val"].shape[dim]
+        return made.get(symbol)
+
+    for node in list(graph.nodes):
+        value = node.meta.get("val")
+        if node.op != "call_function" or not isinstance(value, torch.SymInt) or node in made.values():
+            continue
+        with graph.inserting_before(node):
+            new = size_nodes(graph, program.capture.raw_size(value), leaf)
+        if new is None:  # data-dependent
+            continue
+        if isinstance(new, fx.Node):
+            new.meta.setdefault("val", value)
+        node.replace_all_uses_with(new)
+
+
+def _replace(node: fx.Node, by: Any) -> None:
+    node.replace_all_uses_with(by)
+    node.graph.erase_node(node)
+
+
+def _is_all(node: fx.Node) -> bool:
+    """Whether a slice is the whole dimension."""
+    one, two = (n.meta["val"].shape for n in (node, node.args[_PARTS[node.target]]))  # type: ignore[union-attr, index]
+    return all(_same(a, b) for a, b in zip(one, two, strict=True))
+
+
+def _same(a: Any, b: Any) -> bool:
+    expr = [n.node.expr if isinstance(n, torch.SymInt) else n for n in (a, b)]
+    return bool(expr[0] == expr[1])
+
+
+def _is_no_cast(node: fx.Node) -> bool:
+    if node.target is not aten._to_copy.default:
+        return False
+    before, after = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
+    return before.dtype == after.dtype and before.device == after.device
+
+
+def _is_random(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _key(value: Any) -> Any:
+    """A hashable stand-in for a node's arguments that keeps 1, 1.0 and True apart."""
+    if isinstance(value, list | tuple):
+        return tuple(_key(v) for v in value)
+    if isinstance(value, dict):
+        return tuple((k, _key(v)) for k, v in sorted(value.items()))
+    if isinstance(value, slice):
+        return ("slice", _key(value.start), _key(value.stop), _key(value.step))
+    return value if isinstance(value, fx.Node) else (type(value), value)

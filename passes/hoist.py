@@ -1,0 +1,261 @@
+"""Pass 2: split the graph into the index program and the tensor program.
+
+    edge_index ── select ── [sender]  ┐ index program: runs once on the whole graph object,
+    batch ─────── index ─── [heads]   ┘ its results are cut into rows and renumbered for each rank
+    positions, sender, heads ── ... ── energy, forces     tensor program: runs on every rank
+
+Row numbers, species, masks and counts depend on integers only (rarely on a distance cut). Computing them before
+the ranks part makes every pointer an *input* of the tensor program, whatever the model did to build it, and keeps
+counts that are used as numbers (energy per atom) global. Views and broadcasts of such values stay in the tensor
+program, so that what is stored per rank is one integer per row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from ..ir import Input, Output, Program, copy_graph, replace_graph
+from ..rules.indexing import index_operands
+from ..sizes import size_nodes
+
+aten = torch.ops.aten
+
+_VIEWS = {
+    aten.expand.default,
+    aten.unsqueeze.default,
+    aten.reshape.default,
+    aten.permute.default,
+    aten.t.default,
+}
+_ROW_NUMBERS = {aten.arange.default, aten.arange.start, aten.arange.start_step, aten.linspace.default}
+
+
+def hoist(program: Program) -> Program:
+    """Return `program` with `index_program`, `inputs` and `outputs` set."""
+    source = program.graph
+    hoisted = _hoisted(source.graph)
+    builder = _Builder(program, source, hoisted)
+    for node in source.graph.nodes:
+        if node.op == "call_function" and node not in hoisted:
+            builder.copy(node)
+    (output,) = [n for n in source.graph.nodes if n.op == "output"]
+    return builder.finish(output)
+
+
+def _hoisted(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that belong to the index program."""
+    hoisted: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            hoisted.add(node)
+        elif node.op == "call_function" and (node.target in _ROW_NUMBERS or _is_integral(node)) and all(
+            n in hoisted and (_is_integral(n) or _is_symbolic(node)) or n.op == "get_attr" and _is_integral(n)
+            for n in node.all_input_nodes
+        ):
+            hoisted.add(node)
+    # What an index needs is needed before the ranks part, be it computed from positions.
+    wanted = [i for n in graph.nodes if n not in hoisted for i in (*index_operands(n), *_data_dependent(n))]
+    while wanted:
+        node = wanted.pop()
+        if node not in hoisted and node.op == "call_function":
+            hoisted.add(node)
+            wanted.extend(node.all_input_nodes)
+    return hoisted
+
+
+def _data_dependent(node: fx.Node) -> list[fx.Node]:
+    """The node itself if the shape or value of its result depends on the values of its operands."""
+    if node.target is aten.index.Tensor:
+        return []  # only with a boolean mask, which its rule refuses
+    tags = getattr(node.target, "tags", ())
+    return [node] if torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags else []
+
+
+def _is_symbolic(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool | int | float)
+
+
+def _is_integral(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    if value is None and node.op == "get_attr":
+        value = getattr(node.graph.owning_module, str(node.target), None)
+    values = value if isinstance(value, list | tuple) else [value]
+    return all(
+        isinstance(v, torch.SymInt | torch.SymFloat | torch.SymBool | int)
+        or (isinstance(v, torch.Tensor) and not v.dtype.is_floating_point and not v.dtype.is_complex)
+        for v in values
+    )
+
+
+class _Builder:
+    """Builds the tensor program and collects what it takes from the index program."""
+
+    def __init__(self, program: Program, source: fx.GraphModule, hoisted: set[fx.Node]) -> None:
+        self.program, self.hoisted = program, hoisted
+        self.source = source
+        self.graph = fx.Graph()
+        self.anchor = self.graph.create_node("call_function", _anchor)  # placeholders go before it
+        self.new: dict[fx.Node, fx.Node] = {}
+        self.sizes: dict[sympy.Expr, fx.Node] = {}
+        self.inputs: list[Input] = []
+        self.taken: list[fx.Node] = []  # outputs of the index program
+        paths = [leaf.path for leaf in program.capture.leaves]
+        self.labels = dict(zip([n for n in source.graph.nodes if n.op == "placeholder"], paths, strict=True))
+        self.constant = _constants(source.graph)
+
+    def take(self, node: fx.Node) -> int:
+        """Make `node` an output of the index program; return its position."""
+        if node not in self.taken:
+            self.taken.append(node)
+        return self.taken.index(node)
+
+    def label(self, node: fx.Node) -> str:
+        """How a user knows `node`: the input it is, or is computed from."""
+        while node not in self.labels:
+            tensors = [n for n in node.all_input_nodes if n in self.hoisted and not _is_symbolic(n)]
+            if not tensors:
+                return node.name
+            node = tensors[0]
+        return self.labels[node]
+
+    def placeholder(self, name: str, kind: Any, value: Any, **fields: Any) -> fx.Node:
+        with self.graph.inserting_before(self.anchor):
+            node = self.graph.placeholder(name)
+        node.target = node.name  # the name of the argument, made unique
+        node.meta["val"] = value
+        self.inputs.append(Input(node.name, kind, **fields))
+        return node
+
+    def value(self, node: fx.Node) -> fx.Node:
+        """The node of the tensor program that holds `node`."""
+        if node in self.new:
+            return self.new[node]
+        if node in self.constant or (node.target in _VIEWS and node in self.hoisted and node.op == "call_function"):
+            return self.copy(node)
+        if node.op == "get_attr":
+            self.new[node] = self.graph.node_copy(node)
+        else:
+            position = self.take(node)
+            name = self.label(node).replace("'", "").strip("[]").split(".")[-1].split("[")[-1] or node.name
+            self.new[node] = self.placeholder(
+                _identifier(name), "rows", node.meta["val"], source=position, label=self.label(node)
+            )
+        return self.new[node]
+
+    def number(self, node: fx.Node) -> fx.Node:
+        """A size or other symbolic number used as a number: the global one."""
+        if node not in self.new:
+            self.new[node] = self.placeholder("number", "number", node.meta["val"], source=self.take(node))
+        return self.new[node]
+
+    def size(self, value: Any) -> Any:
+        """A symbolic size used in a shape: the rank's own, computed from the sizes of the spaces."""
+        expr = self.program.size(value)
+        if expr.is_Integer:
+            return int(expr)
+        if expr not in self.sizes:
+            if expr.is_Symbol:
+                self.sizes[expr] = self.placeholder(f"n_{expr}", "size", value)
+            else:
+                self.sizes[expr] = size_nodes(self.graph, expr, self.symbol_value)
+                self.sizes[expr].meta["val"] = value
+        return self.sizes[expr]
+
+    def symbol_value(self, symbol: sympy.Symbol) -> fx.Node:
+        if symbol not in self.sizes:
+            shape_env = self.program.capture.shape_env
+            value = shape_env.create_symintnode(symbol, hint=None)
+            self.sizes[symbol] = self.placeholder(f"n_{symbol}", "size", value)
+        return self.sizes[symbol]
+
+    def copy(self, node: fx.Node) -> fx.Node:
+        """Copy one operator into the tensor program."""
+        if node in self.new:
+            return self.new[node]
+        schema = getattr(node.target, "_schema", None)
+        args = [self.argument(a, _is_shape(schema, i)) for i, a in enumerate(node.args)]
+        kwargs = {k: self.argument(a, _is_shape(schema, k)) for k, a in node.kwargs.items()}
+        new = self.graph.create_node(node.op, node.target, tuple(args), kwargs, node.name)
+        new.meta = dict(node.meta)
+        self.new[node] = new
+        return new
+
+    def argument(self, value: Any, shape: bool) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value)(self.argument(v, shape) for v in value)
+        if not isinstance(value, fx.Node):
+            return value
+        if _is_symbolic(value):
+            if not isinstance(value.meta["val"], torch.SymInt):
+                return self.number(value)
+            return self.size(value.meta["val"]) if shape else self.number(value)
+        return self.value(value)
+
+    def finish(self, output: fx.Node) -> Program:
+        results: list[fx.Node] = []
+        outputs: list[Output] = []
+        for node in output.args[0]:  # type: ignore[union-attr]
+            if not isinstance(node, fx.Node):
+                raise AssertionError("make_fx returns a node for every output")
+            if node in self.hoisted:
+                outputs.append(Output("index", self.take(node)))
+            else:
+                outputs.append(Output("graph", len(results)))
+                results.append(self.value(node))
+        for symbol in self.program.capture.shape_env.deferred_runtime_asserts:
+            self.witness(symbol)
+        self.graph.output(tuple(results))
+        self.graph.erase_node(self.anchor)
+        module = fx.GraphModule(self.source, self.graph)
+        module.graph.eliminate_dead_code()
+        return replace_graph(
+            self.program, module, index_program=self.index_program(), inputs=tuple(self.inputs), outputs=tuple(outputs)
+        )
+
+    def witness(self, symbol: sympy.Symbol) -> None:
+        """Let the index program return something whose size is `symbol`, so that branches on it can be checked."""
+        raw = self.program.capture.raw_size
+        for node in self.source.graph.nodes:
+            value = node.meta.get("val")
+            if node in self.hoisted and isinstance(value, torch.Tensor) and symbol in map(raw, value.shape):
+                self.take(node)
+                return
+
+    def index_program(self) -> fx.GraphModule:
+        module, nodes = copy_graph(self.source)
+        (output,) = [n for n in module.graph.nodes if n.op == "output"]
+        output.args = (tuple(nodes[n] for n in self.taken),)
+        module.graph.eliminate_dead_code()
+        module.recompile()
+        return module
+
+
+def _anchor() -> None:
+    """Marks the end of the placeholders while a graph is built."""
+
+
+def _constants(graph: fx.Graph) -> set[fx.Node]:
+    """Operators that depend on no input and on no size."""
+    constant: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "call_function" and all(n in constant or n.op == "get_attr" for n in node.all_input_nodes):
+            constant.add(node)
+    return constant
+
+
+def _is_shape(schema: Any, argument: int | str) -> bool:
+    """Whether an operator's argument is a size or position rather than a number to compute with."""
+    if schema is None:
+        return True
+    arguments = schema.arguments
+    found = arguments[argument] if isinstance(argument, int) else next(a for a in arguments if a.name == argument)
+    return "int" in str(found.real_type).lower()
+
+
+def _identifier(name: str) -> str:
+    clean = "".join(c if c.isalnum() else "_" for c in name).strip("_")
+    return clean if clean and not clean[0].isdigit() else f"input_{clean}"

@@ -1,0 +1,273 @@
+"""Pass 3: find the index spaces and the pointers between them.
+
+    x[sender]: x is [s4, 3], y[sender]: y is [s9, 64]   =>  s4 and s9 are one space
+    sender: [s7], x[sender]: [s7, 3]                    =>  sender points from space s7 to space s4
+
+Two sizes are one space if a guard made them so while tracing (broadcast, comparison), or if one pointer runs over
+tables of both. A value used both as a pointer and as data becomes two inputs, since pointers are renumbered.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+
+import sympy
+import torch
+from torch import fx
+
+from ..errors import CaptureError
+from ..ir import Access, Input, Pointer, Program, Space, copy_graph, replace_graph
+from ..rules.base import user_line
+from ..rules.indexing import accesses
+
+aten = torch.ops.aten
+
+_VIEWS = {aten.expand.default, aten.unsqueeze.default, aten.reshape.default, aten.permute.default, aten.t.default}
+_CASTS = {aten._to_copy.default, aten.clone.default, aten.detach.default, aten.alias.default}
+
+
+def infer_spaces(program: Program) -> Program:
+    """Return `program` with `spaces` and `pointers`, one input per role, and sizes named by space.
+
+    Raises:
+        CaptureError: an index runs over rows whose number was baked into the graph, or there are no atoms.
+    """
+    module, _ = copy_graph(program.graph)
+    inputs = {i.name: i for i in program.inputs}
+    found = [
+        (access, root)
+        for node in module.graph.nodes
+        for access in accesses(node)
+        if (root := pointer_root(access.index)) is not None
+    ]
+    origins = _Origins(program)
+
+    merged = _merge(program, found, inputs, origins)
+    program = dataclasses.replace(program, merged=tuple(merged.items()))
+
+    targets: dict[fx.Node, sympy.Symbol] = {}
+    ranges: set[tuple[int, int, str, bool]] = set()
+    for access, root in found:
+        size = program.shape(access.table)[access.dim]
+        if size.is_Symbol:
+            targets[root] = size
+        elif inputs[root.name].kind == "rows":
+            ranges.add(_range(program, access, root, inputs[root.name], int(size)))
+    spaces = _spaces(program, module, targets, inputs)
+    program = dataclasses.replace(program, spaces=spaces, ranges=tuple(sorted(ranges)))
+    return _with_pointers(program, module, targets, inputs, origins)
+
+
+def pointer_root(index: fx.Node) -> fx.Node | None:
+    """The input that an index is a view of; None for constants."""
+    while index.op == "call_function" and index.target in _VIEWS:
+        index = index.args[0]  # type: ignore[assignment]
+    return index if index.op == "placeholder" else None
+
+
+class _Origins:
+    """Names outputs of the index program so that casts and trivial copies of one pointer share a name."""
+
+    def __init__(self, program: Program) -> None:
+        assert program.index_program is not None
+        (output,) = [n for n in program.index_program.graph.nodes if n.op == "output"]
+        self._outputs: tuple[fx.Node, ...] = output.args[0]  # type: ignore[assignment]
+
+    def node(self, source: int) -> fx.Node:
+        node = self._outputs[source]
+        while True:
+            if node.target in _CASTS:
+                node = node.args[0]  # type: ignore[assignment]
+            elif node.target is aten.add.Tensor and isinstance(node.args[1], int) and node.args[1] == 0:
+                node = node.args[0]  # type: ignore[assignment]
+            elif node.target is aten.cat.default and len(node.args[0]) == 1:  # type: ignore[arg-type]
+                node = node.args[0][0]  # type: ignore[index, assignment]
+            else:
+                return node
+
+    def name(self, source: int) -> str:
+        return self.node(source).name
+
+    def is_identity(self, source: int) -> bool:
+        node = self.node(source)
+        return node.target is aten.arange.default or (
+            node.target in (aten.arange.start, aten.arange.start_step)
+            and node.args[0] == 0
+            and (len(node.args) < 3 or node.args[2] == 1)
+        )
+
+
+def _merge(
+    program: Program, found: list[tuple[Access, fx.Node]], inputs: dict[str, Input], origins: _Origins
+) -> dict[sympy.Symbol, sympy.Symbol]:
+    """Union the sizes of all tables that one pointer runs over."""
+    parent: dict[sympy.Symbol, sympy.Symbol] = {}
+
+    def find(symbol: sympy.Symbol) -> sympy.Symbol:
+        while symbol in parent:
+            symbol = parent[symbol]
+        return symbol
+
+    first: dict[str, sympy.Symbol] = {}
+    for access, root in found:
+        size = program.shape(access.table)[access.dim]
+        given = inputs[root.name]
+        if not size.is_Symbol or given.kind != "rows":
+            continue
+        tables = [size]
+        if origins.is_identity(given.source):
+            tables.append(program.shape(root)[0])  # row i of one is row i of the other
+        for table in tables:
+            name = origins.name(given.source)
+            a, b = find(first.setdefault(name, table)), find(table)
+            if a != b:
+                parent[b] = a
+    return {symbol: find(symbol) for symbol in parent}
+
+
+def _range(program: Program, access: Access, root: fx.Node, given: Input, rows: int) -> tuple[int, int, str, bool]:
+    """Note that an input looks up rows of a table of fixed length."""
+    table = access.table
+    if rows > 1 and table.op == "placeholder":
+        raise CaptureError(
+            f"The number of rows of {table.name} ({rows}) was baked into the captured graph, although "
+            f"{given.label} points at them.\n  {user_line(access.node)}\n"
+            f"Use an example with at least 4 rows in every index space; sizes must come from tensor.shape."
+        )
+    return (given.source, rows, given.label, access.node.target is aten.index.Tensor)
+
+
+def _spaces(
+    program: Program, module: fx.GraphModule, targets: dict[fx.Node, sympy.Symbol], inputs: dict[str, Input]
+) -> tuple[Space, ...]:
+    """Every symbolic size that is reached from the atoms, named for people."""
+    links: dict[sympy.Symbol, dict[sympy.Symbol, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for root, target in targets.items():
+        for size in program.shape(root):
+            if size.is_Symbol and size != target:
+                links[size][target].add(root.name)
+    atoms = _atoms(links, program)
+    names: dict[sympy.Symbol, str] = {atoms: "atoms"}
+    pending = [s for s in links if s != atoms]
+    while pending:
+        # The space with the fewest pointers to spaces that have no name yet comes next.
+        ready = [s for s in pending if any(t in names for t in links[s])]
+        if not ready:
+            break
+        chosen = min(ready, key=lambda s: sum(t not in names for t in links[s]))
+        pending.remove(chosen)
+        names[chosen] = _unused(_name(links[chosen], names), names)
+    above = {t for s in names for t in links.get(s, {}) if t not in names}
+    spaces = [Space(name, symbol) for symbol, name in names.items()]
+    spaces += [Space(_unused("graphs", names), symbol, sharded=False) for symbol in above]
+    return tuple(spaces)
+
+
+def _atoms(links: dict[sympy.Symbol, dict[sympy.Symbol, set[str]]], program: Program) -> sympy.Symbol:
+    """The space that another space points into twice (both ends of an edge) and that is no such space itself."""
+    double = [t for s in links for t, via in links[s].items() if len(via) > 1]
+    sinks = [t for t in double if not any(len(via) > 1 for via in links.get(t, {}).values())]
+    candidates = sinks or double or [t for s in links for t in links[s] if not links.get(t)]
+    if not candidates:
+        sizes = ", ".join(
+            f"{leaf.path} {tuple(leaf.tensor.shape)}" for leaf in program.capture.leaves if leaf.tensor.dim()
+        )
+        raise CaptureError(
+            "No index space was found: nothing in the graph gathers rows through an input of varying size.\n"
+            f"  inputs: {sizes}\n"
+            "The example needs at least 4 atoms and 4 edges, and the model must read its edges from the graph."
+        )
+    return max(candidates, key=candidates.count)
+
+
+def _name(links: dict[sympy.Symbol, set[str]], names: dict[sympy.Symbol, str]) -> str:
+    known = {names[t]: len(via) for t, via in links.items() if t in names}
+    if any(n != "atoms" and count > 1 for n, count in known.items()):
+        return "angles"
+    if known.get("atoms", 0) > 1:
+        return "edges"
+    if any(n.startswith("edges") for n in known):
+        return "bonds"
+    return "rows"
+
+
+def _unused(name: str, names: dict[sympy.Symbol, str]) -> str:
+    taken = set(names.values())
+    return name if name not in taken else next(f"{name}{i}" for i in range(2, 99) if f"{name}{i}" not in taken)
+
+
+def _with_pointers(
+    program: Program,
+    module: fx.GraphModule,
+    targets: dict[fx.Node, sympy.Symbol],
+    inputs: dict[str, Input],
+    origins: _Origins,
+) -> Program:
+    """Split inputs by role and list them in the order of the placeholders."""
+    spaces = {s.symbol: s for s in program.spaces}
+    ordered: list[Input] = []
+    pointers: list[Pointer] = []
+    sized: dict[sympy.Symbol, fx.Node] = {}
+    for node in [n for n in module.graph.nodes if n.op == "placeholder"]:
+        given = inputs[node.name]
+        if given.kind == "size":
+            symbol = program.size(node.meta["val"])
+            if symbol in sized:  # two sizes that turned out to be one space
+                node.replace_all_uses_with(sized[symbol])
+                module.graph.erase_node(node)
+                continue
+            sized[symbol] = node
+            space = spaces.get(symbol)
+            if space is None:
+                space = Space(f"size_{symbol}", symbol, sharded=False)
+                spaces[symbol] = space
+            node._rename(f"n_{space.name}")
+            node.target = node.name
+            ordered.append(dataclasses.replace(given, name=node.name, space=space))
+            continue
+        target = spaces.get(targets.get(node, sympy.Integer(0)))
+        if given.kind != "rows" or target is None or not target.sharded:
+            ordered.append(given)
+            continue
+        source = next((spaces[s] for s in program.shape(node) if s in spaces), None)
+        if source is None:
+            raise CaptureError(
+                f"{given.label} points at rows of {target} but has no varying size itself: pick rows by a graph input."
+            )
+        if _used_as_data(node):
+            with module.graph.inserting_after(node):
+                twin = module.graph.placeholder(f"{node.name}_values")
+            twin.target = twin.name
+            twin.meta = dict(node.meta)
+            _data_uses_to(node, twin)
+            ordered.append(dataclasses.replace(given, kind="pointer", space=target))
+            pointers.append(_pointer(node.name, source, target, len(ordered) - 1, given, origins))
+            ordered.append(dataclasses.replace(given, name=twin.name))
+            continue
+        ordered.append(dataclasses.replace(given, kind="pointer", space=target))
+        pointers.append(_pointer(node.name, source, target, len(ordered) - 1, given, origins))
+    return replace_graph(program, module, inputs=tuple(ordered), pointers=tuple(pointers), spaces=tuple(spaces.values()))
+
+
+def _pointer(name: str, source: Space, target: Space, position: int, given: Input, origins: _Origins) -> Pointer:
+    identity = source == target and origins.is_identity(given.source)
+    return Pointer(name, source, target, position, origins.name(given.source), identity=identity)
+
+
+def _indexes(user: fx.Node, node: fx.Node) -> bool:
+    return any(a.index is node for a in accesses(user))
+
+
+def _used_as_data(node: fx.Node) -> bool:
+    return any(
+        not _indexes(user, node) and not (user.target in _VIEWS and not _used_as_data(user)) for user in node.users
+    )
+
+
+def _data_uses_to(node: fx.Node, twin: fx.Node) -> None:
+    for user in list(node.users):
+        if user.target in _VIEWS and not _used_as_data(user):
+            continue
+        if not _indexes(user, node):
+            user.replace_input_with(node, twin)

@@ -1,0 +1,286 @@
+"""Run a rewritten program on the ranks of a world.
+
+    whole graph object -> checks -> index program -> (partition, plan) -> shards -> graph on every rank -> whole result
+
+The partition and the plan are kept while the pointers stay the same, as they do between two neighbour lists.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, fx
+
+from ..errors import DistcompileError, GuardError, InputError, RankError
+from ..ir import Placement, Program, placement
+from ..tree import Leaf
+from .plan import Division, divide
+from .shard import Order, gather_output, shard_inputs
+from .world import Communicator, World
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How one graph object is divided; valid for every graph object with the same pointers."""
+
+    pointers: dict[str, Tensor]
+    sizes: dict[str, int]
+    division: Division
+    orders: dict[str, Order]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """A graph object after checks and the index program."""
+
+    values: tuple[Any, ...]
+    sizes: dict[str, int]
+    pointers: dict[str, Tensor]
+    coordinates: tuple[Tensor, ...]
+
+
+class Executor:
+    """Runs one program on one world."""
+
+    def __init__(self, program: Program, world: World) -> None:
+        assert program.index_program is not None
+        self.program, self.world = program, world
+        self.calls = 0
+        self._index_program = program.index_program
+        placeholders = [n for n in program.graph.graph.nodes if n.op == "placeholder"]
+        by_name = {n.name: n for n in placeholders}
+        self._inputs = [next(i for i in program.inputs if i.name == n.name) for n in placeholders]
+        self._shapes = [
+            program.shape(by_name[i.name]) if i.kind in ("rows", "pointer") else () for i in self._inputs
+        ]
+        (output,) = [n for n in program.graph.graph.nodes if n.op == "output"]
+        self._places = [placement(n) for n in output.args[0]]
+        self._spaces = {s.symbol: s for s in program.spaces}
+        (output,) = [n for n in self._index_program.graph.nodes if n.op == "output"]
+        self._index_shapes = [_raw_shape(program, n) for n in output.args[0]]
+        self._layout: Layout | None = None
+
+    def __call__(self, leaves: Sequence[Leaf]) -> list[Tensor]:
+        """Evaluate the program on a whole graph object, given as its leaves; return the result's tensors, whole.
+
+        Raises:
+            InputError: the graph object does not fit the program.
+            GuardError: it takes another branch of the model than the example did.
+            RankError: ranks were given different graph objects, or another rank failed.
+        """
+        self.calls += 1
+        layouts: list[Layout] = []
+
+        def work(comm: Communicator) -> list[Tensor]:
+            prepared = self._agree(comm, leaves)
+            if not layouts:  # virtual ranks share what the first one worked out
+                layouts.append(self.layout(prepared))
+            return self._run(comm, prepared, layouts[0])
+
+        return self.world.run(work)[0]
+
+    def _run(self, comm: Communicator, prepared: _Prepared, layout: Layout) -> list[Tensor]:
+        plans = layout.division.for_rank(comm.rank)
+        local = shard_inputs(self._inputs, self._shapes, prepared.values, self._spaces, plans, layout.sizes)
+        with torch.no_grad():
+            results = self.program.graph(*local)
+            del local
+            whole = [
+                gather_output(value, place, layout.orders, comm) if isinstance(place, Placement) else value
+                for value, place in zip(results, self._places, strict=True)
+            ]
+        return [
+            whole[o.position] if o.source == "graph" else prepared.values[o.position] for o in self.program.outputs
+        ]
+
+    def layout(self, prepared: _Prepared) -> Layout:
+        """The division of a graph object among the ranks; the last one if its pointers still hold."""
+        last = self._layout
+        if (
+            last is not None
+            and last.sizes == prepared.sizes
+            and all(torch.equal(last.pointers[name], value) for name, value in prepared.pointers.items())
+        ):
+            return last
+        spaces = [s for s in self.program.spaces if s.sharded]
+        pointers = [p for p in self.program.pointers if p.source.sharded and p.target.sharded]
+        division = divide(
+            spaces, pointers, prepared.sizes, prepared.pointers, prepared.coordinates, self.world.size
+        )
+        orders = {
+            s.name: (division.ranks[s.name].argsort(stable=True), division.counts(s.name)) for s in spaces
+        }
+        self._layout = Layout(prepared.pointers, prepared.sizes, division, orders)
+        return self._layout
+
+    def _agree(self, comm: Communicator, leaves: Sequence[Leaf]) -> _Prepared:
+        """Check the graph object on every rank; all ranks go on together or all raise."""
+        problem: DistcompileError | None = None
+        prepared = None
+        try:
+            prepared = self.prepare(leaves)
+        except DistcompileError as error:
+            problem = error
+        if comm.size > 1:
+            report = (self.calls, fingerprint(leaves), type(problem).__name__ if problem else "", str(problem or ""))
+            everyone = comm.all_gather_objects(report)
+            if problem is None:
+                _compare(comm.rank, everyone)
+        if problem is not None:
+            raise problem
+        assert prepared is not None
+        return prepared
+
+    def prepare(self, leaves: Sequence[Leaf]) -> _Prepared:
+        """Check a graph object and run the index program on it."""
+        check_leaves(self.program, leaves)
+        known = bind_sizes(self.program, leaves)
+        with torch.no_grad():
+            try:
+                values = tuple(self._index_program(*[leaf.tensor.detach() for leaf in leaves]))
+            except (IndexError, RuntimeError) as error:
+                raise InputError(
+                    f"The graph's integers are inconsistent: {str(error).splitlines()[0]}. "
+                    "Check that edges, batch and offsets refer to rows that exist."
+                ) from error
+        for shape, value in zip(self._index_shapes, values, strict=True):
+            for size, n in zip(shape, getattr(value, "shape", ()), strict=True):
+                if size.is_Symbol:
+                    known.setdefault(size, n)
+        check_guards(self.program, known)
+        sizes = {s.name: known[s.symbol] for s in self.program.spaces}
+        pointers = {i.name: values[i.source] for i in self._inputs if i.kind == "pointer"}
+        self._check_ranges(values, sizes)
+        atoms = self.program.spaces[0]
+        coordinates = tuple(
+            values[i.source]
+            for i, shape in zip(self._inputs, self._shapes, strict=True)
+            if i.kind == "rows" and shape == (atoms.symbol, 3) and values[i.source].is_floating_point()
+        )
+        return _Prepared(values, sizes, pointers, coordinates)
+
+    def _check_ranges(self, values: Sequence[Any], sizes: Mapping[str, int]) -> None:
+        """Every pointer points at rows that exist, every lookup in a fixed table finds its row."""
+        for given in self._inputs:
+            if given.kind == "pointer":
+                assert given.space is not None
+                _check_range(values[given.source], sizes[given.space.name], given.label, f"rows of {given.space}", False)
+        for source, rows, label, negative in self.program.ranges:
+            _check_range(values[source], rows, label, "entries of a table of the model (species?)", negative)
+
+
+def _raw_shape(program: Program, node: fx.Node) -> tuple[sympy.Expr, ...]:
+    value = node.meta["val"]
+    shape = value.shape if isinstance(value, Tensor) else ()
+    return tuple(program.size(program.capture.raw_size(n)) for n in shape)
+
+
+def _check_range(value: Tensor, rows: int, label: str, what: str, negative: bool) -> None:
+    if value.numel() == 0 or value.dtype == torch.bool:
+        return
+    low, high = int(value.min()), int(value.max())
+    if low < (-rows if negative else 0) or high >= rows:
+        bad = high if high >= rows else low
+        at = int((value == bad).flatten().nonzero()[0])
+        raise InputError(
+            f"{label} refers to number {bad} (at position {at}), but there are {rows} {what}, numbered from 0. "
+            "Check the graph, and that the model knows every species in it."
+        )
+
+
+def check_leaves(program: Program, leaves: Sequence[Leaf]) -> None:
+    """Same tensors, dtypes and feature widths as the example; no NaN."""
+    expected = program.capture.leaves
+    paths, known = [leaf.path for leaf in leaves], [leaf.path for leaf in expected]
+    if paths != known:
+        missing, extra = sorted(set(known) - set(paths)), sorted(set(paths) - set(known))
+        raise InputError(
+            "The graph does not have the structure of the example it was compiled for: "
+            + "; ".join(
+                f"{word} {', '.join(names)}" for word, names in (("missing", missing), ("unexpected", extra)) if names
+            )
+            + ". Build it as the example was built, or compile again."
+        )
+    for leaf, example, sizes in zip(leaves, expected, program.capture.sizes, strict=True):
+        tensor, model = leaf.tensor, example.tensor
+        if tensor.dtype != model.dtype:
+            raise InputError(
+                f"{leaf.path} is {tensor.dtype}, the model was compiled for {model.dtype}: "
+                f"convert it with .to({model.dtype}), or compile again."
+            )
+        if tensor.dim() != model.dim() or any(
+            size.is_Integer and n != int(size) for size, n in zip(sizes, tensor.shape, strict=False)
+        ):
+            shape = ", ".join(str(size) if size.is_Integer else "*" for size in sizes)
+            raise InputError(
+                f"{leaf.path} has shape {tuple(tensor.shape)}, the model was compiled for ({shape}): "
+                "build the graph as the example was built, or compile again."
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()) and bool(
+            torch.isfinite(model).all()
+        ):
+            where = tuple((~torch.isfinite(tensor)).nonzero()[0].tolist())
+            raise InputError(f"{leaf.path} is NaN or infinite at {where}. Check the structure; atoms may have flown apart.")
+
+
+def bind_sizes(program: Program, leaves: Sequence[Leaf]) -> dict[sympy.Symbol, int]:
+    """The value of every size symbol, from the shapes of the leaves."""
+    known: dict[sympy.Symbol, int] = {}
+    first: dict[sympy.Symbol, str] = {}
+    for leaf, sizes in zip(leaves, program.capture.sizes, strict=True):
+        for size, n in zip(sizes, leaf.tensor.shape, strict=True):
+            symbol = program.size(size)
+            if not symbol.is_Symbol:
+                continue
+            if known.setdefault(symbol, n) != n:
+                raise InputError(
+                    f"{leaf.path} has {n} rows where {first[symbol]} has {known[symbol]}: both must have one row for "
+                    "each of the same things (atoms, edges)."
+                )
+            first.setdefault(symbol, leaf.path)
+    return known
+
+
+def check_guards(program: Program, known: Mapping[sympy.Symbol, int]) -> None:
+    """Branches that the model took on the example's sizes must be the branches for these sizes."""
+    shape_env = program.capture.shape_env
+    checks = [g.expr for g in shape_env.guards]
+    checks += [a.expr for asserts in shape_env.deferred_runtime_asserts.values() for a in asserts]
+    for check in checks:
+        expr = program.size(shape_env.replace(check)) if isinstance(check, sympy.Basic) else sympy.true
+        if expr.free_symbols <= set(known) and expr.xreplace({k: sympy.Integer(v) for k, v in known.items()}) == sympy.false:
+            raise GuardError(
+                f"This graph takes another branch of the model than the example did: {check} does not hold."
+            )
+
+
+def fingerprint(leaves: Sequence[Leaf]) -> str:
+    """A short digest of a graph object: different for ranks that have drifted apart."""
+    digest = hashlib.blake2b(digest_size=8)
+    for leaf in leaves:
+        tensor = leaf.tensor.detach().cpu().contiguous()
+        digest.update(f"{leaf.path}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _compare(rank: int, everyone: Sequence[tuple[int, str, str, str]]) -> None:
+    for other, (_, _, kind, message) in enumerate(everyone):
+        if kind:
+            raise RankError(f"Rank {other} refused its graph with {kind}: {message}")
+    for what, position in (("call number", 0), ("graph", 1)):
+        values = [report[position] for report in everyone]
+        if len(set(values)) > 1:
+            common = max(set(values), key=values.count)
+            odd = [i for i, v in enumerate(values) if v != common]
+            raise RankError(
+                f"Ranks disagree on the {what}: rank {', '.join(map(str, odd))} differs from the others "
+                f"(this is rank {rank}). Every rank must evaluate the same structures in the same order; "
+                "check random seeds and that no rank reads or moves atoms on its own."
+            )
+

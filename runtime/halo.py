@@ -1,0 +1,101 @@
+"""The communication operators of a rewritten graph.
+
+`halo_exchange` copies rows from their owners to the ranks that read them; `halo_reduce` adds contributions made
+elsewhere to the owner's rows. They are each other's adjoints, and `all_reduce` is its own:
+
+    <halo_exchange(x), y> = <x, halo_reduce(y)>       summed over ranks
+
+They are ``torch.library`` operators with shapes for tracing and gradients for differentiating again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .world import active, communicator
+
+
+@torch.library.custom_op("distcompile::halo_exchange", mutates_args=())
+def _halo_exchange(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int) -> Tensor:
+    """Owned rows -> owned rows followed by halo rows.
+
+    Args:
+        rows: owned rows along dimension `dim`.
+        send_rows: the owned rows that other ranks read, by reader.  # Shape: [n_sent], int64
+        splits: rows sent to and received from each rank.  # Shape: [2, n_ranks], int64 on the CPU
+        halo_rows: number of halo rows of this rank.
+        dim: the dimension that counts rows.
+    """
+    owned = rows.movedim(dim, 0)
+    send, receive = splits.tolist()
+    halo = communicator().all_to_all(owned.index_select(0, send_rows), send, receive)
+    return torch.cat([owned, halo]).movedim(0, dim).contiguous()
+
+
+@torch.library.custom_op("distcompile::halo_reduce", mutates_args=())
+def _halo_reduce(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int) -> Tensor:
+    """Owned rows followed by halo rows -> owned rows, with every rank's halo rows added at their owner.
+
+    Arguments as of `halo_exchange`, of which this is the adjoint.
+    """
+    both = rows.movedim(dim, 0)
+    owned = both.shape[0] - halo_rows
+    send, receive = splits.tolist()
+    returned = communicator().all_to_all(both[owned:], receive, send)
+    return both[:owned].index_add(0, send_rows, returned).movedim(0, dim).contiguous()
+
+
+@torch.library.custom_op("distcompile::all_reduce", mutates_args=())
+def _all_reduce(value: Tensor) -> Tensor:
+    """The sum of every rank's summand."""
+    return communicator().all_reduce(value)
+
+
+def _resized(rows: Tensor, dim: int, more: Any) -> Tensor:
+    shape = list(rows.shape)
+    shape[dim] = shape[dim] + more
+    return rows.new_empty(shape)
+
+
+@_halo_exchange.register_fake
+def _(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int) -> Tensor:
+    return _resized(rows, dim, halo_rows)
+
+
+@_halo_reduce.register_fake
+def _(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int) -> Tensor:
+    return _resized(rows, dim, -halo_rows)
+
+
+@_all_reduce.register_fake
+def _(value: Tensor) -> Tensor:
+    return torch.empty_like(value)
+
+
+halo_exchange = torch.ops.distcompile.halo_exchange.default
+halo_reduce = torch.ops.distcompile.halo_reduce.default
+all_reduce = torch.ops.distcompile.all_reduce.default
+
+COLLECTIVES = (halo_exchange, halo_reduce, all_reduce)
+
+
+def _remember(ctx: Any, inputs: Any, output: Any) -> None:
+    """Keep what the adjoint needs, the communicator too: a backward pass may run in another thread."""
+    ctx.plan = inputs[1:]
+    ctx.communicator = communicator()
+
+
+def _adjoint(operator: Any) -> Any:
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        with active(ctx.communicator):
+            return operator(gradient.contiguous(), *ctx.plan), *[None] * len(ctx.plan)
+
+    return backward
+
+
+_halo_exchange.register_autograd(_adjoint(halo_reduce), setup_context=_remember)
+_halo_reduce.register_autograd(_adjoint(halo_exchange), setup_context=_remember)
+_all_reduce.register_autograd(_adjoint(all_reduce), setup_context=_remember)

@@ -1,0 +1,154 @@
+"""Per space, which rows each rank owns, which it reads, and who sends what to whom.
+
+Every rank has the whole graph object, so each can work out every other rank's halo and no message is needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..ir import Pointer, Space
+from .partition import Partition, partition
+
+
+@dataclasses.dataclass(frozen=True)
+class SpacePlan:
+    """The rows of one space on one rank."""
+
+    owned: Tensor
+    """Global numbers of the rows that this rank computes, ascending.  # Shape: [n_owned], int64"""
+    halo: Tensor
+    """Global numbers of the rows that this rank only reads, by owner.  # Shape: [n_halo], int64"""
+    send_rows: Tensor
+    """Local numbers of owned rows that other ranks read, by reader.  # Shape: [n_sent], int64"""
+    splits: Tensor
+    """Rows sent to and received from each rank.  # Shape: [2, n_ranks], int64"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Division:
+    """How all rows of a graph object are divided among all ranks."""
+
+    ranks: dict[str, Tensor]
+    """Per space, the owner of each row."""
+    halo_keys: dict[str, Tensor]
+    """Per space, reader * rows + row for every halo row of every rank, ascending."""
+    partition: Partition
+    parts: int
+
+    def counts(self, space: str) -> list[int]:
+        """Rows owned by each rank."""
+        return torch.bincount(self.ranks[space], minlength=self.parts).tolist()
+
+    def halo_counts(self, space: str) -> list[int]:
+        """Halo rows of each rank."""
+        rows = max(len(self.ranks[space]), 1)
+        return torch.bincount(self.halo_keys[space] // rows, minlength=self.parts).tolist()
+
+    def for_rank(self, rank: int) -> dict[str, SpacePlan]:
+        """The plan of one rank for every space."""
+        return {name: self._space(name, rank) for name in self.ranks}
+
+    def _space(self, name: str, rank: int) -> SpacePlan:
+        owners = self.ranks[name]
+        rows = max(len(owners), 1)
+        readers, read = self.halo_keys[name] // rows, self.halo_keys[name] % rows
+        owned = torch.nonzero(owners == rank).flatten()
+        halo = read[readers == rank]
+        halo = halo[owners[halo].argsort(stable=True)]
+        mine = owners[read] == rank
+        sent = read[mine]  # by reader, then by row: the order in which the reader expects them
+        splits = torch.stack(
+            [
+                torch.bincount(readers[mine], minlength=self.parts),
+                torch.bincount(owners[halo], minlength=self.parts),
+            ]
+        )
+        return SpacePlan(owned, halo, torch.searchsorted(owned, sent), splits)
+
+
+def divide(
+    spaces: Sequence[Space],
+    pointers: Sequence[Pointer],
+    sizes: Mapping[str, int],
+    values: Mapping[str, Tensor],
+    coordinates: Sequence[Tensor],
+    parts: int,
+) -> Division:
+    """Divide all rows among `parts` ranks.
+
+    Args:
+        spaces: sharded spaces in order of ownership, atoms first.
+        pointers: all pointers between them.
+        sizes: rows of each space.
+        values: the values of each pointer, by its name.  # Shape: [rows of source, ...], integer
+        coordinates: candidates for positions, see `partition`.
+        parts: number of ranks.
+    """
+    atoms = spaces[0]
+    follows = _atoms_followed(spaces, pointers, sizes, values)
+    work = torch.ones(sizes[atoms.name], dtype=torch.float64)
+    for name, atom in follows.items():
+        if name != atoms.name:
+            work += torch.bincount(atom, minlength=sizes[atoms.name])
+    found = partition(sizes[atoms.name], _pairs(atoms, pointers, values), work, coordinates, parts)
+    ranks = {name: found.ranks[atom] for name, atom in follows.items()}
+    halo_keys = {s.name: _halo_keys(s, pointers, values, ranks, sizes) for s in spaces}
+    return Division(ranks, halo_keys, found, parts)
+
+
+def _atoms_followed(
+    spaces: Sequence[Space], pointers: Sequence[Pointer], sizes: Mapping[str, int], values: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Per space, the atom that each row follows through owner pointers."""
+    atoms, *others = spaces
+    follows = {atoms.name: torch.arange(sizes[atoms.name])}
+    for space in others:
+        owner = next(p for p in pointers if p.source == space and p.owner)
+        follows[space.name] = follows[owner.target.name][_first(values[owner.name])]
+    return follows
+
+
+def _first(pointer: Tensor) -> Tensor:
+    """One target a row: the first of those that the row's pointer has."""
+    return pointer.reshape(pointer.shape[0], -1)[:, 0].long()
+
+
+def _pairs(atoms: Space, pointers: Sequence[Pointer], values: Mapping[str, Tensor]) -> Tensor | None:
+    """Both ends of the rows of the largest space that points at atoms twice: (the other end, the owner's end)."""
+    ends: dict[Space, dict[str, Pointer]] = {}
+    for p in pointers:
+        if p.target == atoms and p.source != atoms:
+            ends.setdefault(p.source, {}).setdefault(p.origin, p)
+    double = [list(found.values()) for found in ends.values() if len(found) > 1]
+    if not double:
+        return None
+    largest = max(double, key=lambda found: len(values[found[0].name]))
+    one, two = sorted(largest, key=lambda p: p.owner)[-2:]
+    return torch.stack([_first(values[one.name]), _first(values[two.name])])
+
+
+def _halo_keys(
+    space: Space,
+    pointers: Sequence[Pointer],
+    values: Mapping[str, Tensor],
+    ranks: Mapping[str, Tensor],
+    sizes: Mapping[str, int],
+) -> Tensor:
+    """reader * rows + row of every row that some rank reads and does not own."""
+    owners, rows = ranks[space.name], max(sizes[space.name], 1)
+    keys = [torch.empty(0, dtype=torch.int64)]
+    seen: set[str] = set()
+    for p in pointers:
+        if p.target != space or not p.leaves_rank or p.origin in seen:
+            continue
+        seen.add(p.origin)
+        targets = values[p.name].long()
+        readers = ranks[p.source.name].reshape(-1, *[1] * (targets.dim() - 1)).expand_as(targets)
+        away = owners[targets] != readers
+        keys.append(torch.unique(readers[away] * rows + targets[away]))
+    return torch.unique(torch.cat(keys))

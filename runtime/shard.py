@@ -1,0 +1,106 @@
+"""Cut the whole graph's values into one rank's rows, and put its results together again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor
+
+from ..ir import Dim, Input, Placement, Space
+from .plan import SpacePlan
+from .world import Communicator
+
+
+def local_numbers(plan: SpacePlan, rows: int) -> Tensor:
+    """Global row number -> local number (owned rows first, then halo rows); -1 for rows not on this rank."""
+    numbers = torch.full((rows,), -1, dtype=torch.int64)
+    numbers[plan.owned] = torch.arange(len(plan.owned))
+    numbers[plan.halo] = torch.arange(len(plan.owned), len(plan.owned) + len(plan.halo))
+    return numbers
+
+
+def shard_inputs(
+    inputs: Sequence[Input],
+    shapes: Sequence[tuple[sympy.Expr, ...]],
+    values: Sequence[Any],
+    spaces: Mapping[sympy.Symbol, Space],
+    plans: Mapping[str, SpacePlan],
+    sizes: Mapping[str, int],
+) -> list[Any]:
+    """What one rank passes to the program for each of its placeholders.
+
+    Args:
+        inputs: the program's inputs.
+        shapes: per input, its shape in the symbols of the spaces.
+        values: the outputs of the index program, whole.
+        spaces: all spaces by symbol.
+        plans: this rank's plan of every sharded space.
+        sizes: rows of every space.
+    """
+    numbers = {name: local_numbers(plan, sizes[name]) for name, plan in plans.items()}
+    return [_input(i, shape, values, spaces, plans, sizes, numbers) for i, shape in zip(inputs, shapes, strict=True)]
+
+
+def _input(
+    given: Input,
+    shape: tuple[sympy.Expr, ...],
+    values: Sequence[Any],
+    spaces: Mapping[sympy.Symbol, Space],
+    plans: Mapping[str, SpacePlan],
+    sizes: Mapping[str, int],
+    numbers: Mapping[str, Tensor],
+) -> Any:
+    name = given.space.name if given.space is not None else ""
+    match given.kind:
+        case "size":
+            return len(plans[name].owned) if name in plans else sizes[name]
+        case "halo_size":
+            return len(plans[name].halo)
+        case "send_rows":
+            return plans[name].send_rows
+        case "splits":
+            return plans[name].splits
+        case "number":
+            return values[given.source]
+    value: Tensor = values[given.source]
+    for dim, size in enumerate(shape):
+        space = spaces.get(size)
+        if space is not None and space.sharded:
+            value = value.index_select(dim, plans[space.name].owned.to(value.device))
+    if given.kind == "pointer":
+        value = numbers[name].to(value.device)[value.long()].to(value.dtype)
+    return value
+
+
+Order = tuple[Tensor, list[int]]
+"""The global numbers of all ranks' owned rows, by rank, and how many each rank owns."""
+
+
+def gather_output(value: Tensor, place: Placement, orders: Mapping[str, Order], comm: Communicator) -> Tensor:
+    """Put the rows of every rank together, in the order of the whole graph.
+
+    Args:
+        value: this rank's rows.
+        place: how the value is divided.
+        orders: per space, which rows the ranks hold.
+        comm: the collectives of this rank.
+    """
+    for at, dim in enumerate(place.dims):
+        if dim:
+            value = _gather_dim(value, at, dim, orders, comm)
+    return value
+
+
+def _gather_dim(value: Tensor, at: int, dim: Dim, orders: Mapping[str, Order], comm: Communicator) -> Tensor:
+    (position,) = [i for i, f in enumerate(dim) if isinstance(f, Space)]
+    space = dim[position]
+    assert isinstance(space, Space)
+    order, counts = orders[space.name]
+    factors = [counts[comm.rank] if isinstance(f, Space) else f for f in dim]
+    split = value.reshape(*value.shape[:at], *factors, *value.shape[at + 1 :]).movedim(at + position, 0)
+    rows = comm.all_gather(split.contiguous(), counts)
+    whole = torch.empty_like(rows).index_copy_(0, order.to(rows.device), rows).movedim(0, at + position)
+    return whole.reshape(*value.shape[:at], -1, *value.shape[at + 1 :])

@@ -1,0 +1,248 @@
+"""Who executes: virtual ranks in this process, or one rank a process over ``torch.distributed``.
+
+Both give every rank a `Communicator`; the same program runs on either and gives the same answers.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import RankError
+
+T = TypeVar("T")
+
+_active = threading.local()
+
+
+class Communicator(ABC):
+    """The collectives that one rank may call. Every rank must call the same ones in the same order."""
+
+    rank: int
+    size: int
+
+    @abstractmethod
+    def all_to_all(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
+        """Send ``send[q]`` consecutive rows to rank q; return ``receive[q]`` rows from each rank q, in order."""
+
+    @abstractmethod
+    def all_reduce(self, value: Tensor) -> Tensor:
+        """The sum of every rank's `value`."""
+
+    @abstractmethod
+    def all_gather_objects(self, value: Any) -> list[Any]:
+        """Every rank's (small, picklable) `value`, by rank."""
+
+    def all_gather(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        """The rows of all ranks, by rank; rank q has ``counts[q]`` rows."""
+        widest = max(counts)
+        padded = rows.new_zeros((widest, *rows.shape[1:]))
+        padded[: rows.shape[0]] = rows
+        everyone = self.all_to_all(padded.repeat(self.size, *[1] * (rows.dim() - 1)), *[[widest] * self.size] * 2)
+        return torch.cat([everyone[q * widest : q * widest + n] for q, n in enumerate(counts)])
+
+
+class World(ABC):
+    """A fixed set of ranks."""
+
+    size: int
+
+    @abstractmethod
+    def run(self, work: Callable[[Communicator], T]) -> list[T]:
+        """Call `work` on every rank of this process; return their results."""
+
+
+def communicator() -> Communicator:
+    """The communicator of the rank that is running now."""
+    found = getattr(_active, "communicator", None)
+    if found is None:
+        raise RankError("A collective ran outside of a world: call the compiled model, not its graph_module.")
+    return found  # type: ignore[no-any-return]
+
+
+@contextmanager
+def active(comm: Communicator) -> Any:
+    """Make `comm` the communicator of the code inside."""
+    before = getattr(_active, "communicator", None)
+    _active.communicator = comm
+    try:
+        yield
+    finally:
+        _active.communicator = before
+
+
+class LocalWorld(World):
+    """`size` virtual ranks in this process, for tests, notebooks and several devices of one process.
+
+    Ranks are threads that run one at a time, in order, from collective to collective: results are reproducible
+    and a rank that takes another path than the others is an error instead of a hang.
+    """
+
+    def __init__(self, size: int = 1) -> None:
+        if size < 1:
+            raise ValueError(f"a world needs at least one rank, not {size}")
+        self.size = size
+
+    def __repr__(self) -> str:
+        return f"LocalWorld({self.size})"
+
+    def run(self, work: Callable[[Communicator], T]) -> list[T]:
+        lockstep = _Lockstep(self.size)
+        results: list[Any] = [None] * self.size
+        grad = torch.is_grad_enabled()
+
+        def rank_main(rank: int) -> None:
+            try:
+                lockstep.wait_for_turn(rank)
+                comm = _LocalCommunicator(rank, lockstep)
+                with active(comm), torch.set_grad_enabled(grad):
+                    results[rank] = work(comm)
+                lockstep.finish(rank)
+            except BaseException as error:
+                lockstep.fail(rank, error)
+
+        if self.size == 1:
+            rank_main(0)
+        else:
+            threads = [threading.Thread(target=rank_main, args=(r,), daemon=True) for r in range(self.size)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        if lockstep.error is not None:
+            raise lockstep.error
+        return results
+
+
+class _Aborted(BaseException):
+    """Unwinds a virtual rank after another one failed."""
+
+
+class _Lockstep:
+    """Lets virtual ranks run in turn and meet at collectives."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.error: BaseException | None = None
+        self._condition = threading.Condition()
+        self._turn = 0
+        self._slots: list[Any] = [None] * size
+        self._results: list[Any] = [None] * size
+        self._kinds: list[str] = [""] * size
+
+    def wait_for_turn(self, rank: int) -> None:
+        with self._condition:
+            self._condition.wait_for(lambda: self._turn == rank or self.error is not None)
+            if self.error is not None:
+                raise _Aborted
+
+    def _pass_on(self, rank: int) -> None:
+        self._turn = (rank + 1) % self.size
+        self._condition.notify_all()
+
+    def meet(self, rank: int, kind: str, value: Any, combine: Callable[[list[Any]], list[Any]]) -> Any:
+        """Hand in `value`; return this rank's part of ``combine(values of all ranks)``."""
+        with self._condition:
+            self._slots[rank], self._kinds[rank] = value, kind
+            if rank == self.size - 1:
+                if len(set(self._kinds)) > 1:
+                    raise RankError(f"Ranks meet at different collectives: {', '.join(self._kinds)}.")
+                self._results = combine(self._slots)
+                self._slots = [None] * self.size
+            self._pass_on(rank)
+        self.wait_for_turn(rank)
+        result, self._results[rank] = self._results[rank], None
+        return result
+
+    def finish(self, rank: int) -> None:
+        with self._condition:
+            self._kinds[rank] = "the end"
+            if rank == self.size - 1 and len(set(self._kinds)) > 1:
+                raise RankError(f"Ranks meet at different collectives: {', '.join(self._kinds)}.")
+            self._pass_on(rank)
+
+    def fail(self, rank: int, error: BaseException) -> None:
+        with self._condition:
+            if self.error is None and not isinstance(error, _Aborted):
+                self.error = error
+            self._condition.notify_all()
+
+
+class _LocalCommunicator(Communicator):
+    def __init__(self, rank: int, lockstep: _Lockstep) -> None:
+        self.rank, self.size, self._lockstep = rank, lockstep.size, lockstep
+
+    def all_to_all(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
+        def combine(slots: list[list[Tensor]]) -> list[Tensor]:
+            return [torch.cat([slots[q][r] for q in range(self.size)]) for r in range(self.size)]
+
+        return self._lockstep.meet(self.rank, "all_to_all", rows.split(list(send)), combine)  # type: ignore[no-any-return]
+
+    def all_reduce(self, value: Tensor) -> Tensor:
+        def combine(slots: list[Tensor]) -> list[Tensor]:
+            total = torch.stack(slots).sum(0)
+            return [total.clone() for _ in slots]
+
+        return self._lockstep.meet(self.rank, "all_reduce", value, combine)  # type: ignore[no-any-return]
+
+    def all_gather_objects(self, value: Any) -> list[Any]:
+        return self._lockstep.meet(self.rank, "all_gather", value, lambda slots: [list(slots) for _ in slots])  # type: ignore[no-any-return]
+
+
+class ProcessGroupWorld(World):
+    """One rank a process over ``torch.distributed`` (gloo, nccl, mpi), as torchrun or SLURM start them.
+
+    Args:
+        group: a process group; the default group if None. Initialise it before
+            (``torch.distributed.init_process_group("gloo")``).
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        if not dist.is_initialized():
+            raise RankError(
+                "torch.distributed is not initialised: start the script with torchrun and call "
+                'torch.distributed.init_process_group("gloo") (or "nccl") first.'
+            )
+        self._group = group
+        self.size = dist.get_world_size(group)
+        self.rank = dist.get_rank(group)
+
+    def __repr__(self) -> str:
+        return f"ProcessGroupWorld(rank={self.rank}, size={self.size})"
+
+    def run(self, work: Callable[[Communicator], T]) -> list[T]:
+        comm = _ProcessGroupCommunicator(self.rank, self.size, self._group)
+        with active(comm):
+            return [work(comm)]
+
+
+class _ProcessGroupCommunicator(Communicator):
+    def __init__(self, rank: int, size: int, group: dist.ProcessGroup | None) -> None:
+        self.rank, self.size, self._group = rank, size, group
+
+    def all_to_all(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
+        received = rows.new_empty((sum(receive), *rows.shape[1:]))
+        dist.all_to_all_single(received, rows.contiguous(), list(receive), list(send), group=self._group)
+        return received
+
+    def all_reduce(self, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total, group=self._group)
+        return total
+
+    def all_gather_objects(self, value: Any) -> list[Any]:
+        everyone: list[Any] = [None] * self.size
+        dist.all_gather_object(everyone, value, group=self._group)
+        return everyone
+
+
+def default_world() -> World:
+    """The default process group if there is one, else one rank."""
+    return ProcessGroupWorld() if dist.is_initialized() else LocalWorld(1)
