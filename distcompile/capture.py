@@ -83,23 +83,45 @@ class Capture:
 class _Fakes(FakeTensorMode):
     """Fake tensors that carry the example's values, for answers to data-dependent questions only.
 
-    The base class would also compare strides and offsets of fake and real tensors at each operator, and that
-    comparison writes the example's sizes into the symbols.
+    Only integers and narrow values (positions, distances) keep real values: data-dependent questions are asked of
+    these, and features of a large example would fill the memory.
     """
 
+    widest = 0
+    """Real values of more elements than this are dropped, unless they are integers."""
+
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().dispatch(func, types, args, kwargs or {})
+        for value in result if isinstance(result, list | tuple) else (result,):
+            real = getattr(value, "real_tensor", None)
+            if real is not None and real.numel() > self.widest and real.dtype.is_floating_point:
+                value.real_tensor = None
+        return result
+
+    # The base class would also compare strides and offsets of fake and real tensors at each operator, and that
+    # comparison writes the example's sizes into the symbols.
     def _maybe_infer_fake_kernel_from_pytree_out(
         self, func: Any, fake_in: Any, real_in: Any, fake_out: Any, real_out: Any
     ) -> Any:
         return fake_out
 
 
-def capture(call: Callable[..., Any], model: nn.Module | None, args: tuple[Any, ...]) -> Capture:
+def capture(
+    call: Callable[..., Any], model: nn.Module | None, args: tuple[Any, ...], paths: Sequence[str] = ()
+) -> Capture:
     """Capture ``call(*args)``, a call of `model`, as one functional ATen graph.
+
+    Args:
+        call: what to trace.
+        model: the module that `call` runs, whose packages get the cures.
+        args: the example's positional arguments.
+        paths: what to call the tensors of `args` in messages.
 
     Raises:
         CaptureError: the call cannot be traced; names the user's line, the reason and what to change.
     """
     leaves, tree = flatten(args)
+    leaves = [Leaf(path, leaf.tensor) for path, leaf in zip(paths, leaves, strict=True)] if paths else leaves
     if not leaves:
         raise CaptureError("The example holds no tensors: pass the graph object that the model's forward takes.")
     try:
@@ -139,10 +161,15 @@ class _Trace:
 
 
 def _trace(
-    call: Callable[..., Any], model: nn.Module | None, leaves: Sequence[Leaf], tree: Tree, bincounts: Bincounts
+    call: Callable[..., Any],
+    model: nn.Module | None,
+    leaves: Sequence[Leaf],
+    tree: Tree,
+    bincounts: Bincounts,
 ) -> _Trace:
     # Without duck shaping two dimensions are one index space only if the program says so.
     mode = _Fakes(shape_env=ShapeEnv(duck_shape=False), allow_non_fake_inputs=True)
+    mode.widest = max(leaf.tensor.numel() for leaf in leaves)
     fakes = [_fake(mode, leaf.tensor, i) for i, leaf in enumerate(leaves)]
     result: list[Tree] = []
 
@@ -152,9 +179,7 @@ def _trace(
         return [leaf.tensor for leaf in out_leaves]
 
     with mode, cured(model, bincounts, fakes), torch.enable_grad():
-        traced = make_fx(
-            flat_call, tracing_mode="real", _allow_non_fake_inputs=True, record_stack_traces=True
-        )(*fakes)
+        traced = make_fx(flat_call, tracing_mode="real", _allow_non_fake_inputs=True, record_stack_traces=True)(*fakes)
     return _Trace(traced, fakes, result[-1], mode)
 
 
@@ -200,7 +225,7 @@ def _explained(error: Exception) -> CaptureError:
 
     ours = (torch.__path__[0], __file__.rsplit("/", 1)[0])
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
-    where = f'{frames[-1].filename}:{frames[-1].lineno}\n    {frames[-1].line}' if frames else "unknown"
+    where = f"{frames[-1].filename}:{frames[-1].lineno}\n    {frames[-1].line}" if frames else "unknown"
     reason = str(error).strip().split("\n")[0] or type(error).__name__
     return CaptureError(
         f"The model's call could not be captured.\n  at {where}\n  reason: {type(error).__name__}: {reason}\n"

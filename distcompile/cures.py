@@ -49,7 +49,9 @@ class Bincounts:
         """Begin to count calls anew."""
         self._calls, self._lengths = 0, []
 
-    def __call__(self, leaves: Sequence[Tensor], x: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
+    def __call__(
+        self, leaves: Sequence[Tensor], x: Tensor, weights: Tensor | None = None, minlength: int = 0
+    ) -> Tensor:
         nth, self._calls = self._calls, self._calls + 1
         if nth not in self._known:
             counts = torch.bincount(x, weights, minlength)
@@ -85,7 +87,11 @@ class _Constructors(TorchFunctionMode):
         self._bincounts, self._leaves = bincounts, leaves
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if func in (torch.tensor, torch.as_tensor) and args and _holds_tensors(args[0]):
@@ -126,7 +132,11 @@ def _scripted_modules_as_python(model: nn.Module) -> Iterator[None]:
 
 def _modules_of(model: nn.Module) -> list[Any]:
     """Python modules of every package that some part of the model comes from."""
-    packages = {type(m).__module__.partition(".")[0] for m in model.modules()} - {"torch", "builtins", "distcompile"}
+    packages = {type(m).__module__.partition(".")[0] for m in model.modules()} - {
+        "torch",
+        "builtins",
+        "distcompile",
+    }
     return [
         module
         for name, module in list(sys.modules.items())

@@ -28,6 +28,9 @@ class Space:
     def __str__(self) -> str:
         return self.name
 
+    def __format__(self, spec: str) -> str:
+        return format(self.name, spec)
+
 
 @dataclasses.dataclass(frozen=True)
 class Halo:
@@ -148,8 +151,11 @@ class Program:
 
     def size(self, value: Any) -> sympy.Expr:
         """A size (int, SymInt or expression) in the symbols of the spaces."""
+        merged = dict(self.merged)
         expr = self.capture.size(value) if isinstance(value, int | torch.SymInt) else value
-        return expr.xreplace(dict(self.merged))
+        while expr.free_symbols & set(merged):
+            expr = self.capture.size(expr.xreplace(merged))
+        return expr
 
     def shape(self, node: fx.Node) -> tuple[sympy.Expr, ...]:
         """The shape of a tensor node in the symbols of the spaces."""

@@ -51,7 +51,11 @@ def flatten(obj: Any, root: str = "") -> tuple[list[Leaf], Tree]:
 
 
 def _flatten(
-    obj: Any, path: str, leaves: list[Leaf], numbers: list[tuple[str, int | float | bool]], above: tuple[int, ...]
+    obj: Any,
+    path: str,
+    leaves: list[Leaf],
+    numbers: list[tuple[str, int | float | bool]],
+    above: tuple[int, ...],
 ) -> Callable[[Iterator[Any]], Any]:
     if isinstance(obj, Tensor | torch.SymInt | torch.SymFloat):
         leaves.append(Leaf(path or "input", obj))
@@ -67,9 +71,7 @@ def _flatten(
     if not children:
         return lambda it: obj
     before = len(leaves)
-    parts = [
-        (key, _flatten(child, path + label, leaves, numbers, above)) for key, label, child in children
-    ]
+    parts = [(key, _flatten(child, path + label, leaves, numbers, above)) for key, label, child in children]
     if len(leaves) == before:
         return lambda it: obj
     return lambda it: _with_children(obj, [(key, part(it)) for key, part in parts])
@@ -79,9 +81,7 @@ def _children(obj: Any) -> list[tuple[Any, str, Any]]:
     """List (key, label for people, value) of everything that `obj` contains."""
     if isinstance(obj, list | tuple):
         names = getattr(obj, "_fields", None)
-        return [
-            (i, f".{names[i]}" if names else f"[{i}]", value) for i, value in enumerate(obj)
-        ]
+        return [(i, f".{names[i]}" if names else f"[{i}]", value) for i, value in enumerate(obj)]
     if _is_mapping(obj):
         return [(key, f"[{key!r}]", obj[key]) for key in obj.keys()]  # noqa: SIM118  PyG Data iterates over pairs
     if dataclasses.is_dataclass(obj):

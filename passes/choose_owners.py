@@ -28,9 +28,7 @@ def choose_owners(program: Program) -> Program:
     pending = [s for s in program.spaces if s.sharded and s != atoms]
     while pending:
         ready = [s for s in pending if any(p.target in owned for p in _from(program, s))]
-        space = min(
-            ready, key=lambda s: len({p.target for p in _from(program, s) if p.target.sharded} - {*owned, s})
-        )
+        space = min(ready, key=lambda s: len({p.target for p in _from(program, s) if p.target.sharded} - {*owned, s}))
         candidates = [p for p in _from(program, space) if p.target in owned and p.target != space]
         best = max(candidates, key=lambda p: (traffic[p.origin], -p.input))
         chosen.add(best.origin)

@@ -3,6 +3,7 @@
     y = detach(x); z = clone(y)             z -> x
     n = sym_size(index(x, p), 0)             n = sym_size(p, 0)
     a = select(e, 0, 0); b = select(e, 0, 0)  =>  b -> a
+    b = cat([add(e, 0)])                     b -> e
     v = view(x, [n, 3])                      v = reshape(x, [n, 3])
 
 The graph is functional here, so copies and detachments say nothing. ``view`` asks for strides that a later pass
@@ -39,15 +40,14 @@ def clean(program: Program) -> Program:
     module, _ = copy_graph(program.graph)
     _sizes_from_inputs(program, module.graph)
     seen: dict[Any, fx.Node] = {}
+    merged: dict[sympy.Symbol, sympy.Symbol] = {}
     for node in list(module.graph.nodes):
         if node.op not in ("call_function", "get_attr"):
             continue
         if node.op == "call_function":
-            if node.target in _IDENTITIES or _is_no_cast(node):
-                _replace(node, node.args[0])
-                continue
-            if node.target in _PARTS and _is_all(node):
-                _replace(node, node.args[_PARTS[node.target]])
+            same = _simpler(node)
+            if same is not None:
+                _replace(node, same)
                 continue
             if node.target in (aten.view.default, aten._unsafe_view.default):
                 node.target = aten.reshape.default
@@ -55,11 +55,21 @@ def clean(program: Program) -> Program:
                 continue
         key = (node.op, node.target, _key(node.args), _key(node.kwargs))
         if key in seen:
+            merged |= _same_sizes(program, node, seen[key])
             _replace(node, seen[key])
         else:
             seen[key] = node
     module.graph.eliminate_dead_code()
-    return replace_graph(program, module)
+    return replace_graph(program, module, merged=(*program.merged, *merged.items()))
+
+
+def _same_sizes(program: Program, node: fx.Node, first: fx.Node) -> dict[sympy.Symbol, sympy.Symbol]:
+    """Equal operators have equal sizes, also where each has a data-dependent size of its own."""
+    one, two = node.meta.get("val"), first.meta.get("val")
+    if not (isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor)):
+        return {}
+    pairs = [(program.capture.size(a), program.capture.size(b)) for a, b in zip(one.shape, two.shape, strict=True)]
+    return {a: b for a, b in pairs if a != b and a.is_Symbol}
 
 
 def _sizes_from_inputs(program: Program, graph: fx.Graph) -> None:
@@ -100,10 +110,47 @@ def _replace(node: fx.Node, by: Any) -> None:
     node.graph.erase_node(node)
 
 
-def _is_all(node: fx.Node) -> bool:
-    """Whether a slice is the whole dimension."""
-    one, two = (n.meta["val"].shape for n in (node, node.args[_PARTS[node.target]]))  # type: ignore[union-attr, index]
-    return all(_same(a, b) for a, b in zip(one, two, strict=True))
+def _simpler(node: fx.Node) -> fx.Node | None:
+    """An earlier node that holds the same value."""
+    args: Any = node.args
+    target = node.target
+    if target in _IDENTITIES or _is_no_cast(node) or _is_plus_zero(node):
+        return args[0]  # type: ignore[no-any-return]
+    if target in _PARTS and _same_shape(node, args[_PARTS[target]]):
+        return args[_PARTS[target]]  # type: ignore[no-any-return]
+    if target is aten.copy.default and _same_shape(args[0], args[1]) and _dtype(args[0]) == _dtype(args[1]):
+        return args[1]  # type: ignore[no-any-return]
+    if target is aten.cat.default and len(args[0]) == 1:
+        return args[0][0]  # type: ignore[no-any-return]
+    if target is aten.select.int and args[0].target is aten.select_scatter.default:
+        base, part, dim, index = args[0].args
+        if dim == args[1]:  # one column of a tensor that was filled column by column
+            return part if index == args[2] else _selected(node, base)
+    return None
+
+
+def _selected(node: fx.Node, base: fx.Node) -> fx.Node:
+    with node.graph.inserting_before(node):
+        new = node.graph.call_function(aten.select.int, (base, *node.args[1:]))
+    new.meta = dict(node.meta)
+    return _simpler(new) or new
+
+
+def _is_plus_zero(node: fx.Node) -> bool:
+    """Adding a zero offset, as batching code does for the first graph; exact for integers."""
+    if node.target is not aten.add.Tensor or node.args[1] != 0 or isinstance(node.args[1], fx.Node):
+        return False
+    before, after = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
+    return before.dtype == after.dtype and not after.dtype.is_floating_point
+
+
+def _dtype(node: fx.Node) -> torch.dtype:
+    return node.meta["val"].dtype  # type: ignore[no-any-return]
+
+
+def _same_shape(one: fx.Node, two: fx.Node) -> bool:
+    shapes = [n.meta["val"].shape for n in (one, two)]
+    return len(shapes[0]) == len(shapes[1]) and all(_same(a, b) for a, b in zip(*shapes, strict=True))
 
 
 def _same(a: Any, b: Any) -> bool:

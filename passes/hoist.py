@@ -50,11 +50,13 @@ def _hoisted(graph: fx.Graph) -> set[fx.Node]:
     """The nodes that belong to the index program."""
     hoisted: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder":
-            hoisted.add(node)
-        elif node.op == "call_function" and (node.target in _ROW_NUMBERS or _is_integral(node)) and all(
-            n in hoisted and (_is_integral(n) or _is_symbolic(node)) or n.op == "get_attr" and _is_integral(n)
-            for n in node.all_input_nodes
+        if node.op == "placeholder" or (
+            node.op == "call_function"
+            and (node.target in _ROW_NUMBERS or _is_integral(node))
+            and all(
+                (n in hoisted and (_is_integral(n) or _is_symbolic(node))) or (n.op == "get_attr" and _is_integral(n))
+                for n in node.all_input_nodes
+            )
         ):
             hoisted.add(node)
     # What an index needs is needed before the ranks part, be it computed from positions.
@@ -160,6 +162,7 @@ class _Builder:
         if expr not in self.sizes:
             if expr.is_Symbol:
                 self.sizes[expr] = self.placeholder(f"n_{expr}", "size", value)
+                self.witness(expr)
             else:
                 self.sizes[expr] = size_nodes(self.graph, expr, self.symbol_value)
                 self.sizes[expr].meta["val"] = value
@@ -170,6 +173,7 @@ class _Builder:
             shape_env = self.program.capture.shape_env
             value = shape_env.create_symintnode(symbol, hint=None)
             self.sizes[symbol] = self.placeholder(f"n_{symbol}", "size", value)
+            self.witness(symbol)
         return self.sizes[symbol]
 
     def copy(self, node: fx.Node) -> fx.Node:
@@ -213,11 +217,17 @@ class _Builder:
         module = fx.GraphModule(self.source, self.graph)
         module.graph.eliminate_dead_code()
         return replace_graph(
-            self.program, module, index_program=self.index_program(), inputs=tuple(self.inputs), outputs=tuple(outputs)
+            self.program,
+            module,
+            index_program=self.index_program(),
+            inputs=tuple(self.inputs),
+            outputs=tuple(outputs),
         )
 
     def witness(self, symbol: sympy.Symbol) -> None:
-        """Let the index program return something whose size is `symbol`, so that branches on it can be checked."""
+        """Let the index program return something of size `symbol`, if that is not the size of an input."""
+        if any(symbol in sizes for sizes in self.program.capture.sizes):
+            return
         raw = self.program.capture.raw_size
         for node in self.source.graph.nodes:
             value = node.meta.get("val")

@@ -23,8 +23,14 @@ from ..rules.indexing import accesses
 
 aten = torch.ops.aten
 
-_VIEWS = {aten.expand.default, aten.unsqueeze.default, aten.reshape.default, aten.permute.default, aten.t.default}
-_CASTS = {aten._to_copy.default, aten.clone.default, aten.detach.default, aten.alias.default}
+_VIEWS = {
+    aten.expand.default,
+    aten.unsqueeze.default,
+    aten.reshape.default,
+    aten.permute.default,
+    aten.t.default,
+}
+_CASTS = {aten._to_copy.default}
 
 
 def infer_spaces(program: Program) -> Program:
@@ -44,7 +50,7 @@ def infer_spaces(program: Program) -> Program:
     origins = _Origins(program)
 
     merged = _merge(program, found, inputs, origins)
-    program = dataclasses.replace(program, merged=tuple(merged.items()))
+    program = dataclasses.replace(program, merged=(*program.merged, *merged.items()))
 
     targets: dict[fx.Node, sympy.Symbol] = {}
     ranges: set[tuple[int, int, str, bool]] = set()
@@ -67,7 +73,7 @@ def pointer_root(index: fx.Node) -> fx.Node | None:
 
 
 class _Origins:
-    """Names outputs of the index program so that casts and trivial copies of one pointer share a name."""
+    """Names outputs of the index program so that casts of one pointer share a name."""
 
     def __init__(self, program: Program) -> None:
         assert program.index_program is not None
@@ -76,15 +82,9 @@ class _Origins:
 
     def node(self, source: int) -> fx.Node:
         node = self._outputs[source]
-        while True:
-            if node.target in _CASTS:
-                node = node.args[0]  # type: ignore[assignment]
-            elif node.target is aten.add.Tensor and isinstance(node.args[1], int) and node.args[1] == 0:
-                node = node.args[0]  # type: ignore[assignment]
-            elif node.target is aten.cat.default and len(node.args[0]) == 1:  # type: ignore[arg-type]
-                node = node.args[0][0]  # type: ignore[index, assignment]
-            else:
-                return node
+        while node.target in _CASTS:
+            node = node.args[0]  # type: ignore[assignment]
+        return node
 
     def name(self, source: int) -> str:
         return self.node(source).name
@@ -247,7 +247,9 @@ def _with_pointers(
             continue
         ordered.append(dataclasses.replace(given, kind="pointer", space=target))
         pointers.append(_pointer(node.name, source, target, len(ordered) - 1, given, origins))
-    return replace_graph(program, module, inputs=tuple(ordered), pointers=tuple(pointers), spaces=tuple(spaces.values()))
+    return replace_graph(
+        program, module, inputs=tuple(ordered), pointers=tuple(pointers), spaces=tuple(spaces.values())
+    )
 
 
 def _pointer(name: str, source: Space, target: Space, position: int, given: Input, origins: _Origins) -> Pointer:

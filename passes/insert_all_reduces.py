@@ -10,8 +10,6 @@ so, and in the results; one all_reduce serves all of them.
 
 from __future__ import annotations
 
-from torch import fx
-
 from ..ir import META, Placement, Program, copy_graph, placement, replace_graph
 from ..runtime.halo import all_reduce
 from .place import WHOLE
@@ -31,4 +29,3 @@ def insert_all_reduces(program: Program) -> Program:
         for user in needy:
             user.replace_input_with(node, whole)
     return replace_graph(program, module)
-

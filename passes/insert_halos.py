@@ -13,7 +13,19 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from ..ir import META, Access, Dim, Halo, Input, Placement, Program, Space, copy_graph, placement, replace_graph
+from ..ir import (
+    META,
+    Access,
+    Dim,
+    Halo,
+    Input,
+    Placement,
+    Program,
+    Space,
+    copy_graph,
+    placement,
+    replace_graph,
+)
 from ..rules.indexing import accesses
 from ..runtime.halo import halo_exchange, halo_reduce
 from .infer_spaces import pointer_root

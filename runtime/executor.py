@@ -55,9 +55,7 @@ class Executor:
         placeholders = [n for n in program.graph.graph.nodes if n.op == "placeholder"]
         by_name = {n.name: n for n in placeholders}
         self._inputs = [next(i for i in program.inputs if i.name == n.name) for n in placeholders]
-        self._shapes = [
-            program.shape(by_name[i.name]) if i.kind in ("rows", "pointer") else () for i in self._inputs
-        ]
+        self._shapes = [program.shape(by_name[i.name]) if i.kind in ("rows", "pointer") else () for i in self._inputs]
         (output,) = [n for n in program.graph.graph.nodes if n.op == "output"]
         self._places = [placement(n) for n in output.args[0]]
         self._spaces = {s.symbol: s for s in program.spaces}
@@ -74,10 +72,20 @@ class Executor:
             RankError: ranks were given different graph objects, or another rank failed.
         """
         self.calls += 1
+        problem: DistcompileError | None = None
+        prepared: _Prepared | None = None
+        try:
+            prepared = self.prepare(leaves)
+        except DistcompileError as error:
+            problem = error
+        report = (self.calls, fingerprint(leaves) if self.world.size > 1 else "", str(problem or ""))
         layouts: list[Layout] = []
 
         def work(comm: Communicator) -> list[Tensor]:
-            prepared = self._agree(comm, leaves)
+            _compare(comm.rank, comm.all_gather_objects(report))
+            if problem is not None:
+                raise problem
+            assert prepared is not None
             if not layouts:  # virtual ranks share what the first one worked out
                 layouts.append(self.layout(prepared))
             return self._run(comm, prepared, layouts[0])
@@ -94,9 +102,7 @@ class Executor:
                 gather_output(value, place, layout.orders, comm) if isinstance(place, Placement) else value
                 for value, place in zip(results, self._places, strict=True)
             ]
-        return [
-            whole[o.position] if o.source == "graph" else prepared.values[o.position] for o in self.program.outputs
-        ]
+        return [whole[o.position] if o.source == "graph" else prepared.values[o.position] for o in self.program.outputs]
 
     def layout(self, prepared: _Prepared) -> Layout:
         """The division of a graph object among the ranks; the last one if its pointers still hold."""
@@ -109,32 +115,10 @@ class Executor:
             return last
         spaces = [s for s in self.program.spaces if s.sharded]
         pointers = [p for p in self.program.pointers if p.source.sharded and p.target.sharded]
-        division = divide(
-            spaces, pointers, prepared.sizes, prepared.pointers, prepared.coordinates, self.world.size
-        )
-        orders = {
-            s.name: (division.ranks[s.name].argsort(stable=True), division.counts(s.name)) for s in spaces
-        }
+        division = divide(spaces, pointers, prepared.sizes, prepared.pointers, prepared.coordinates, self.world.size)
+        orders = {s.name: (division.ranks[s.name].argsort(stable=True), division.counts(s.name)) for s in spaces}
         self._layout = Layout(prepared.pointers, prepared.sizes, division, orders)
         return self._layout
-
-    def _agree(self, comm: Communicator, leaves: Sequence[Leaf]) -> _Prepared:
-        """Check the graph object on every rank; all ranks go on together or all raise."""
-        problem: DistcompileError | None = None
-        prepared = None
-        try:
-            prepared = self.prepare(leaves)
-        except DistcompileError as error:
-            problem = error
-        if comm.size > 1:
-            report = (self.calls, fingerprint(leaves), type(problem).__name__ if problem else "", str(problem or ""))
-            everyone = comm.all_gather_objects(report)
-            if problem is None:
-                _compare(comm.rank, everyone)
-        if problem is not None:
-            raise problem
-        assert prepared is not None
-        return prepared
 
     def prepare(self, leaves: Sequence[Leaf]) -> _Prepared:
         """Check a graph object and run the index program on it."""
@@ -169,7 +153,13 @@ class Executor:
         for given in self._inputs:
             if given.kind == "pointer":
                 assert given.space is not None
-                _check_range(values[given.source], sizes[given.space.name], given.label, f"rows of {given.space}", False)
+                _check_range(
+                    values[given.source],
+                    sizes[given.space.name],
+                    given.label,
+                    f"rows of {given.space}",
+                    False,
+                )
         for source, rows, label, negative in self.program.ranges:
             _check_range(values[source], rows, label, "entries of a table of the model (species?)", negative)
 
@@ -221,11 +211,11 @@ def check_leaves(program: Program, leaves: Sequence[Leaf]) -> None:
                 f"{leaf.path} has shape {tuple(tensor.shape)}, the model was compiled for ({shape}): "
                 "build the graph as the example was built, or compile again."
             )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()) and bool(
-            torch.isfinite(model).all()
-        ):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()) and bool(torch.isfinite(model).all()):
             where = tuple((~torch.isfinite(tensor)).nonzero()[0].tolist())
-            raise InputError(f"{leaf.path} is NaN or infinite at {where}. Check the structure; atoms may have flown apart.")
+            raise InputError(
+                f"{leaf.path} is NaN or infinite at {where}. Check the structure; atoms may have flown apart."
+            )
 
 
 def bind_sizes(program: Program, leaves: Sequence[Leaf]) -> dict[sympy.Symbol, int]:
@@ -253,7 +243,10 @@ def check_guards(program: Program, known: Mapping[sympy.Symbol, int]) -> None:
     checks += [a.expr for asserts in shape_env.deferred_runtime_asserts.values() for a in asserts]
     for check in checks:
         expr = program.size(shape_env.replace(check)) if isinstance(check, sympy.Basic) else sympy.true
-        if expr.free_symbols <= set(known) and expr.xreplace({k: sympy.Integer(v) for k, v in known.items()}) == sympy.false:
+        if (
+            expr.free_symbols <= set(known)
+            and expr.xreplace({k: sympy.Integer(v) for k, v in known.items()}) == sympy.false
+        ):
             raise GuardError(
                 f"This graph takes another branch of the model than the example did: {check} does not hold."
             )
@@ -269,18 +262,16 @@ def fingerprint(leaves: Sequence[Leaf]) -> str:
     return digest.hexdigest()
 
 
-def _compare(rank: int, everyone: Sequence[tuple[int, str, str, str]]) -> None:
-    for other, (_, _, kind, message) in enumerate(everyone):
-        if kind:
-            raise RankError(f"Rank {other} refused its graph with {kind}: {message}")
+def _compare(rank: int, everyone: Sequence[tuple[int, str, str]]) -> None:
+    """All ranks go on together with the same graph, or all raise."""
     for what, position in (("call number", 0), ("graph", 1)):
         values = [report[position] for report in everyone]
         if len(set(values)) > 1:
             common = max(set(values), key=values.count)
             odd = [i for i, v in enumerate(values) if v != common]
+            refused = [f" Rank {i} refused its graph: {report[2]}" for i, report in enumerate(everyone) if report[2]]
             raise RankError(
                 f"Ranks disagree on the {what}: rank {', '.join(map(str, odd))} differs from the others "
                 f"(this is rank {rank}). Every rank must evaluate the same structures in the same order; "
-                "check random seeds and that no rank reads or moves atoms on its own."
+                "check random seeds and that no rank reads or moves atoms on its own." + "".join(refused)
             )
-

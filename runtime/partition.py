@@ -32,9 +32,7 @@ class Partition:
         return self.imbalance + 0.25 * self.halo_per_atom
 
 
-def partition(
-    n_atoms: int, pairs: Tensor | None, work: Tensor, coordinates: Sequence[Tensor], parts: int
-) -> Partition:
+def partition(n_atoms: int, pairs: Tensor | None, work: Tensor, coordinates: Sequence[Tensor], parts: int) -> Partition:
     """Divide `n_atoms` atoms into `parts`.
 
     Args:

@@ -102,7 +102,10 @@ def divide(
 
 
 def _atoms_followed(
-    spaces: Sequence[Space], pointers: Sequence[Pointer], sizes: Mapping[str, int], values: Mapping[str, Tensor]
+    spaces: Sequence[Space],
+    pointers: Sequence[Pointer],
+    sizes: Mapping[str, int],
+    values: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """Per space, the atom that each row follows through owner pointers."""
     atoms, *others = spaces

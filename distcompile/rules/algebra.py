@@ -1,8 +1,8 @@
 """Products, reductions and operators that work on the last dimensions of each row.
 
-    [atoms, 64] @ [64, 32]          -> [atoms, 32]
-    [3, atoms]  @ [atoms, 3]        -> [3, 3] partial       each rank sums over its own rows
-    sum of [atoms, 1] over atoms    -> [1]    partial
+[atoms, 64] @ [64, 32]          -> [atoms, 32]
+[3, atoms]  @ [atoms, 3]        -> [3, 3] partial       each rank sums over its own rows
+sum of [atoms, 1] over atoms    -> [1]    partial
 """
 
 from __future__ import annotations
@@ -161,6 +161,4 @@ def per_matrix(ctx: Context, node: fx.Node) -> Any:
     dims = ctx.dims(node.args[0])
     if any(dims[-2:]):
         raise Refused("linear algebra over rows")
-    return tuple(
-        Placement((*dims[:-2], *((),) * (len(v.shape) - len(dims) + 2))) for v in node.meta["val"]
-    )
+    return tuple(Placement((*dims[:-2], *((),) * (len(v.shape) - len(dims) + 2))) for v in node.meta["val"])

@@ -103,15 +103,23 @@ def unsupported(node: fx.Node, reason: str, placements: Iterable[str]) -> Unsupp
     )
 
 
-def user_line(node: fx.Node) -> str:
-    """Where in the user's code an operator comes from."""
-    trace = node.meta.get("stack_trace") or ""
-    files = [line.strip() for line in trace.strip().splitlines()]
+def user_frame(node: fx.Node) -> tuple[str, str]:
+    """The user's innermost frame ('File "...", line 3, in f') and its code; empty if the tracer recorded none."""
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").strip().splitlines()]
     theirs = [
-        i for i, line in enumerate(files) if line.startswith("File ") and "/torch/" not in line and "/distcompile/" not in line
+        i
+        for i, line in enumerate(lines)
+        if line.startswith("File ") and not any(ours in line for ours in ("/torch/", "/distcompile/"))
     ]
     if not theirs:
+        return "", ""
+    code = lines[theirs[-1] + 1] if theirs[-1] + 1 < len(lines) else ""
+    return lines[theirs[-1]], code
+
+
+def user_line(node: fx.Node) -> str:
+    """Where in the user's code an operator comes from."""
+    frame, code = user_frame(node)
+    if not frame:
         return "at: a line that the tracer did not record (often the backward of an operator)"
-    at = theirs[-1]
-    code = files[at + 1] if at + 1 < len(files) else ""
-    return f"at: {files[at]}\n      {code}"
+    return f"at: {frame}\n      {code}"

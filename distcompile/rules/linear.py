@@ -36,7 +36,14 @@ _UNARY = {
     operator.getitem,
 }
 _ALL = {aten.add.Tensor, aten.sub.Tensor, aten.cat.default, aten.stack.default}
-_ONE = {aten.mul.Tensor, aten.mm.default, aten.bmm.default, aten.mul.Scalar, aten.mv.default, aten.dot.default}
+_ONE = {
+    aten.mul.Tensor,
+    aten.mm.default,
+    aten.bmm.default,
+    aten.mul.Scalar,
+    aten.mv.default,
+    aten.dot.default,
+}
 _FIRST = {aten.div.Tensor, aten.div.Scalar}
 
 

@@ -1,7 +1,7 @@
 """Elementwise operators: every result element depends on operand elements at the same place.
 
-    [atoms, 64] * [64]        -> [atoms, 64]
-    [atoms, 1]  + [atoms, 64] -> [atoms, 64]
+[atoms, 64] * [64]        -> [atoms, 64]
+[atoms, 1]  + [atoms, 64] -> [atoms, 64]
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Operators that move elements about without computing.
 
-    reshape [atoms, 16, 3]     -> [atoms, 48]
-    reshape [atoms, 16]        -> [atoms*16]          one dimension of two factors, atoms outermost
-    cat     [atoms, 8], [atoms, 4] along 1 -> [atoms, 12]
+reshape [atoms, 16, 3]     -> [atoms, 48]
+reshape [atoms, 16]        -> [atoms*16]          one dimension of two factors, atoms outermost
+cat     [atoms, 8], [atoms, 4] along 1 -> [atoms, 12]
 """
 
 from __future__ import annotations
@@ -74,9 +74,7 @@ def expand(ctx: Context, node: fx.Node) -> Placement:
     new = node.meta["val"].shape
     offset = len(new) - len(old)
     return Placement(
-        tuple(
-            old[i - offset] if i >= offset and shape[i - offset] != 1 else ctx.dim_of(n) for i, n in enumerate(new)
-        )
+        tuple(old[i - offset] if i >= offset and shape[i - offset] != 1 else ctx.dim_of(n) for i, n in enumerate(new))
     )
 
 

@@ -1,0 +1,142 @@
+"""What a program costs: bytes of every collective, and memory at its peak, from shapes alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from .ir import META, Halo, Placement, Program
+from .printer import short
+from .rules.base import user_frame
+from .runtime.halo import COLLECTIVES, all_reduce
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective of a program."""
+
+    kind: str
+    space: str
+    """Whose rows cross; empty for an all_reduce."""
+    row_bytes: int
+    """Bytes per row (halo ops) or in all (all_reduce)."""
+    why: str
+    """The user's lines that need it."""
+
+
+def collectives(program: Program) -> list[Collective]:
+    """Every collective of `program`, in order."""
+    found = []
+    for node in program.graph.graph.nodes:
+        if node.target not in COLLECTIVES:
+            continue
+        value = node.meta["val"]
+        operand: Any = node.args[0]
+        if node.target is all_reduce:
+            size = _bytes(program, node, {})
+            found.append(Collective("all_reduce", "", size, "summed at " + place(operand)))
+            continue
+        dim: Any = node.args[4]
+        widths = [n for i, n in enumerate(program.shape(node)) if i != dim]
+        row = math.prod(int(n) for n in widths if n.is_Integer) * value.element_size()
+        space = next(i for i in program.inputs if i.name == node.args[1].name).space  # type: ignore[union-attr]
+        readers = dict.fromkeys(place(u) for u in node.users)
+        reader = "read at " + ", ".join(readers)
+        if short(node).endswith("reduce"):
+            reader = "added at " + place(operand)
+        found.append(Collective(short(node), str(space), row, reader))
+    return found
+
+
+def place(node: fx.Node) -> str:
+    """The user's line that an operator belongs to, short: ``layers.py:115 forward``."""
+    frame, _ = user_frame(node)
+    found = re.match(r'File "(.*)", line (\d+), in (.*)', frame)
+    if found is None:
+        return node.name
+    file, line, function = found.groups()
+    return f"{file.rpartition('/')[2]}:{line} {function}"
+
+
+def peak_bytes(program: Program, sizes: Mapping[str, int], halos: Mapping[str, int]) -> int:
+    """Bytes of live tensors at the peak of one rank's run of the graph, inputs included, parameters not.
+
+    Args:
+        program: a program with placements.
+        sizes: owned rows of every space.
+        halos: halo rows of every sharded space.
+    """
+    known = {s.symbol: sizes[s.name] for s in program.spaces}
+    nodes = list(program.graph.graph.nodes)
+    last: dict[fx.Node, int] = {}
+    for i, node in enumerate(nodes):
+        for used in node.all_input_nodes:
+            last[_storage(used)] = i
+    dies: dict[int, list[fx.Node]] = {}
+    for node, i in last.items():
+        dies.setdefault(i, []).append(node)
+    live, peak = 0, 0
+    held: dict[fx.Node, int] = {}
+    for i, node in enumerate(nodes):
+        if node.op in ("placeholder", "call_function") and _storage(node) is node:
+            held[node] = _bytes(program, node, known, halos)
+            live += held[node]
+        peak = max(peak, live)
+        for gone in dies.get(i, ()):
+            if gone.op != "placeholder":  # inputs stay with the caller
+                live -= held.get(gone, 0)
+    return peak
+
+
+_VIEWS = {
+    torch.ops.aten.expand.default,
+    torch.ops.aten.unsqueeze.default,
+    torch.ops.aten.permute.default,
+    torch.ops.aten.t.default,
+    torch.ops.aten.transpose.int,
+    torch.ops.aten.select.int,
+    torch.ops.aten.slice.Tensor,
+    torch.ops.aten.squeeze.dim,
+    torch.ops.aten.unbind.int,
+    torch.ops.aten.split_with_sizes.default,
+    operator.getitem,
+}
+
+
+def _storage(node: fx.Node) -> fx.Node:
+    """The node whose memory `node` looks at."""
+    while node.op == "call_function" and (node.target in _VIEWS):
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def _bytes(
+    program: Program, node: fx.Node, known: Mapping[sympy.Symbol, int], halos: Mapping[str, int] | None = None
+) -> int:
+    values = node.meta.get("val")
+    places = node.meta.get(META)
+    values = values if isinstance(values, list | tuple) else [values]
+    places = places if isinstance(places, tuple) else (places,) * len(values)
+    total = 0
+    for value, place in zip(values, places, strict=True):
+        if not isinstance(value, torch.Tensor):
+            continue
+        size = value.element_size()
+        for i, n in enumerate(value.shape):
+            rows = program.size(n).xreplace({k: sympy.Integer(v) for k, v in known.items()})
+            size *= int(rows) if rows.is_Integer else 1
+            if isinstance(place, Placement) and halos and i < len(place.dims):
+                for factor in place.dims[i]:
+                    if isinstance(factor, Halo):
+                        owned = int(rows) or 1
+                        size = size // owned * (int(rows) + halos[factor.space.name])
+        total += size
+    return total

@@ -1,0 +1,256 @@
+"""``distcompile.compile``: a model becomes a `DistributedModel` with the same call."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import fx, nn
+
+from .account import collectives, peak_bytes
+from .capture import capture
+from .errors import GuardError, InputError, RankError
+from .explain import explain
+from .ir import Program
+from .passes import PIPELINE
+from .printer import show_program
+from .runtime.executor import Executor
+from .runtime.world import World, default_world
+from .tree import Leaf, Tree, flatten
+from .validate import CHECKED, compare, smaller_graph, warn_unchecked
+
+Lowering = Literal["eager"]
+
+
+def compile(
+    model: nn.Module | Callable[..., Any],
+    example_graph: Any,
+    *,
+    model_kwargs: dict[str, Any] | None = None,
+    world: World | None = None,
+    lowering: Lowering = "eager",
+    memory: int | None = None,
+    validate: bool = True,
+) -> DistributedModel:
+    """Compile a model's call for any number of ranks.
+
+    Args:
+        model: a module (or a callable that runs one) that takes a graph object.
+        example_graph: a graph object as `model` takes it, of at least 4 atoms and 4 edges; a tuple for a model with
+            several positional inputs. Later graphs may have any sizes, species and cells.
+        model_kwargs: keyword arguments of every call (``compute_stress=True``); constants of the program.
+        world: who executes; the default process group if there is one, else one rank.
+        lowering: how operators run; ``"eager"`` calls each one of PyTorch.
+        memory: bytes that a rank may use for one evaluation; more is refused before it starts.
+        validate: compare the program with the stock model on the example (if it has at most 128 atoms) and on a
+            smaller graph cut out of it.
+
+    Returns:
+        A callable that returns what ``model(graph, **model_kwargs)`` returns, whole, on every rank.
+
+    Raises:
+        CaptureError: the call cannot become one graph, or a size was baked in.
+        UnsupportedOp: an operator touches a distributed dimension in a way that no rule covers.
+        ValidationError: the program does not reproduce the stock model.
+    """
+    if lowering != "eager":
+        raise ValueError(f"unknown lowering {lowering!r}; this version runs 'eager'")
+    call = functools.partial(model, **(model_kwargs or {}))
+    module = model if isinstance(model, nn.Module) else _module_of(model)
+    compiled = DistributedModel(call, module, world or default_world(), memory)
+    args = _arguments(example_graph)
+    executor = compiled.executor_for(*args)
+    _same_program_everywhere(executor)
+    if validate:
+        _validate(compiled, executor, args)
+    return compiled
+
+
+class DistributedModel:
+    """A compiled model. Call it as the stock model is called: ``dmodel(graph)``."""
+
+    def __init__(self, call: Callable[..., Any], module: nn.Module | None, world: World, memory: int | None) -> None:
+        self._call, self._module = call, module
+        self.world, self.memory = world, memory
+        self._executors: list[Executor] = []
+        self._names = _parameter_names(module, call)
+        self.captures = 0
+        """How many programs were captured: one, and one more for each branch of the model that graphs made it take."""
+
+    def __call__(self, *graph: Any) -> Any:
+        """Evaluate the model on a whole graph object; the result is whole on every rank.
+
+        Raises:
+            InputError: the graph does not fit the model (dtype, shape, pointer range, species, NaN).
+            RankError: the ranks were given different graphs.
+        """
+        leaves, tree = self._flatten(graph)
+        for executor in self._matching(tree):
+            try:
+                return self._evaluate(executor, leaves)
+            except GuardError:
+                continue
+        return self._evaluate(self._capture(graph), leaves)
+
+    def executor_for(self, *graph: Any) -> Executor:
+        """The program that serves this graph object, captured now if none does."""
+        leaves, tree = self._flatten(graph)
+        for executor in self._matching(tree):
+            try:
+                executor.prepare(leaves)
+            except GuardError:
+                continue
+            return executor
+        return self._capture(graph)
+
+    @property
+    def program(self) -> Program:
+        """The rewritten program of the example."""
+        return self._executors[0].program
+
+    @property
+    def graph_module(self) -> fx.GraphModule:
+        """The rewritten graph that every rank runs."""
+        return self.program.graph
+
+    def explain(self) -> str:
+        """The index spaces, pointers and collectives that were found, and why."""
+        return explain(self.program)
+
+    def stats(self, *graph: Any) -> list[dict[str, Any]]:
+        """Per rank, what an evaluation of this graph object takes, without running it.
+
+        Returns:
+            One dict per rank: ``owned`` and ``halo`` rows per space, ``bytes`` received in halo exchanges and
+            reductions, ``peak_memory`` in bytes (predicted, without parameters), ``partition``.
+        """
+        leaves, _ = self._flatten(graph)
+        executor = self.executor_for(*graph)
+        prepared = executor.prepare(leaves)
+        division = executor.layout(prepared).division
+        spaces = [s for s in executor.program.spaces if s.sharded]
+        owned = {s.name: division.counts(s.name) for s in spaces}
+        halo = {s.name: division.halo_counts(s.name) for s in spaces}
+        moved = [c for c in collectives(executor.program) if c.space]
+        everyone = []
+        for rank in range(self.world.size):
+            rows = {name: counts[rank] for name, counts in owned.items()}
+            halos = {name: counts[rank] for name, counts in halo.items()}
+            sizes = {**prepared.sizes, **rows}
+            everyone.append(
+                {
+                    "rank": rank,
+                    "owned": rows,
+                    "halo": halos,
+                    "bytes": sum(c.row_bytes * halos[c.space] for c in moved),
+                    "peak_memory": peak_bytes(executor.program, sizes, halos),
+                    "partition": division.partition.method,
+                }
+            )
+        return everyone
+
+    def _flatten(self, graph: tuple[Any, ...]) -> tuple[list[Leaf], Tree]:
+        leaves, tree = flatten(graph)
+        named = []
+        for leaf in leaves:
+            position, _, rest = leaf.path.removeprefix("[").partition("]")
+            name = self._names[int(position)] if int(position) < len(self._names) else f"input {position}"
+            named.append(Leaf(name + rest, leaf.tensor))
+        return named, tree
+
+    def _matching(self, tree: Tree) -> list[Executor]:
+        """Programs captured with the same Python numbers in the graph object."""
+        return [e for e in self._executors if e.program.capture.numbers == tree.numbers]
+
+    def _capture(self, graph: tuple[Any, ...]) -> Executor:
+        leaves, _ = self._flatten(graph)
+        captured = capture(self._call, self._module, graph, [leaf.path for leaf in leaves])
+        program = Program(captured, captured.graph_module)
+        for compiler_pass in PIPELINE:
+            program = compiler_pass(program)
+        self.captures += 1
+        self._executors.append(Executor(program, self.world))
+        return self._executors[-1]
+
+    def _evaluate(self, executor: Executor, leaves: list[Leaf]) -> Any:
+        if self.memory is not None:
+            self._check_memory(executor, leaves)
+        return executor.program.capture.result.unflatten(executor(leaves))
+
+    def _check_memory(self, executor: Executor, leaves: list[Leaf]) -> None:
+        prepared = executor.prepare(leaves)
+        division = executor.layout(prepared).division
+        worst = 0
+        for rank in range(self.world.size):
+            rows = {name: division.counts(name)[rank] for name in division.ranks}
+            halos = {name: division.halo_counts(name)[rank] for name in division.ranks}
+            worst = max(worst, peak_bytes(executor.program, {**prepared.sizes, **rows}, halos))
+        assert self.memory is not None
+        if worst > self.memory:
+            raise InputError(
+                f"This graph needs about {worst / 1e9:.2f} GB on the fullest of {self.world.size} ranks, more than "
+                f"memory={self.memory} ({self.memory / 1e9:.2f} GB). Use {-(-worst // self.memory) * self.world.size} "
+                "ranks or more, or raise memory=."
+            )
+
+
+def _arguments(graph: Any) -> tuple[Any, ...]:
+    return graph if isinstance(graph, tuple) and not hasattr(graph, "_fields") else (graph,)
+
+
+def _module_of(call: Any) -> nn.Module | None:
+    """The module behind a bound method or a partial."""
+    while isinstance(call, functools.partial):
+        call = call.func
+    owner = call if isinstance(call, nn.Module) else getattr(call, "__self__", None)
+    return owner if isinstance(owner, nn.Module) else None
+
+
+def _parameter_names(module: nn.Module | None, call: Callable[..., Any]) -> list[str]:
+    """What the model calls its positional inputs, for messages."""
+    try:
+        parameters = inspect.signature(module.forward if module is not None else call).parameters
+    except (TypeError, ValueError):
+        return []
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters.values() if p.kind in kinds]
+
+
+def _same_program_everywhere(executor: Executor) -> None:
+    """Ranks that compiled different programs would wait for each other for ever."""
+    digest = hashlib.sha256(show_program(executor.program).encode()).hexdigest()[:16]
+    everyone = executor.world.run(lambda comm: comm.all_gather_objects(digest))[0]
+    if len(set(everyone)) > 1:
+        raise RankError(
+            "The ranks compiled different programs. Every rank must compile the same model on the same example, "
+            "with the same versions of the packages."
+        )
+
+
+def _validate(compiled: DistributedModel, executor: Executor, args: tuple[Any, ...]) -> None:
+    leaves, tree = compiled._flatten(args)
+    prepared = executor.prepare(leaves)
+    if prepared.sizes[executor.program.spaces[0].name] <= 2 * CHECKED:
+        _check(compiled, executor, leaves, tree, "on the example")
+    cut = smaller_graph(executor.program, leaves, prepared.values)
+    if cut is None:
+        warn_unchecked("the example is too small, or its row numbers are computed rather than given")
+        return
+    reduced = [Leaf(leaf.path, tensor) for leaf, tensor in zip(leaves, cut, strict=True)]
+    try:
+        executor.prepare(reduced)
+    except GuardError as error:
+        warn_unchecked(str(error))
+        return
+    _check(compiled, executor, reduced, tree, "on a smaller graph cut out of the example")
+
+
+def _check(compiled: DistributedModel, executor: Executor, leaves: list[Leaf], tree: Tree, where: str) -> None:
+    found = executor(leaves)
+    with torch.enable_grad():
+        expected, _ = flatten(compiled._call(*tree.unflatten([leaf.tensor.clone() for leaf in leaves])))
+    compare([Leaf(e.path, f) for e, f in zip(expected, found, strict=True)], expected, where)

@@ -1,0 +1,139 @@
+"""``distcompile.distribute``: switch an ASE calculator's model to a compiled one, in place."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .api import DistributedModel, Lowering, compile
+from .runtime.world import World, default_world
+from .tree import flatten
+
+ALIASES = {
+    "chgnet": "chgnet.model.dynamics:CHGNetCalculator",
+    "sevennet": "sevenn.calculator:SevenNetCalculator",
+    "mace-mp": "mace.calculators:mace_mp",
+}
+"""Short names on the command line for calculators that their packages provide. Nothing else depends on them."""
+
+
+def load_calculator(name: str) -> Any:
+    """Build an ASE calculator from an alias or from ``package.module:factory`` or ``file.py:factory``.
+
+    Raises:
+        ValueError: there is no such factory; the message says what was tried.
+    """
+    path = ALIASES.get(name, name)
+    place, colon, attribute = path.partition(":")
+    if not colon:
+        raise ValueError(
+            f"{name!r} is neither one of {', '.join(sorted(ALIASES))} nor an import path such as "
+            "'package.module:factory' or 'file.py:factory'."
+        )
+    try:
+        if place.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+            if spec is None or spec.loader is None or not Path(place).exists():
+                raise ImportError(f"there is no file {place}")
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+        factory: Callable[[], Any] = getattr(module, attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"Cannot load calculator {name!r} from {path!r}: {error}.") from error
+    return factory()
+
+
+def distribute(
+    calculator: Any, world: World | None = None, memory: int | None = None, lowering: Lowering = "eager"
+) -> Any:
+    """Switch every model that an ASE calculator holds to a compiled one; compiled at its first call.
+
+    Args:
+        calculator: any ASE calculator that holds an ``nn.Module``; changed in place.
+        world: who executes; the default process group if there is one, else one rank.
+        memory: bytes that a rank may use for one evaluation.
+        lowering: as for `distcompile.compile`.
+
+    Returns:
+        The same calculator. Energies, forces, stresses and moments are whole on every rank.
+
+    Raises:
+        TypeError: the calculator holds no ``nn.Module``.
+    """
+    modules = list(_modules(calculator))
+    if not modules:
+        raise TypeError(
+            f"{type(calculator).__name__} holds no torch.nn.Module in its attributes, so there is no model to "
+            "distribute. Pass the calculator that wraps the model itself."
+        )
+    for module in modules:
+        if not isinstance(module.forward, _Forward):
+            module.forward = _Forward(module, world or default_world(), memory, lowering)  # type: ignore[method-assign]
+    return calculator
+
+
+def statistics(calculator: Any) -> list[dict[str, Any]]:
+    """`DistributedModel.stats` of a distributed calculator's last evaluation; empty before the first."""
+    for module in _modules(calculator):
+        if isinstance(module.forward, _Forward) and module.forward.last is not None:
+            model, args = module.forward.last
+            return model.stats(*args)
+    return []
+
+
+class _Forward:
+    """Takes the place of a module's ``forward``; one compiled model for each set of keyword options."""
+
+    def __init__(self, module: nn.Module, world: World, memory: int | None, lowering: Lowering) -> None:
+        self._stock = module.forward
+        self._options: dict[str, Any] = {"world": world, "memory": memory, "lowering": lowering}
+        self._models: dict[str, DistributedModel] = {}
+        self.last: tuple[DistributedModel, tuple[Any, ...]] | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with_tensors = {name: value for name, value in kwargs.items() if flatten(value)[0]}
+        options = {name: value for name, value in kwargs.items() if name not in with_tensors}
+        graph = (*args, with_tensors) if with_tensors else args
+        key = repr(sorted(options.items()))
+        if key not in self._models:
+            stock = _WithTensors(self._stock) if with_tensors else self._stock
+            self._models[key] = compile(stock, graph, model_kwargs=options, **self._options)
+        self.last = (self._models[key], graph)
+        return self._models[key](*graph)
+
+
+class _WithTensors:
+    """Calls a forward whose last positional argument holds the keyword arguments that are tensors."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self._forward = forward
+        self.__self__ = getattr(forward, "__self__", None)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        *positional, keywords = args
+        return self._forward(*positional, **keywords, **options)
+
+
+def _modules(holder: Any, depth: int = 3) -> Iterator[nn.Module]:
+    """The outermost modules in an object's attributes and their containers."""
+    if isinstance(holder, nn.Module):
+        yield holder
+    elif depth:
+        if isinstance(holder, dict):
+            inside = list(holder.values())
+        elif isinstance(holder, list | tuple):
+            inside = list(holder)
+        else:
+            inside = list(getattr(holder, "__dict__", {}).values())
+        for value in inside:
+            if not isinstance(value, str | bytes | int | float | type):
+                yield from _modules(value, depth - 1)

@@ -1,0 +1,48 @@
+"""Tell a user what was found in a model and what will be communicated, and why."""
+
+from __future__ import annotations
+
+from .account import collectives
+from .ir import Program
+
+
+def explain(program: Program) -> str:
+    """Spaces, pointers and every collective of a program, as text."""
+    graph, index = program.graph.graph, program.index_program
+    assert index is not None
+    operators = sum(n.op == "call_function" for n in graph.nodes)
+    hoisted = [n for n in index.graph.nodes if n.op == "call_function"]
+    lines = [
+        f"{operators} operators on every rank; {len(hoisted)} integer operators once on the whole graph",
+        "",
+        "Index spaces",
+    ]
+    for space in program.spaces:
+        owner = next((p for p in program.pointers if p.source == space and p.owner), None)
+        if not space.sharded:
+            lines.append(f"  {space.name:<8} whole on every rank")
+        elif owner is None:
+            lines.append(f"  {space.name:<8} divided among ranks")
+        else:
+            lines.append(
+                f"  {space.name:<8} on the rank that owns the row of {owner.target} in {_label(program, owner.input)}"
+            )
+    lines += ["", "Pointers"]
+    for p in program.pointers:
+        how = "stays on the rank" if not p.leaves_rank else "may leave the rank"
+        lines.append(
+            f"  {p.name:<20} {p.source} -> {p.target:<8} {how:<18} {_label(program, p.input)}".replace("  ->", " ->")
+        )
+    lines += ["", "Collectives of one evaluation"]
+    for c in collectives(program):
+        if c.space:
+            lines.append(f"  {c.kind:<13} {c.space:<8} {c.row_bytes:>7} bytes/row   {c.why}")
+        else:
+            lines.append(f"  {c.kind:<13} {'':<8} {c.row_bytes:>7} bytes       {c.why}")
+    if not collectives(program):
+        lines.append("  none")
+    return "\n".join(lines) + "\n"
+
+
+def _label(program: Program, position: int) -> str:
+    return program.inputs[position].label

@@ -1,0 +1,194 @@
+"""Hold a compiled model against the stock one: on the example, and on a smaller graph cut out of it.
+
+The smaller graph is what catches a size that was baked into the captured graph in silence. It is made without
+knowing the model: a cluster of atoms is kept, with every row that points at kept rows only, and renumbered. Which elements of the user's tensors are row numbers is read off by running the index program on codes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .capture import SMALLEST_SPACE
+from .errors import ValidationError
+from .ir import Program
+from .tree import Leaf
+
+RELATIVE = {torch.float64: 1e-8, torch.float32: 2e-3}
+"""Allowed difference relative to the largest value; float32 models differ by this much between two summation orders."""
+CHECKED = 64
+"""Atoms of the graph on which a large example's program is checked: running the stock model on all may not fit."""
+ABSOLUTE = {torch.float64: 1e-10, torch.float32: 2e-4}
+
+
+def compare(found: Sequence[Leaf], expected: Sequence[Leaf], where: str) -> None:
+    """Raise `ValidationError` if two results of a model differ by more than rounding."""
+    for ours, stock in zip(found, expected, strict=True):
+        a, b = ours.tensor.detach(), stock.tensor.detach()
+        if a.shape != b.shape:
+            raise ValidationError(
+                f"result{stock.path} has shape {tuple(a.shape)}, the stock model gives {tuple(b.shape)} {where}: "
+                "a size was baked in while capturing. Use sizes of tensors (x.shape[0]) in the model."
+            )
+        if not b.is_floating_point():
+            same, worst = torch.equal(a, b), 0.0
+        else:
+            worst = float((a - b).abs().max()) if b.numel() else 0.0
+            scale = float(b.abs().max()) if b.numel() else 0.0
+            same = worst <= RELATIVE.get(b.dtype, 1e-2) * scale + ABSOLUTE.get(b.dtype, 1e-2)
+        if not same:
+            raise ValidationError(
+                f"result{stock.path} differs from the stock model by {worst:.3g} {where}. "
+                "The captured graph does not hold for this graph: look for values that the model computes in Python, "
+                "caches from an earlier call, or draws at random."
+            )
+
+
+def smaller_graph(program: Program, leaves: Sequence[Leaf], values: Sequence[Any]) -> list[Tensor] | None:
+    """The leaves of the example without some of its atoms; None if that cannot be made.
+
+    Args:
+        program: the compiled program.
+        leaves: the example's tensors.
+        values: what the index program returned for them.
+    """
+    targets = _targets(program, leaves)
+    spaces = {s.symbol: s for s in program.spaces if s.sharded}
+    pointers = [p for p in program.pointers if p.source.sharded and p.target.sharded]
+    rows = {p.name: values[program.inputs[p.input].source].long() for p in pointers}
+    decoded = {p.origin for p in pointers if p.name in targets}
+    if any(p.origin not in decoded and not p.identity for p in pointers):
+        return None
+    sizes = _sizes(program, leaves)
+    atoms = program.spaces[0]
+    if sizes[atoms.name] <= SMALLEST_SPACE:
+        return None
+    keep = {s.name: torch.ones(sizes[s.name], dtype=torch.bool) for s in spaces.values()}
+    keep[atoms.name] = _cluster(sizes[atoms.name], [rows[p.name] for p in pointers if p.target == atoms])
+    changed = True
+    while changed:
+        changed = False
+        for p in pointers:
+            reached = keep[p.target.name][rows[p.name]].reshape(len(rows[p.name]), -1).all(1)
+            if bool((keep[p.source.name] & ~reached).any()):
+                keep[p.source.name] &= reached
+                changed = True
+    if any(int(k.sum()) < SMALLEST_SPACE for k in keep.values()):
+        return None
+    numbers = {name: k.cumsum(0) - 1 for name, k in keep.items()}
+    cut = []
+    for i, (leaf, shape) in enumerate(zip(leaves, program.capture.sizes, strict=True)):
+        tensor = leaf.tensor.detach().clone()
+        flat = tensor.reshape(-1)
+        for space, where in targets[""].get(i, {}).items():
+            flat[where] = numbers[space][flat[where].long()].to(flat.dtype)
+        tensor = flat.reshape(tensor.shape)
+        for dim, size in enumerate(shape):
+            found = spaces.get(program.size(size))
+            if found is not None:
+                tensor = tensor.index_select(dim, keep[found.name].nonzero().flatten())
+        cut.append(tensor)
+    return cut
+
+
+def _cluster(n_atoms: int, pointers: Sequence[Tensor]) -> Tensor:
+    """At most two thirds of the atoms and at most `CHECKED` of them, neighbours of neighbours of one atom."""
+    wanted = max(min(n_atoms * 2 // 3, CHECKED), SMALLEST_SPACE)
+    found = torch.zeros(n_atoms, dtype=torch.bool)
+    order = [0]
+    pairs = [(a, b) for a in pointers for b in pointers if a is not b and a.shape == b.shape and a.dim() == 1]
+    found[0] = True
+    for atom in order:
+        if len(order) >= wanted:
+            break
+        near = torch.cat([b[a == atom] for a, b in pairs]).unique() if pairs else torch.arange(n_atoms)
+        for new in near[~found[near]].tolist()[: wanted - len(order)]:
+            found[new] = True
+            order.append(new)
+    return found
+
+
+def _sizes(program: Program, leaves: Sequence[Leaf]) -> dict[str, int]:
+    sizes = {}
+    for leaf, shape in zip(leaves, program.capture.sizes, strict=True):
+        for size, n in zip(shape, leaf.tensor.shape, strict=True):
+            space = program.space_of(program.size(size))
+            if space is not None:
+                sizes[space.name] = n
+    return sizes
+
+
+def _targets(program: Program, leaves: Sequence[Leaf]) -> dict[str, Any]:
+    """Which elements of the leaves are row numbers, and of which space.
+
+    Each integer element of the leaves is replaced by a code of its own; a pointer that only moves elements about
+    then holds the codes of the elements that it is made of.
+
+    Returns:
+        Per decoded pointer an entry; under "" per leaf and space the flat positions of its row numbers.
+    """
+    assert program.index_program is not None
+    codes, starts, total = [], [], 1
+    for leaf in leaves:
+        starts.append(total)
+        n = leaf.tensor.numel() if not leaf.tensor.is_floating_point() and leaf.tensor.dtype != torch.bool else 0
+        codes.append(torch.arange(total, total + n).reshape(leaf.tensor.shape) if n else leaf.tensor.detach())
+        total += n
+    (output,) = [n for n in program.index_program.graph.nodes if n.op == "output"]
+    outputs: Any = output.args[0]
+    placeholders = [n for n in program.index_program.graph.nodes if n.op == "placeholder"]
+    known: dict[fx.Node, Any] = dict(zip(placeholders, codes, strict=True))
+    found: dict[str, Any] = {"": {}}
+    for pointer in program.pointers:
+        node = outputs[program.inputs[pointer.input].source]
+        try:
+            value = _evaluate(program.index_program, node, known)
+        except (RuntimeError, IndexError):
+            continue  # computed from values, not moved: not an element of any leaf
+        flat = value.reshape(-1).long().contiguous()
+        if bool((flat < 1).any()) or bool((flat >= total).any()):
+            continue
+        found[pointer.name] = True
+        leaf_of = torch.searchsorted(torch.tensor(starts), flat, right=True) - 1
+        for i in leaf_of.unique().tolist():
+            per_space = found[""].setdefault(i, {})
+            before = per_space.get(pointer.target.name, flat[:0])
+            per_space[pointer.target.name] = torch.cat([before, flat[leaf_of == i] - starts[i]]).unique()
+    return found
+
+
+_MOVES = (
+    "select",
+    "slice",
+    "_to_copy",
+    "reshape",
+    "permute",
+    "t",
+    "cat",
+    "unbind",
+    "getitem",
+    "unsqueeze",
+    "squeeze",
+)
+
+
+def _evaluate(module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+    if node in known:
+        return known[node]
+    name = getattr(node.target, "__name__", "").partition(".")[0]
+    sized = node.target is torch.ops.aten.sym_size.int
+    if node.op != "call_function" or not (name in _MOVES or sized):
+        raise RuntimeError("not a move")
+    args = fx.node.map_arg(node.args, lambda n: _evaluate(module, n, known))
+    kwargs = {} if name == "_to_copy" else fx.node.map_arg(node.kwargs, lambda n: _evaluate(module, n, known))
+    known[node] = args[0] if name == "_to_copy" else node.target(*args, **kwargs)  # type: ignore[operator]
+    return known[node]
+
+
+def warn_unchecked(reason: str) -> None:
+    """Tell the user that the check at another size was not made."""
+    warnings.warn(f"distcompile could not check the program at a second size: {reason}", stacklevel=3)
