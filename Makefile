@@ -17,7 +17,7 @@ unit: env
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p distcompile
+	$(BIN)/mypy -p distcompile -p distcompile.passes -p distcompile.runtime
 
 env: $(VENV)/dependencies
 	$(BIN)/pip install --quiet --no-deps --config-settings editable_mode=strict --editable .

@@ -197,7 +197,7 @@ def _functionalize(trace: _Trace) -> fx.GraphModule:
 
 def _fake(mode: FakeTensorMode, tensor: Tensor, index: int) -> Tensor:
     dynamic = [DimDynamic.DYNAMIC if n >= SMALLEST_SPACE else DimDynamic.STATIC for n in tensor.shape]
-    context = StatelessSymbolicContext(dynamic_sizes=dynamic, constraint_sizes=[None] * tensor.dim())  # type: ignore[arg-type]
+    context: Any = StatelessSymbolicContext(dynamic_sizes=dynamic, constraint_sizes=[None] * tensor.dim())
     # Contiguous, so that strides are products of sizes and bring no symbols of their own.
     plain = tensor.detach().contiguous().requires_grad_(tensor.requires_grad)
     return mode.from_tensor(plain, symbolic_context=context, source=ConstantSource(f"leaf{index}"))

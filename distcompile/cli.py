@@ -101,7 +101,9 @@ def _evaluate(structure: Path, name: str, check: bool, output: Path | None) -> N
 
     first = not dist.is_initialized() or dist.get_rank() == 0
     stock: dict[str, Any] = {}
-    stock_time, problem, atoms, calculator = 0.0, "", None, None
+    stock_time, problem = 0.0, ""
+    atoms: Any = None
+    calculator: Any = None
     try:
         atoms = read(structure)
     except Exception as error:  # readers of ASE raise whatever their format makes them raise
@@ -149,7 +151,7 @@ def _timed(calculator: Any, atoms: Any) -> tuple[dict[str, Any], float]:
     calculator.calculate(atoms.copy(), wanted, ["positions", "numbers", "cell", "pbc"])
     seconds = time.perf_counter() - start
     results = dict(calculator.results)
-    if np.shape(results.get("stress")) == (3, 3):
+    if np.shape(results.get("stress", 0)) == (3, 3):
         results["stress"] = full_3x3_to_voigt_6_stress(results["stress"])
     return results, seconds
 

@@ -23,7 +23,8 @@ class ScriptedModule(nn.Module):
     def __init__(self, scripted: torch.jit.ScriptModule) -> None:
         super().__init__()
         object.__setattr__(self, "_scripted", scripted)  # not a submodule: its parameters stay where they are
-        object.__setattr__(self, "_signature", scripted.forward.schema)
+        forward: Any = scripted.forward
+        object.__setattr__(self, "_signature", forward.schema)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return run_graph(self._scripted.inlined_graph, [self._scripted, *_bind(self._signature, args, kwargs)])
@@ -44,8 +45,7 @@ def _bind(schema: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]
     """Order the arguments of a call by a TorchScript schema, filling in defaults."""
     names = [a for a in schema.arguments if a.name != "self"]
     bound = list(args)
-    for argument in names[len(args) :]:
-        bound.append(kwargs[argument.name] if argument.name in kwargs else argument.default_value)
+    bound.extend(kwargs.get(a.name, a.default_value) for a in names[len(args) :])
     return bound
 
 

@@ -23,7 +23,8 @@ class Leaf:
     """A tensor of a graph object; ``path`` is how a user would write it: ``graph['cell']``, ``[0].lattice``."""
 
     path: str
-    tensor: Tensor  # in the result of a traced call it may also be a symbolic number
+    tensor: Any
+    """A tensor; in the result of a traced call it may also be a symbolic number."""
 
 
 @dataclasses.dataclass(frozen=True)

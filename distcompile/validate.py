@@ -1,7 +1,8 @@
 """Hold a compiled model against the stock one: on the example, and on a smaller graph cut out of it.
 
 The smaller graph is what catches a size that was baked into the captured graph in silence. It is made without
-knowing the model: a cluster of atoms is kept, with every row that points at kept rows only, and renumbered. Which elements of the user's tensors are row numbers is read off by running the index program on codes.
+knowing the model: a cluster of atoms is kept, with every row that points at kept rows only, and renumbered. Which
+elements of the user's tensors are row numbers is read off by running the index program on codes.
 """
 
 from __future__ import annotations

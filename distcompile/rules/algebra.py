@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from ..ir import Dim, Placement
-from .base import Context, Refused, rank, rule, wrap
+from .base import Context, Refused, arguments, rank, rule, wrap
 
 aten = torch.ops.aten
 
@@ -28,7 +28,7 @@ def contract(ctx: Context, a: Dim, b: Dim) -> bool:
 @rule(aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default)
 def product(ctx: Context, node: fx.Node) -> Placement:
     """Matrix products; batch dimensions must agree, the contracted dimension may be rows."""
-    a, b = (list(ctx.dims(x)) for x in node.args)
+    a, b = (list(ctx.dims(x)) for x in arguments(node))
     batch: list[Dim] = []
     if node.target is aten.bmm.default:
         one, two = a.pop(0), b.pop(0)
@@ -45,7 +45,7 @@ def product(ctx: Context, node: fx.Node) -> Placement:
 @rule(aten.addmm.default, aten.baddbmm.default)
 def add_product(ctx: Context, node: fx.Node) -> Placement:
     """A product plus a bias."""
-    bias, a, b = node.args[:3]
+    bias, a, b = arguments(node)[:3]
     dims_a, dims_b = ctx.dims(a), ctx.dims(b)
     if contract(ctx, dims_a[-1], dims_b[-2]):
         raise Refused("a bias added to a product that sums over rows")
@@ -57,12 +57,12 @@ def add_product(ctx: Context, node: fx.Node) -> Placement:
 
 
 def _reduced(node: fx.Node, position: int = 1) -> tuple[set[int], bool]:
-    source: Any = node.args[0]
-    dims = node.args[position] if len(node.args) > position else None
+    source: Any = arguments(node)[0]
+    dims = arguments(node)[position] if len(arguments(node)) > position else None
     if dims is None or dims == []:
         dims = range(rank(source))
-    chosen = {wrap(d, source) for d in ([dims] if isinstance(dims, int) else dims)}  # type: ignore[union-attr]
-    keep = bool(node.args[position + 1]) if len(node.args) > position + 1 else False
+    chosen = {wrap(d, source) for d in ([dims] if isinstance(dims, int) else dims)}
+    keep = bool(arguments(node)[position + 1]) if len(arguments(node)) > position + 1 else False
     return chosen, keep
 
 
@@ -75,7 +75,7 @@ def _after(dims: tuple[Dim, ...], chosen: set[int], keep: bool) -> tuple[Dim, ..
 @rule(aten.sum.default, aten.sum.dim_IntList)
 def sum_(ctx: Context, node: fx.Node) -> Placement:
     """A sum over rows is partial."""
-    dims = ctx.dims(node.args[0])
+    dims = ctx.dims(arguments(node)[0])
     chosen, keep = _reduced(node)
     return Placement(_after(dims, chosen, keep), any(dims[i] for i in chosen))
 
@@ -95,7 +95,7 @@ def sum_(ctx: Context, node: fx.Node) -> Placement:
 )
 def reduce_whole(ctx: Context, node: fx.Node) -> Placement:
     """Reductions within each row."""
-    dims = ctx.dims(node.args[0])
+    dims = ctx.dims(arguments(node)[0])
     chosen, keep = _reduced(node)
     if any(dims[i] for i in chosen):
         raise Refused("a reduction over rows that is not a sum")
@@ -104,7 +104,7 @@ def reduce_whole(ctx: Context, node: fx.Node) -> Placement:
 
 @rule(aten.linalg_vector_norm.default)
 def vector_norm(ctx: Context, node: fx.Node) -> Placement:
-    dims = ctx.dims(node.args[0])
+    dims = ctx.dims(arguments(node)[0])
     chosen, keep = _reduced(node, 2)
     if any(dims[i] for i in chosen):
         raise Refused("a norm over rows")
@@ -121,31 +121,31 @@ def vector_norm(ctx: Context, node: fx.Node) -> Placement:
 )
 def along(ctx: Context, node: fx.Node) -> Placement:
     """Operators that run along one dimension, which must be whole."""
-    source: Any = node.args[0]
+    source: Any = arguments(node)[0]
     dims = ctx.dims(source)
     position = 2 if "backward" in str(node.target) else 1
-    if dims[wrap(node.args[position], source)]:  # type: ignore[arg-type]
+    if dims[wrap(arguments(node)[position], source)]:
         raise Refused("an operator that runs along rows")
     return Placement(dims)
 
 
 @rule(aten.native_layer_norm.default)
 def layer_norm(ctx: Context, node: fx.Node) -> Any:
-    source, normalized = node.args[:2]
+    source, normalized = arguments(node)[:2]
     dims = ctx.dims(source)
-    lead = len(dims) - len(normalized)  # type: ignore[arg-type]
+    lead = len(dims) - len(normalized)
     if any(dims[lead:]):
         raise Refused("a normalisation over rows")
-    statistics = Placement((*dims[:lead], *((),) * len(normalized)))  # type: ignore[arg-type]
+    statistics = Placement((*dims[:lead], *((),) * len(normalized)))
     return Placement(dims), statistics, statistics
 
 
 @rule(aten.native_layer_norm_backward.default)
 def layer_norm_backward(ctx: Context, node: fx.Node) -> Any:
-    source, normalized = node.args[1:3]
+    source, normalized = arguments(node)[1:3]
     dims = ctx.dims(source)
-    rows = any(dims[: len(dims) - len(normalized)])  # type: ignore[arg-type]
-    weight = Placement(((),) * len(normalized), partial=rows)  # type: ignore[arg-type]
+    rows = any(dims[: len(dims) - len(normalized)])
+    weight = Placement(((),) * len(normalized), partial=rows)
     return Placement(dims), weight, weight
 
 
@@ -158,7 +158,7 @@ def layer_norm_backward(ctx: Context, node: fx.Node) -> Any:
 )
 def per_matrix(ctx: Context, node: fx.Node) -> Any:
     """Linear algebra on the last two dimensions of each row."""
-    dims = ctx.dims(node.args[0])
+    dims = ctx.dims(arguments(node)[0])
     if any(dims[-2:]):
         raise Refused("linear algebra over rows")
     return tuple(Placement((*dims[:-2], *((),) * (len(v.shape) - len(dims) + 2))) for v in node.meta["val"])

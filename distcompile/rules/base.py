@@ -82,6 +82,11 @@ def named(placement: Placement | tuple[Placement, ...], name: str) -> Any:
     return Placement(placement.dims, placement.partial, name)
 
 
+def arguments(node: fx.Node) -> Any:
+    """The positional arguments of an operator, whose types its schema guarantees."""
+    return node.args
+
+
 def rank(node: fx.Node) -> int:
     """Number of dimensions of a tensor node."""
     return len(node.meta["val"].shape)

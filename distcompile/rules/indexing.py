@@ -148,5 +148,5 @@ def _scattered(ctx: Context, node: fx.Node, found: list[Access], over_rows: bool
 def is_zero(node: fx.Node) -> bool:
     """Whether a node is a tensor of zeros by construction."""
     if node.target in (aten.full.default, aten.full_like.default, aten.new_full.default):
-        return node.args[-1] == 0
+        return bool(node.args[-1] == 0)
     return node.target in (aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default)

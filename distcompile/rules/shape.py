@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from ..ir import Dim, Factor, Halo, Placement, Space
-from .base import Context, Refused, rank, rule, wrap
+from .base import Context, Refused, arguments, rank, rule, wrap
 
 aten = torch.ops.aten
 
@@ -53,7 +53,7 @@ def regroup(factors: list[Factor], shape: tuple[sympy.Expr, ...]) -> tuple[Dim, 
 @rule(aten.reshape.default, aten.view.default, aten._unsafe_view.default)
 def reshape(ctx: Context, node: fx.Node) -> Placement:
     """Split and merge dimensions, following each factor in row-major order."""
-    (source, *_) = node.args
+    (source, *_) = arguments(node)
     assert isinstance(source, fx.Node)
     factors: list[Factor] = []
     for dim, size in zip(ctx.dims(source), ctx.shape(source), strict=True):
@@ -68,7 +68,7 @@ def _replicated(size: sympy.Expr) -> tuple[Factor, ...]:
 @rule(aten.expand.default)
 def expand(ctx: Context, node: fx.Node) -> Placement:
     """Broadcast; a dimension that is new takes the space that its size says."""
-    source = node.args[0]
+    source = arguments(node)[0]
     assert isinstance(source, fx.Node)
     old, shape = ctx.dims(source), ctx.shape(source)
     new = node.meta["val"].shape
@@ -80,41 +80,41 @@ def expand(ctx: Context, node: fx.Node) -> Placement:
 
 @rule(aten.unsqueeze.default)
 def unsqueeze(ctx: Context, node: fx.Node) -> Placement:
-    dims = list(ctx.dims(node.args[0]))
-    dims.insert(node.args[1] % (len(dims) + 1), ())  # type: ignore[operator]
+    dims = list(ctx.dims(arguments(node)[0]))
+    dims.insert(arguments(node)[1] % (len(dims) + 1), ())
     return Placement(tuple(dims))
 
 
 @rule(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default)
 def squeeze(ctx: Context, node: fx.Node) -> Placement:
-    source: Any = node.args[0]
+    source: Any = arguments(node)[0]
     shape = ctx.shape(source)
-    which = node.args[1] if len(node.args) > 1 else range(len(shape))
-    chosen = {wrap(d, source) for d in ([which] if isinstance(which, int) else which)}  # type: ignore[union-attr]
+    which = arguments(node)[1] if len(arguments(node)) > 1 else range(len(shape))
+    chosen = {wrap(d, source) for d in ([which] if isinstance(which, int) else which)}
     return Placement(tuple(d for i, d in enumerate(ctx.dims(source)) if not (i in chosen and shape[i] == 1)))
 
 
 @rule(aten.permute.default)
 def permute(ctx: Context, node: fx.Node) -> Placement:
-    source, order = node.args
+    source, order = arguments(node)
     dims = ctx.dims(source)
-    return Placement(tuple(dims[i] for i in order))  # type: ignore[union-attr]
+    return Placement(tuple(dims[i] for i in order))
 
 
 @rule(aten.t.default, aten.transpose.int)
 def transpose(ctx: Context, node: fx.Node) -> Placement:
-    dims = list(ctx.dims(node.args[0]))
+    dims = list(ctx.dims(arguments(node)[0]))
     if len(dims) > 1:
-        a, b = node.args[1:] if len(node.args) > 1 else (0, 1)
-        dims[a], dims[b] = dims[b], dims[a]  # type: ignore[index]
+        a, b = arguments(node)[1:] if len(arguments(node)) > 1 else (0, 1)
+        dims[a], dims[b] = dims[b], dims[a]
     return Placement(tuple(dims))
 
 
 @rule(aten.select.int, aten.unbind.int)
 def select(ctx: Context, node: fx.Node) -> Any:
-    source: Any = node.args[0]
+    source: Any = arguments(node)[0]
     dims = list(ctx.dims(source))
-    dim = wrap(node.args[1] if len(node.args) > 1 else 0, source)  # type: ignore[arg-type]
+    dim = wrap(arguments(node)[1] if len(arguments(node)) > 1 else 0, source)
     if dims.pop(dim):
         raise Refused("one row picked by its number")
     return _each(node, Placement(tuple(dims)))
@@ -122,9 +122,9 @@ def select(ctx: Context, node: fx.Node) -> Any:
 
 @rule(aten.slice.Tensor)
 def slice_(ctx: Context, node: fx.Node) -> Placement:
-    source: Any = node.args[0]
+    source: Any = arguments(node)[0]
     dims = ctx.dims(source)
-    dim = wrap(node.args[1] if len(node.args) > 1 else 0, source)  # type: ignore[arg-type]
+    dim = wrap(arguments(node)[1] if len(arguments(node)) > 1 else 0, source)
     if dims[dim] and ctx.shape(node)[dim] != ctx.shape(source)[dim]:
         raise Refused("a range of rows picked by number")
     return Placement(dims)
@@ -132,9 +132,9 @@ def slice_(ctx: Context, node: fx.Node) -> Placement:
 
 @rule(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
 def split(ctx: Context, node: fx.Node) -> Any:
-    source: Any = node.args[0]
+    source: Any = arguments(node)[0]
     dims = ctx.dims(source)
-    dim = wrap(node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0), source)  # type: ignore[arg-type]
+    dim = wrap(arguments(node)[2] if len(arguments(node)) > 2 else node.kwargs.get("dim", 0), source)
     if dims[dim] and len(node.meta["val"]) > 1:
         raise Refused("rows split by number")
     return _each(node, Placement(dims))
@@ -148,13 +148,13 @@ def _each(node: fx.Node, one: Placement) -> Any:
 @rule(aten.cat.default, aten.stack.default)
 def cat(ctx: Context, node: fx.Node) -> Placement:
     """Join along a whole dimension. n pieces joined along rows are n blocks of rows: factors (n, rows)."""
-    parts = [p for p in node.args[0] if ctx.shape(p) != (0,)]  # type: ignore[union-attr]
+    parts = [p for p in arguments(node)[0] if ctx.shape(p) != (0,)]
     if node.target is aten.stack.default:
-        dim = (node.args[1] if len(node.args) > 1 else 0) % rank(node)  # type: ignore[operator]
+        dim = (arguments(node)[1] if len(arguments(node)) > 1 else 0) % rank(node)
         dims = list(_common([ctx.dims(p) for p in parts]))
         dims.insert(dim, ())
         return Placement(tuple(dims))
-    dim = (node.args[1] if len(node.args) > 1 else 0) % rank(node)  # type: ignore[operator]
+    dim = (arguments(node)[1] if len(arguments(node)) > 1 else 0) % rank(node)
     if len({ctx.dims(p)[dim] for p in parts}) > 1:
         raise Refused("rows of different index spaces joined into one dimension")
     dims = list(_common([ctx.dims(p) for p in parts]))
@@ -176,8 +176,8 @@ def _common(rows: list[tuple[Dim, ...]]) -> tuple[Dim, ...]:
 def part_backward(ctx: Context, node: fx.Node) -> Placement:
     """Put a part back into zeros of the original sizes."""
     dims = tuple(ctx.dim_of(n) for n in node.meta["val"].shape)
-    dim = node.args[2] % len(dims)  # type: ignore[operator]
-    given: Any = node.args[0]
+    dim = arguments(node)[2] % len(dims)
+    given: Any = arguments(node)[0]
     if dims[dim] and (node.target is aten.select_backward.default or ctx.shape(given)[dim] != ctx.shape(node)[dim]):
         raise Refused("rows put back by number")
     return Placement(dims)
@@ -186,9 +186,9 @@ def part_backward(ctx: Context, node: fx.Node) -> Placement:
 @rule(aten.slice_scatter.default, aten.select_scatter.default)
 def part_scatter(ctx: Context, node: fx.Node) -> Placement:
     """Overwrite a part along a whole dimension."""
-    base: Any = node.args[0]
+    base: Any = arguments(node)[0]
     dims = ctx.dims(base)
-    dim = (node.args[2] if len(node.args) > 2 else 0) % len(dims)  # type: ignore[operator]
+    dim = (arguments(node)[2] if len(arguments(node)) > 2 else 0) % len(dims)
     if dims[dim]:
         raise Refused("rows overwritten by number")
     return Placement(dims)
@@ -197,22 +197,22 @@ def part_scatter(ctx: Context, node: fx.Node) -> Placement:
 @rule(aten.constant_pad_nd.default, aten.flip.default, aten.repeat.default, aten.roll.default)
 def along_whole(ctx: Context, node: fx.Node) -> Placement:
     """Operators that rearrange whole dimensions only; row dimensions must keep their size and order."""
-    source: Any = node.args[0]
+    source: Any = arguments(node)[0]
     before, after = ctx.shape(source), ctx.shape(node)
     offset = len(after) - len(before)
     dims: list[Dim] = [()] * offset + list(ctx.dims(source))
-    moved = node.args[-1] if node.target in (aten.flip.default, aten.roll.default) else ()
+    moved = arguments(node)[-1] if node.target in (aten.flip.default, aten.roll.default) else ()
     for i, dim in enumerate(dims):
-        if dim and (after[i] != before[i - offset] or i in [d % len(dims) for d in moved]):  # type: ignore[union-attr]
+        if dim and (after[i] != before[i - offset] or i in [d % len(dims) for d in moved]):
             raise Refused("rows moved by number")
     return Placement(tuple(dims))
 
 
 @rule(aten.diagonal.default)
 def diagonal(ctx: Context, node: fx.Node) -> Placement:
-    source: Any = node.args[0]
-    one, two = (wrap(node.args[i] if len(node.args) > i else i - 2, source) for i in (2, 3))  # type: ignore[arg-type]
-    one, two = (one, two) if len(node.args) > 2 else (0, 1)
+    source: Any = arguments(node)[0]
+    one, two = (wrap(arguments(node)[i] if len(arguments(node)) > i else i - 2, source) for i in (2, 3))
+    one, two = (one, two) if len(arguments(node)) > 2 else (0, 1)
     dims = ctx.dims(source)
     if dims[one] or dims[two]:
         raise Refused("a diagonal over rows")
