@@ -58,7 +58,9 @@ def _launch(ranks: int) -> int:
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks have said what is wrong
-    options = ["--standalone", f"--nproc-per-node={ranks}", "-m", "distcompile.cli", *sys.argv[1:]]
+    # -P: a folder called distcompile where the user stands must not hide the installed package.
+    command = [sys.executable, "-P", "-m", "distcompile.cli", *sys.argv[1:]]
+    options = ["--standalone", f"--nproc-per-node={ranks}", "--no-python", *command]
     try:
         torchrun(get_args_parser().parse_args(options))
     except ChildFailedError as failure:

@@ -91,11 +91,10 @@ class _Origins:
 
     def is_identity(self, source: int) -> bool:
         node = self.node(source)
-        return node.target is aten.arange.default or (
-            node.target in (aten.arange.start, aten.arange.start_step)
-            and node.args[0] == 0
-            and (len(node.args) < 3 or node.args[2] == 1)
-        )
+        if node.target is aten.arange.default:
+            return True
+        starts_at_0 = node.target in (aten.arange.start, aten.arange.start_step) and node.args[0] == 0
+        return bool(starts_at_0 and (len(node.args) < 3 or node.args[2] == 1))
 
 
 def _merge(

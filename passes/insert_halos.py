@@ -10,6 +10,8 @@ Through an owner pointer, or ``arange``, nothing is needed. No pattern for backw
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -103,7 +105,7 @@ def _reduce_after(node: fx.Node, access: Access, space: Space, plans: _Plans) ->
     extended = _extended(base, dim, space)
     with node.graph.inserting_before(node):
         ndim = len(_dims(base))
-        padding = [0, 0] * (ndim - dim - 1) + [0, size]
+        padding: list[Any] = [0, 0] * (ndim - dim - 1) + [0, size]
         padded = node.graph.call_function(aten.constant_pad_nd.default, (base, padding))
     padded.meta = {META: extended, "val": base.meta["val"]}
     node.update_arg(0, padded)

@@ -87,6 +87,11 @@ def arguments(node: fx.Node) -> Any:
     return node.args
 
 
+def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    """One argument of an operator, given by position or by name or not at all."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
 def rank(node: fx.Node) -> int:
     """Number of dimensions of a tensor node."""
     return len(node.meta["val"].shape)

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from ..ir import Dim, Placement
-from .base import Context, Refused, arguments, rank, rule
+from .base import Context, Refused, argument, rank, rule
 
 aten = torch.ops.aten
 
@@ -65,7 +65,7 @@ def _show(dim: Dim) -> str:
 @rule(aten.linalg_cross.default, aten.linalg_cross)
 def cross(ctx: Context, node: fx.Node) -> Placement:
     """A cross product is elementwise but along its dimension, which must be whole."""
-    dim = node.kwargs.get("dim", arguments(node)[2] if len(arguments(node)) > 2 else -1)
+    dim = argument(node, 2, "dim", -1)
     result = pointwise(ctx, node)
     if result.dims[dim % len(result.dims)]:
         raise Refused("a cross product along rows")

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from ..ir import Dim, Factor, Halo, Placement, Space
-from .base import Context, Refused, arguments, rank, rule, wrap
+from .base import Context, Refused, argument, arguments, rank, rule, wrap
 
 aten = torch.ops.aten
 
@@ -134,7 +134,7 @@ def slice_(ctx: Context, node: fx.Node) -> Placement:
 def split(ctx: Context, node: fx.Node) -> Any:
     source: Any = arguments(node)[0]
     dims = ctx.dims(source)
-    dim = wrap(arguments(node)[2] if len(arguments(node)) > 2 else node.kwargs.get("dim", 0), source)
+    dim = wrap(argument(node, 2, "dim", 0), source)
     if dims[dim] and len(node.meta["val"]) > 1:
         raise Refused("rows split by number")
     return _each(node, Placement(dims))
