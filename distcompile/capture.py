@@ -187,12 +187,42 @@ def _functionalize(trace: _Trace) -> fx.GraphModule:
     """Replace mutations by functional operators; views stay views."""
     traced = trace.graph_module
     traced.graph.eliminate_dead_code()
+    _fix_dtypes(traced)
     with trace.mode, fx.traceback.preserve_node_meta(), torch.no_grad():
         run = functionalize(lambda *xs: PropagateUnbackedSymInts(traced).run(*xs), remove="mutations")
         functional = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*trace.fakes)
     functional.graph.eliminate_dead_code()
     functional.recompile()
     return functional
+
+
+_CONDITIONS = {torch.ops.aten.where.self, torch.ops.aten.where.ScalarSelf, torch.ops.aten.where.ScalarOther}
+"""Their first operand must stay boolean."""
+
+
+def _fix_dtypes(module: fx.GraphModule) -> None:
+    """Write down every dtype that was taken from ``torch.get_default_dtype()``, which may be another one later."""
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        if node.op != "call_function" or not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        schema = getattr(node.target, "_schema", None)
+        operands = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
+        if not operands:
+            if schema is not None and any(a.name == "dtype" for a in schema.arguments):
+                node.update_kwarg("dtype", node.kwargs.get("dtype") or value.dtype)
+        elif node.target in _CONDITIONS:
+            continue
+        elif torch.Tag.pointwise in getattr(node.target, "tags", ()) and not any(
+            n.meta["val"].is_floating_point() or n.meta["val"].is_complex() for n in operands
+        ):
+            with module.graph.inserting_before(node):
+                cast = module.graph.call_function(
+                    torch.ops.aten._to_copy.default, (operands[0],), {"dtype": value.dtype}
+                )
+            cast.meta["stack_trace"] = node.meta.get("stack_trace")
+            node.replace_input_with(operands[0], cast)
+    module.recompile()
 
 
 def _fake(mode: FakeTensorMode, tensor: Tensor, index: int) -> Tensor:

@@ -4,10 +4,11 @@
     n = sym_size(index(x, p), 0)             n = sym_size(p, 0)
     a = select(e, 0, 0); b = select(e, 0, 0)  =>  b -> a
     b = cat([add(e, 0)])                     b -> e
-    v = view(x, [n, 3])                      v = reshape(x, [n, 3])
+    v = view(x, [n, -1])                     v = reshape(x, [n, 3])
 
 The graph is functional here, so copies and detachments say nothing. ``view`` asks for strides that a later pass
-may change (a halo exchange returns a contiguous table); ``reshape`` asks for nothing.
+may change (a halo exchange returns a contiguous table); ``reshape`` asks for nothing. A size of -1 cannot be worked
+out on a rank without rows.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ _PARTS = {aten.slice.Tensor: 0, aten.slice_scatter.default: 1, aten.slice_backwa
 def clean(program: Program) -> Program:
     """Return `program` without identities, with shared common subexpressions and without dead code."""
     module, _ = copy_graph(program.graph)
+    _explicit_shapes(program, module.graph)
     _sizes_from_inputs(program, module.graph)
     seen: dict[Any, fx.Node] = {}
     merged: dict[sympy.Symbol, sympy.Symbol] = {}
@@ -49,8 +51,6 @@ def clean(program: Program) -> Program:
             if same is not None:
                 _replace(node, same)
                 continue
-            if node.target in (aten.view.default, aten._unsafe_view.default):
-                node.target = aten.reshape.default
             if _is_random(node):
                 continue
         key = (node.op, node.target, _key(node.args), _key(node.kwargs))
@@ -70,6 +70,29 @@ def _same_sizes(program: Program, node: fx.Node, first: fx.Node) -> dict[sympy.S
         return {}
     pairs = [(program.capture.size(a), program.capture.size(b)) for a, b in zip(one.shape, two.shape, strict=True)]
     return {a: b for a, b in pairs if a != b and a.is_Symbol}
+
+
+def _explicit_shapes(program: Program, graph: fx.Graph) -> None:
+    """Make every view a reshape to sizes that are all written down (but for data-dependent ones)."""
+    symbols = {size for shape in program.capture.sizes for size in shape}
+    for node in list(graph.nodes):
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
+        if node.target is not aten.reshape.default or -1 not in node.args[1]:
+            continue
+        shape = list(node.args[1])
+        dim = shape.index(-1)
+        value = node.meta["val"].shape[dim]
+        if isinstance(value, torch.SymInt):
+            if not program.capture.raw_size(value).free_symbols <= symbols:
+                continue
+            with graph.inserting_before(node):
+                known = graph.call_function(aten.sym_size.int, (node.args[0], 0))
+            known.meta["val"] = value  # written as an expression of input sizes next
+            shape[dim] = known
+        else:
+            shape[dim] = int(value)
+        node.update_arg(1, shape)
 
 
 def _sizes_from_inputs(program: Program, graph: fx.Graph) -> None:
