@@ -107,6 +107,13 @@ class DistributedModel:
             return executor
         return self._capture(graph)
 
+    def on(self, world: World) -> DistributedModel:
+        """The same programs on another world; nothing is captured again."""
+        other = DistributedModel(self._call, self._module, world, self.memory)
+        other.captures = self.captures
+        other._executors = [Executor(e.program, world) for e in self._executors]
+        return other
+
     @property
     def program(self) -> Program:
         """The rewritten program of the example."""
@@ -154,7 +161,7 @@ class DistributedModel:
         return everyone
 
     def _flatten(self, graph: tuple[Any, ...]) -> tuple[list[Leaf], Tree]:
-        leaves, tree = flatten(graph)
+        leaves, tree = flatten(graph, counts=True)
         named = []
         for leaf in leaves:
             position, _, rest = leaf.path.removeprefix("[").partition("]")

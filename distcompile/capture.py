@@ -23,7 +23,7 @@ import torch
 import torch._functorch.config as functorch_config
 from torch import Tensor, fx, nn
 from torch._dynamo.source import ConstantSource
-from torch._subclasses import FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import (
@@ -33,7 +33,7 @@ from torch.fx.experimental.symbolic_shapes import (
     StatelessSymbolicContext,
 )
 
-from .cures import Bincounts, cured
+from .cures import Cures
 from .errors import CaptureError, DistcompileError
 from .tree import Leaf, Tree, flatten
 
@@ -92,11 +92,23 @@ class _Fakes(FakeTensorMode):
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = super().dispatch(func, types, args, kwargs or {})
-        for value in result if isinstance(result, list | tuple) else (result,):
-            real = getattr(value, "real_tensor", None)
-            if real is not None and real.numel() > self.widest and real.dtype.is_floating_point:
-                value.real_tensor = None
+        if self.propagate_real_tensors:
+            # What is computed from a dropped value has none either; torch would make one up from empty tensors.
+            lost = any(_is_lost(a) for arg in args for a in (arg if isinstance(arg, list | tuple) else [arg]))
+            for value in result if isinstance(result, list | tuple) else (result,):
+                real = getattr(value, "real_tensor", None)
+                if real is not None and (lost or (real.numel() > self.widest and real.dtype.is_floating_point)):
+                    value.real_tensor = None
         return result
+
+    def forget(self, graph: fx.Graph) -> None:
+        """Follow shapes only from now on, and free the example's values."""
+        self.propagate_real_tensors = False
+        for node in graph.nodes:
+            values = node.meta.get("val")
+            for value in values if isinstance(values, list | tuple) else [values]:
+                if isinstance(value, FakeTensor):
+                    value.real_tensor = None
 
     # The base class would also compare strides and offsets of fake and real tensors at each operator, and that
     # comparison writes the example's sizes into the symbols.
@@ -104,6 +116,10 @@ class _Fakes(FakeTensorMode):
         self, func: Any, fake_in: Any, real_in: Any, fake_out: Any, real_out: Any
     ) -> Any:
         return fake_out
+
+
+def _is_lost(value: Any) -> bool:
+    return isinstance(value, FakeTensor) and value.real_tensor is None
 
 
 def capture(
@@ -120,17 +136,18 @@ def capture(
     Raises:
         CaptureError: the call cannot be traced; names the user's line, the reason and what to change.
     """
-    leaves, tree = flatten(args)
+    leaves, tree = flatten(args, counts=True)
     leaves = [Leaf(path, leaf.tensor) for path, leaf in zip(paths, leaves, strict=True)] if paths else leaves
     if not leaves:
         raise CaptureError("The example holds no tensors: pass the graph object that the model's forward takes.")
     try:
         with functorch_config.patch(fake_tensor_propagate_real_tensors=True), _quiet():
-            bincounts = Bincounts()
-            trace = _trace(call, model, leaves, tree, bincounts)
-            if bincounts.learn(trace.shape_env, trace.sizes):
-                trace = _trace(call, model, leaves, tree, bincounts)
+            cures = Cures()
+            trace = _trace(call, model, leaves, tree, cures)
+            while cures.learn(trace.shape_env, trace.sizes):
+                trace = _trace(call, model, leaves, tree, cures)
             functional = _functionalize(trace)
+            trace.mode.forget(functional.graph)
     except DistcompileError:
         raise
     except Exception as error:
@@ -143,7 +160,7 @@ class _Trace:
     graph_module: fx.GraphModule
     fakes: list[Tensor]
     result: Tree
-    mode: FakeTensorMode
+    mode: _Fakes
 
     @property
     def shape_env(self) -> ShapeEnv:
@@ -165,11 +182,11 @@ def _trace(
     model: nn.Module | None,
     leaves: Sequence[Leaf],
     tree: Tree,
-    bincounts: Bincounts,
+    cures: Cures,
 ) -> _Trace:
     # Without duck shaping two dimensions are one index space only if the program says so.
     mode = _Fakes(shape_env=ShapeEnv(duck_shape=False), allow_non_fake_inputs=True)
-    mode.widest = max(leaf.tensor.numel() for leaf in leaves)
+    mode.widest = 9 * max((n for leaf in leaves for n in leaf.tensor.shape), default=1)  # a matrix for each row
     fakes = [_fake(mode, leaf.tensor, i) for i, leaf in enumerate(leaves)]
     result: list[Tree] = []
 
@@ -178,7 +195,7 @@ def _trace(
         result.append(out_tree)
         return [leaf.tensor for leaf in out_leaves]
 
-    with mode, cured(model, bincounts, fakes), torch.enable_grad():
+    with mode, cures.applied(model, fakes), torch.enable_grad():
         traced = make_fx(flat_call, tracing_mode="real", _allow_non_fake_inputs=True, record_stack_traces=True)(*fakes)
     return _Trace(traced, fakes, result[-1], mode)
 

@@ -3,6 +3,7 @@
 - TorchScript (modules and functions) is run as Python: `torchscript.py`.
 - ``len(tensor)`` must return a plain int; within the model's modules it is shadowed by one that returns the
   symbolic size.
+- ``int(x.shape[0])`` does the same; where a capture meets one, the next one shadows ``int`` as well.
 - ``torch.tensor([tensor, ...])`` reads values; it becomes a stack.
 - ``torch.bincount(pointer)`` has a data-dependent length. Where the model compares that length with the size of
   an index space, the length *is* that size: the counts of its last, unreferenced rows are zero.
@@ -21,20 +22,38 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
+from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from .torchscript import ScriptedModule, scripted_function
 
 
-@contextmanager
-def cured(model: nn.Module | None, bincounts: Bincounts, leaves: Sequence[Tensor]) -> Iterator[None]:
-    """Apply every cure to `model` and its packages for the time of one capture."""
-    with ExitStack() as stack:
-        if model is not None:
-            stack.enter_context(_scripted_modules_as_python(model))
-            for module in _modules_of(model):
-                stack.enter_context(_python_globals(module))
-        stack.enter_context(_Constructors(bincounts, leaves))
-        yield
+class Cures:
+    """What one capture learns about the model for the next: captures are repeated until nothing new is learnt."""
+
+    def __init__(self) -> None:
+        self.bincounts = Bincounts()
+        self.shadows: dict[str, Any] = {"len": _len}
+        self._ints: list[torch.SymInt] = []
+
+    @contextmanager
+    def applied(self, model: nn.Module | None, leaves: Sequence[Tensor]) -> Iterator[None]:
+        """Apply every cure to `model` and to all Python code that uses torch, for the time of one capture."""
+        with ExitStack() as stack:
+            if model is not None:
+                stack.enter_context(_scripted_modules_as_python(model))
+            for module in _modules_with_torch():
+                stack.enter_context(_python_globals(module, self.shadows))
+            stack.enter_context(_int_watched(self._ints))
+            stack.enter_context(_Constructors(self.bincounts, leaves))
+            yield
+
+    def learn(self, shape_env: ShapeEnv, sizes: Sequence[Sequence[sympy.Expr]]) -> bool:
+        """Look back on a capture; True if another one would profit."""
+        more = self.bincounts.learn(shape_env, sizes)
+        if self._ints and "int" not in self.shadows:
+            self.shadows["int"] = _Int
+            more = True
+        return more
 
 
 class Bincounts:
@@ -130,35 +149,74 @@ def _scripted_modules_as_python(model: nn.Module) -> Iterator[None]:
             parent._modules[name] = child
 
 
-def _modules_of(model: nn.Module) -> list[Any]:
-    """Python modules of every package that some part of the model comes from."""
-    packages = {type(m).__module__.partition(".")[0] for m in model.modules()} - {
-        "torch",
-        "builtins",
-        "distcompile",
-    }
+def _modules_with_torch() -> list[Any]:
+    """Python modules, other than torch's and ours, that compute with torch: the model's, its graph's, any helper's."""
     return [
         module
         for name, module in list(sys.modules.items())
-        if module is not None and name.partition(".")[0] in packages and hasattr(module, "__dict__")
+        if name.partition(".")[0] not in ("torch", "functorch", "distcompile")
+        and any(_is_torch(value) for value in list(getattr(module, "__dict__", {}).values()))
     ]
 
 
+def _is_torch(value: Any) -> bool:
+    return value is torch or value is Tensor or isinstance(value, torch.jit.ScriptFunction)
+
+
 @contextmanager
-def _python_globals(module: Any) -> Iterator[None]:
-    """Shadow ``len`` and swap TorchScript functions in one module's globals."""
+def _python_globals(module: Any, shadows: dict[str, Any]) -> Iterator[None]:
+    """Shadow builtins and swap TorchScript functions in one module's globals."""
     space = vars(module)
-    scripted = {k: v for k, v in list(space.items()) if isinstance(v, torch.jit.ScriptFunction)}
-    own_len = space.get("len")
-    space.update({name: scripted_function(function) for name, function in scripted.items()})
-    space["len"] = own_len or _len
+    before = {k: v for k, v in list(space.items()) if isinstance(v, torch.jit.ScriptFunction)}
+    swapped = {name: scripted_function(function) for name, function in before.items()}
+    added = {name: shadow for name, shadow in shadows.items() if name not in space}
+    space.update(swapped | added)
     try:
         yield
     finally:
-        space.update(scripted)
-        if own_len is None:
-            del space["len"]
+        space.update(before)
+        for name in added:
+            del space[name]
 
 
 def _len(value: Any) -> Any:
     return value.shape[0] if isinstance(value, Tensor) and value.dim() else builtins.len(value)
+
+
+class _IntType(type):
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, builtins.int)
+
+    def __subclasscheck__(cls, other: type) -> bool:
+        return issubclass(other, builtins.int)
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        is_size = len(args) == 1 and isinstance(args[0], torch.SymInt) and is_backed(args[0])
+        return args[0] if is_size else builtins.int(*args, **kwargs)
+
+
+class _Int(builtins.int, metaclass=_IntType):
+    """``int`` that leaves sizes symbolic: ``int(x.shape[0])`` would bake the example's size in."""
+
+
+def is_backed(value: torch.SymInt) -> bool:
+    """Whether a symbolic number is made of sizes of inputs, not of values in tensors."""
+    return all(symbol_is_type(s, SymT.SIZE) for s in value.node.expr.free_symbols)
+
+
+@contextmanager
+def _int_watched(seen: list[torch.SymInt]) -> Iterator[None]:
+    """Note every size that Python code outside torch turns into a plain int."""
+    original = torch.SymInt.__int__
+
+    def watched(self: torch.SymInt) -> int:
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if not caller.startswith(("torch.", "sympy.")) and is_backed(self):
+            seen.append(self)
+        return original(self)
+
+    torch.SymInt.__int__ = watched  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.SymInt.__int__ = original  # type: ignore[method-assign]

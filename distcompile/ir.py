@@ -69,15 +69,20 @@ Dim = tuple[Factor, ...]
 """A dimension as a product, outermost factor first; () for a dimension that is whole on every rank."""
 
 
+Reduction = Literal["sum", "amax", "amin"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Placement:
     """How a value is divided among ranks."""
 
     dims: tuple[Dim, ...] = ()
     partial: bool = False
-    """Each rank holds a summand; all_reduce makes it whole."""
+    """Each rank holds a part (a summand, unless `reduction` says otherwise); all_reduce makes it whole."""
     rule: str = ""
     """Which rule decided so."""
+    reduction: Reduction = "sum"
+    """How the parts of a partial value make the whole."""
 
     @property
     def sharded(self) -> bool:

@@ -1,13 +1,16 @@
 """Flatten any graph object to tensors and rebuild it around others.
 
 A graph may be any nesting of dicts, lists, tuples, named tuples, dataclasses, mapping-like objects
-(PyG ``Data``) and plain attribute objects. Tensors are leaves; everything else is kept as it is.
+(PyG ``Data``) and plain attribute objects. Tensors are leaves; so are Python integers that may count rows
+(``num_nodes=95``), as tensors of that length: a captured program must not hold for one number of atoms only.
+Everything else is kept as it is.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,7 +18,10 @@ import torch
 from torch import Tensor, nn
 
 # Objects of these types never hold the tensors of a graph, so they are not searched.
-_OPAQUE = (str, bytes, int, float, complex, type, nn.Module, torch.dtype, torch.device, torch.Generator)
+_OPAQUE = (
+    *(str, bytes, int, float, complex, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType),
+    *(types.ModuleType, nn.Module, torch.dtype, torch.device, torch.Generator),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +46,19 @@ class Tree:
         return self.rebuild(iter(leaves))
 
 
-def flatten(obj: Any, root: str = "") -> tuple[list[Leaf], Tree]:
+COUNTS = range(4, 10**8)
+"""Python integers that may be the number of rows of an index space."""
+
+
+def flatten(obj: Any, root: str = "", counts: bool = False) -> tuple[list[Leaf], Tree]:
     """Return the tensors of `obj`, in a stable order, and the tree that puts others in their place.
 
-    The object itself is never changed: containers are copied on rebuilding.
+    The object itself is never changed: containers are copied on rebuilding. With `counts`, integers that may count
+    rows are leaves too, and are rebuilt from the size of what stands in for them.
     """
     leaves: list[Leaf] = []
     numbers: list[tuple[str, int | float | bool]] = []
-    rebuild = _flatten(obj, root, leaves, numbers, ())
+    rebuild = _flatten(obj, root, leaves, numbers, counts, ())
     return leaves, Tree(rebuild, tuple(numbers))
 
 
@@ -56,15 +67,19 @@ def _flatten(
     path: str,
     leaves: list[Leaf],
     numbers: list[tuple[str, int | float | bool]],
+    counts: bool,
     above: tuple[int, ...],
 ) -> Callable[[Iterator[Any]], Any]:
     if isinstance(obj, Tensor | torch.SymInt | torch.SymFloat):
         leaves.append(Leaf(path or "input", obj))
         return lambda it: next(it)
+    if counts and type(obj) is int and obj in COUNTS:
+        leaves.append(Leaf(path, torch.zeros((), dtype=torch.bool).expand(obj)))
+        return lambda it: next(it).shape[0]
     if isinstance(obj, int | float):
         numbers.append((path, obj))
         return lambda it: obj
-    if obj is None or isinstance(obj, _OPAQUE) or callable(obj) or id(obj) in above:
+    if obj is None or isinstance(obj, _OPAQUE) or id(obj) in above:
         return lambda it: obj
 
     above = (*above, id(obj))
@@ -72,7 +87,7 @@ def _flatten(
     if not children:
         return lambda it: obj
     before = len(leaves)
-    parts = [(key, _flatten(child, path + label, leaves, numbers, above)) for key, label, child in children]
+    parts = [(key, _flatten(child, path + label, leaves, numbers, counts, above)) for key, label, child in children]
     if len(leaves) == before:
         return lambda it: obj
     return lambda it: _with_children(obj, [(key, part(it)) for key, part in parts])
@@ -97,6 +112,9 @@ def _with_children(obj: Any, items: list[tuple[Any, Any]]) -> Any:
     if isinstance(obj, list):
         return type(obj)(values)
     new = copy.copy(obj)
+    for name, value in list(getattr(new, "__dict__", {}).items()):
+        if type(value) in (dict, list, set):  # a model that writes to its graph must not write to the user's
+            new.__dict__[name] = copy.copy(value)
     if _is_mapping(obj):
         for key, value in items:
             new[key] = value

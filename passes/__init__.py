@@ -11,10 +11,12 @@ from .hoist import hoist
 from .infer_spaces import infer_spaces
 from .insert_all_reduces import insert_all_reduces
 from .insert_halos import insert_halos
+from .normalize import normalize
 from .place import place
 from .share_exchanges import share_exchanges
 
 PIPELINE: tuple[Callable[[Program], Program], ...] = (
+    normalize,
     clean,
     hoist,
     infer_spaces,

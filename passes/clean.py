@@ -1,4 +1,4 @@
-"""Pass 1: drop noise and share common subexpressions.
+"""Pass 2: drop noise and share common subexpressions.
 
     y = detach(x); z = clone(y)             z -> x
     n = sym_size(index(x, p), 0)             n = sym_size(p, 0)

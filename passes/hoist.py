@@ -1,4 +1,4 @@
-"""Pass 2: split the graph into the index program and the tensor program.
+"""Pass 3: split the graph into the index program and the tensor program.
 
     edge_index ── select ── [sender]  ┐ index program: runs once on the whole graph object,
     batch ─────── index ─── [heads]   ┘ its results are cut into rows and renumbered for each rank
@@ -48,25 +48,30 @@ def hoist(program: Program) -> Program:
 
 def _hoisted(graph: fx.Graph) -> set[fx.Node]:
     """The nodes that belong to the index program."""
-    hoisted: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op == "placeholder" or (
-            node.op == "call_function"
-            and (node.target in _ROW_NUMBERS or _is_integral(node))
-            and all(
-                (n in hoisted and (_is_integral(n) or _is_symbolic(node))) or (n.op == "get_attr" and _is_integral(n))
-                for n in node.all_input_nodes
-            )
-        ):
-            hoisted.add(node)
-    # What an index needs is needed before the ranks part, be it computed from positions.
-    wanted = [i for n in graph.nodes if n not in hoisted for i in (*index_operands(n), *_data_dependent(n))]
-    while wanted:
-        node = wanted.pop()
-        if node not in hoisted and node.op == "call_function":
-            hoisted.add(node)
-            wanted.extend(node.all_input_nodes)
+    hoisted: set[fx.Node] = {n for n in graph.nodes if n.op == "placeholder"}
+    before = -1
+    while len(hoisted) > before:
+        before = len(hoisted)
+        for node in graph.nodes:
+            if node.op == "call_function" and (node.target in _ROW_NUMBERS or _is_integral(node)):
+                symbolic = _is_symbolic(node)
+                if all(_is_known(n, hoisted, symbolic) for n in node.all_input_nodes):
+                    hoisted.add(node)
+        # What an index needs is needed before the ranks part, be it computed from positions.
+        wanted = [i for n in graph.nodes if n not in hoisted for i in (*index_operands(n), *_data_dependent(n))]
+        while wanted:
+            node = wanted.pop()
+            if node not in hoisted and node.op == "call_function":
+                hoisted.add(node)
+                wanted.extend(node.all_input_nodes)
     return hoisted
+
+
+def _is_known(node: fx.Node, hoisted: set[fx.Node], for_size: bool) -> bool:
+    """Whether the index program holds an operand: integers, or anything whose size alone is asked."""
+    if node.op == "get_attr":
+        return _is_integral(node)
+    return node in hoisted and (for_size or _is_integral(node))
 
 
 def _data_dependent(node: fx.Node) -> list[fx.Node]:

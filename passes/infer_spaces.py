@@ -1,4 +1,4 @@
-"""Pass 3: find the index spaces and the pointers between them.
+"""Pass 4: find the index spaces and the pointers between them.
 
     x[sender]: x is [s4, 3], y[sender]: y is [s9, 64]   =>  s4 and s9 are one space
     sender: [s7], x[sender]: [s7, 3]                    =>  sender points from space s7 to space s4
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
+from typing import NoReturn
 
 import sympy
 import torch
@@ -20,6 +21,7 @@ from ..errors import CaptureError
 from ..ir import Access, Input, Pointer, Program, Space, copy_graph, replace_graph
 from ..rules.base import user_line
 from ..rules.indexing import accesses
+from ..runtime.checks import distinct_rows
 
 aten = torch.ops.aten
 
@@ -30,7 +32,7 @@ _VIEWS = {
     aten.permute.default,
     aten.t.default,
 }
-_CASTS = {aten._to_copy.default}
+_CASTS = {aten._to_copy.default, distinct_rows}
 
 
 def infer_spaces(program: Program) -> Program:
@@ -53,13 +55,17 @@ def infer_spaces(program: Program) -> Program:
     program = dataclasses.replace(program, merged=(*program.merged, *merged.items()))
 
     targets: dict[fx.Node, sympy.Symbol] = {}
+    fixed: dict[fx.Node, Access] = {}
     ranges: set[tuple[int, int, str, bool]] = set()
     for access, root in found:
         size = program.shape(access.table)[access.dim]
         if size.is_Symbol:
             targets[root] = size
         elif inputs[root.name].kind == "rows":
+            fixed[root] = access
             ranges.add(_range(program, access, root, inputs[root.name], int(size)))
+    for root in fixed.keys() & targets.keys():
+        _baked(program, fixed[root], inputs[root.name])
     spaces = _spaces(program, module, targets, inputs)
     program = dataclasses.replace(program, spaces=spaces, ranges=tuple(sorted(ranges)))
     return _with_pointers(program, module, targets, inputs, origins)
@@ -127,14 +133,20 @@ def _merge(
 
 def _range(program: Program, access: Access, root: fx.Node, given: Input, rows: int) -> tuple[int, int, str, bool]:
     """Note that an input looks up rows of a table of fixed length."""
-    table = access.table
-    if rows > 1 and table.op == "placeholder":
-        raise CaptureError(
-            f"The number of rows of {table.name} ({rows}) was baked into the captured graph, although "
-            f"{given.label} points at them.\n  {user_line(access.node)}\n"
-            f"Use an example with at least 4 rows in every index space; sizes must come from tensor.shape."
-        )
+    if rows > 1 and access.table.op == "placeholder":
+        _baked(program, access, given)
     return (given.source, rows, given.label, access.node.target is aten.index.Tensor)
+
+
+def _baked(program: Program, access: Access, given: Input) -> NoReturn:
+    """Refuse a table whose number of rows is the example's, not the graph's."""
+    rows = program.shape(access.table)[access.dim]
+    raise CaptureError(
+        f"A number of rows ({rows}) was baked into the captured graph, although {given.label} points at rows whose "
+        f"number varies.\n  {user_line(access.node)}\n"
+        "Use an example with at least 4 rows in every index space, and take sizes from tensor.shape: numbers that "
+        "went through Python (int(), .item(), len() of a list) are the example's."
+    )
 
 
 def _spaces(

@@ -1,4 +1,4 @@
-"""Pass 7: make partial values whole, as late as possible.
+"""Pass 8: make partial values whole, as late as possible.
 
     e = sum(energies)      partial            e = sum(energies)
     y = mul(e, e)                       =>    w = all_reduce(e);  y = mul(w, w)
@@ -24,7 +24,8 @@ def insert_all_reduces(program: Program) -> Program:
         if not (isinstance(found, Placement) and found.partial and needy):
             continue
         with module.graph.inserting_after(node):
-            whole = module.graph.call_function(all_reduce, (node,))
+            how = () if found.reduction == "sum" else (found.reduction,)
+            whole = module.graph.call_function(all_reduce, (node, *how))
         whole.meta = {META: Placement(found.dims, rule="all_reduce"), "val": node.meta["val"]}
         for user in needy:
             user.replace_input_with(node, whole)

@@ -1,4 +1,4 @@
-"""Pass 6: put communication where a pointer may leave the rank.
+"""Pass 7: put communication where a pointer may leave the rank.
 
     gather through a pointer that leaves the rank:
         y = index_select(x, 0, p)        =>   h = halo_exchange(x);  y = index_select(h, 0, p)
@@ -10,6 +10,7 @@ Through an owner pointer, or ``arange``, nothing is needed. No pattern for backw
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from ..ir import (
     placement,
     replace_graph,
 )
-from ..rules.indexing import accesses
+from ..rules.indexing import accesses, reduction
 from ..runtime.halo import halo_exchange, halo_reduce
 from .infer_spaces import pointer_root
 
@@ -106,11 +107,13 @@ def _reduce_after(node: fx.Node, access: Access, space: Space, plans: _Plans) ->
     with node.graph.inserting_before(node):
         ndim = len(_dims(base))
         padding: list[Any] = [0, 0] * (ndim - dim - 1) + [0, size]
-        padded = node.graph.call_function(aten.constant_pad_nd.default, (base, padding))
+        neutral = {"sum": (), "amax": (-math.inf,), "amin": (math.inf,)}[reduction(node)]
+        padded = node.graph.call_function(aten.constant_pad_nd.default, (base, padding, *neutral))
     padded.meta = {META: extended, "val": base.meta["val"]}
     node.update_arg(0, padded)
     with node.graph.inserting_after(node):
-        reduced = node.graph.call_function(halo_reduce, (node, send_rows, splits, size, dim))
+        how = () if reduction(node) == "sum" else (reduction(node),)
+        reduced = node.graph.call_function(halo_reduce, (node, send_rows, splits, size, dim, *how))
     node.replace_all_uses_with(reduced, delete_user_cb=lambda user: user is not reduced)
     reduced.meta = {META: placement(node), "val": node.meta["val"]}
     node.meta = {**node.meta, META: extended}

@@ -1,4 +1,4 @@
-"""Pass 5: give every value its placement.
+"""Pass 6: give every value its placement.
 
     positions          [atoms, 3]
     index(positions, sender)   [edges, 3]
@@ -11,6 +11,7 @@ This pass only annotates. An operator without a rule that touches a distributed 
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from typing import Any
 
@@ -43,7 +44,7 @@ def place(program: Program) -> Program:
             continue
         found = _place(context, node, partial, sharded)
         node.meta[META] = found
-        several = found if isinstance(found, tuple) else (found,)
+        several = _several(found)
         if any(p.partial for p in several):
             partial.add(node)
         if any(p.sharded for p in several):
@@ -68,12 +69,17 @@ def _place(ctx: Context, node: fx.Node, partial: set[fx.Node], sharded: set[fx.N
     mine = [n for n in node.all_input_nodes if n in partial]
     if not mine:
         return found
-    several = found if isinstance(found, tuple) else (found,)
-    if any(p.sharded for p in several) or not passes_partial(node, partial, sharded):
+    several = _several(found)
+    summed = all(p.reduction == "sum" for n in mine for p in _several(n.meta[META]))
+    if not summed or any(p.sharded for p in several) or not passes_partial(node, partial, sharded):
         node.meta[WHOLE] = tuple(n.name for n in mine)
         return found
-    several = tuple(Placement(p.dims, True, p.rule) for p in several)
+    several = tuple(dataclasses.replace(p, partial=True) for p in several)
     return several if isinstance(found, tuple) else several[0]
+
+
+def _several(found: Any) -> tuple[Placement, ...]:
+    return found if isinstance(found, tuple) else (found,)
 
 
 def _input_dim(ctx: Context, size: Any) -> Dim:

@@ -256,8 +256,10 @@ def fingerprint(leaves: Sequence[Leaf]) -> str:
     """A short digest of a graph object: different for ranks that have drifted apart."""
     digest = hashlib.blake2b(digest_size=8)
     for leaf in leaves:
+        digest.update(f"{leaf.path}{tuple(leaf.tensor.shape)}{leaf.tensor.dtype}".encode())
+        if leaf.tensor.dtype == torch.bool and leaf.tensor.stride() == (0,):
+            continue  # a Python integer, given as a size
         tensor = leaf.tensor.detach().cpu().contiguous()
-        digest.update(f"{leaf.path}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

@@ -36,22 +36,28 @@ def _halo_exchange(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: i
 
 
 @torch.library.custom_op("distcompile::halo_reduce", mutates_args=())
-def _halo_reduce(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int) -> Tensor:
+def _halo_reduce(
+    rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int, reduction: str = "sum"
+) -> Tensor:
     """Owned rows followed by halo rows -> owned rows, with every rank's halo rows added at their owner.
 
-    Arguments as of `halo_exchange`, of which this is the adjoint.
+    Arguments as of `halo_exchange`, of which this is the adjoint; `reduction` may also be ``amax`` or ``amin``.
     """
     both = rows.movedim(dim, 0)
     owned = both.shape[0] - halo_rows
     send, receive = splits.tolist()
     returned = communicator().all_to_all(both[owned:], receive, send)
-    return both[:owned].index_add(0, send_rows, returned).movedim(0, dim).contiguous()
+    if reduction == "sum":
+        reduced = both[:owned].index_add(0, send_rows, returned)
+    else:
+        reduced = both[:owned].index_reduce(0, send_rows, returned, reduction)
+    return reduced.movedim(0, dim).contiguous()
 
 
 @torch.library.custom_op("distcompile::all_reduce", mutates_args=())
-def _all_reduce(value: Tensor) -> Tensor:
-    """The sum of every rank's summand."""
-    return communicator().all_reduce(value)
+def _all_reduce(value: Tensor, reduction: str = "sum") -> Tensor:
+    """The sum of every rank's summand, or the largest (``amax``) or smallest (``amin``) of every rank's value."""
+    return communicator().all_reduce(value, reduction)
 
 
 def _resized(rows: Tensor, dim: int, more: Any) -> Tensor:
@@ -66,12 +72,14 @@ def _(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int)
 
 
 @_halo_reduce.register_fake
-def _(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int) -> Tensor:
+def _(
+    rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int, reduction: str = "sum"
+) -> Tensor:
     return _resized(rows, dim, -halo_rows)
 
 
 @_all_reduce.register_fake
-def _(value: Tensor) -> Tensor:
+def _(value: Tensor, reduction: str = "sum") -> Tensor:
     return torch.empty_like(value)
 
 
@@ -84,14 +92,18 @@ COLLECTIVES = (halo_exchange, halo_reduce, all_reduce)
 
 def _remember(ctx: Any, inputs: Any, output: Any) -> None:
     """Keep what the adjoint needs, the communicator too: a backward pass may run in another thread."""
-    ctx.plan = inputs[1:]
+    ctx.given = inputs[1:]
     ctx.communicator = communicator()
 
 
 def _adjoint(operator: Any) -> Any:
     def backward(ctx: Any, gradient: Tensor) -> Any:
+        plan = [x for x in ctx.given if not isinstance(x, str)]
+        how = {x for x in ctx.given if isinstance(x, str)} - {"sum"}
+        if how:
+            raise NotImplementedError(f"{how.pop()} over ranks has no gradient: detach it, as a segment softmax may")
         with active(ctx.communicator):
-            return operator(gradient.contiguous(), *ctx.plan), *[None] * len(ctx.plan)
+            return operator(gradient.contiguous(), *plan), *[None] * len(ctx.given)
 
     return backward
 

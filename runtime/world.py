@@ -33,8 +33,8 @@ class Communicator(ABC):
         """Send ``send[q]`` consecutive rows to rank q; return ``receive[q]`` rows from each rank q, in order."""
 
     @abstractmethod
-    def all_reduce(self, value: Tensor) -> Tensor:
-        """The sum of every rank's `value`."""
+    def all_reduce(self, value: Tensor, reduction: str = "sum") -> Tensor:
+        """The ``sum``, ``amax`` or ``amin`` of every rank's `value`."""
 
     @abstractmethod
     def all_gather_objects(self, value: Any) -> list[Any]:
@@ -185,9 +185,9 @@ class _LocalCommunicator(Communicator):
 
         return self._lockstep.meet(self.rank, "all_to_all", rows.split(list(send)), combine)  # type: ignore[no-any-return]
 
-    def all_reduce(self, value: Tensor) -> Tensor:
+    def all_reduce(self, value: Tensor, reduction: str = "sum") -> Tensor:
         def combine(slots: list[Tensor]) -> list[Tensor]:
-            total = torch.stack(slots).sum(0)
+            total = getattr(torch.stack(slots), reduction)(0)
             return [total.clone() for _ in slots]
 
         return self._lockstep.meet(self.rank, "all_reduce", value, combine)  # type: ignore[no-any-return]
@@ -232,9 +232,10 @@ class _ProcessGroupCommunicator(Communicator):
         dist.all_to_all_single(received, rows.contiguous(), list(receive), list(send), group=self._group)
         return received
 
-    def all_reduce(self, value: Tensor) -> Tensor:
+    def all_reduce(self, value: Tensor, reduction: str = "sum") -> Tensor:
         total = value.clone()
-        dist.all_reduce(total, group=self._group)
+        how = {"sum": dist.ReduceOp.SUM, "amax": dist.ReduceOp.MAX, "amin": dist.ReduceOp.MIN}[reduction]
+        dist.all_reduce(total, how, group=self._group)
         return total
 
     def all_gather_objects(self, value: Any) -> list[Any]:

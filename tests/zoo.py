@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
+from ase.neighborlist import neighbor_list
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +64,9 @@ def chgnet(double: bool = True) -> Case:
     stock = CHGNet.load(use_device="cpu", verbose=False)
 
     def graph(atoms: Atoms) -> Any:
-        boxed = atoms.copy()
-        if boxed.cell.rank < 3:
-            boxed.set_cell(np.diag(np.ptp(boxed.positions, axis=0) + 15.0))
-        boxed.pbc = True
         with warnings.catch_warnings(), in_double(converter) if double else nullcontext():
             warnings.simplefilter("ignore")
-            return [stock.graph_converter(AseAtomsAdaptor.get_structure(boxed))]
+            return [stock.graph_converter(AseAtomsAdaptor.get_structure(periodic(atoms)))]
 
     if not double:
         return Case(stock, graph, {"task": "efsm"}, double=False)
@@ -127,3 +124,154 @@ def mace(size: str = "small") -> Case:
             torch.set_default_dtype(before)
 
     return Case(model, graph, {"compute_stress": True})
+
+
+MATGL_ELEMENTS = ("H", "Li", "C", "O", "Mg", "Ti", "Co", "Cu", "Sr")
+
+
+@cache
+def matgl(name: str) -> Case:
+    """A matgl architecture in float32 with random weights inside a Potential: TensorNet as in MatPES, or another."""
+    import matgl.models
+    from matgl.apps.pes import Potential
+    from matgl.ext.ase import Atoms2Graph
+
+    torch.manual_seed(0)
+    options: dict[str, Any] = {
+        "TensorNet": {"units": 128, "nblocks": 2, "max_n": 3, "max_l": 3, "cutoff": 5.0, "rbf_type": "SphericalBessel"},
+        "M3GNet": {"is_intensive": False, "cutoff": 5.0, "threebody_cutoff": 3.2},
+        "SO3Net": {"is_intensive": False, "cutoff": 4.0, "lmax": 2, "nmax": 3, "dim_embedding": 32, "units": 32},
+        "CHGNet": {"cutoff": 5.0, "threebody_cutoff": 3.0},
+    }[name]
+    net = getattr(matgl.models, name)(element_types=MATGL_ELEMENTS, **options)
+    potential = Potential(net, calc_stresses=True, calc_magmom=name == "CHGNet").eval()
+    converter = Atoms2Graph(MATGL_ELEMENTS, net.cutoff)
+
+    def graph(atoms: Atoms) -> Any:
+        found, lattice, _ = converter.get_graph(periodic(atoms))
+        return found, lattice
+
+    return Case(potential, graph, {}, double=False)
+
+
+@cache
+def esen(layers: int = 2, channels: int = 32) -> Case:
+    """fairchem's eSEN with random weights in float64: forces and stress are gradients, edges come with the graph."""
+    from fairchem.core.datasets.atomic_data import AtomicData
+    from fairchem.core.models.uma.escn_md import MLP_EFS_Head, eSCNMDBackbone
+
+    torch.manual_seed(0)
+    backbone = eSCNMDBackbone(
+        max_num_elements=100,
+        sphere_channels=channels,
+        hidden_channels=channels,
+        edge_channels=channels,
+        num_layers=layers,
+        lmax=2,
+        mmax=2,
+        cutoff=5.0,
+        num_distance_basis=64,
+        otf_graph=False,
+        direct_forces=False,
+        regress_forces=True,
+        regress_stress=True,
+        use_dataset_embedding=False,
+        chg_spin_emb_type="rand_emb",
+        always_use_pbc=False,
+    )
+    model = BackboneAndHead(backbone, MLP_EFS_Head(backbone, wrap_property=False)).double().eval()
+
+    def graph(atoms: Atoms) -> Any:
+        boxed = atoms.copy()
+        boxed.calc = None
+        if boxed.cell.rank < 3:
+            boxed.set_cell(np.diag(np.ptp(boxed.positions, axis=0) + 15.0))
+        data = AtomicData.from_ase(boxed, r_edges=False, target_dtype=torch.float64)
+        boxed.positions = data.pos.numpy()  # wrapped
+        receiver, sender, image = neighbor_list("ijS", boxed, 5.0)
+        data.edge_index = torch.tensor(np.stack([sender, receiver]))
+        data.cell_offsets = torch.tensor(image, dtype=torch.float64)
+        data.nedges = torch.tensor([len(sender)])
+        return data
+
+    return Case(model, graph)
+
+
+class BackboneAndHead(torch.nn.Module):
+    """fairchem's models are a backbone and a head that is given the graph and the backbone's result."""
+
+    def __init__(self, backbone: torch.nn.Module, head: torch.nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, data: Any) -> Any:
+        return self.head(data, self.backbone(data))
+
+
+@cache
+def sevennet() -> Case:
+    """The pretrained SevenNet-0, as its own calculator calls it: differentiated by edge vectors, in float32."""
+    import sevenn._keys as keys
+    from sevenn.atom_graph_data import AtomGraphData
+    from sevenn.train.dataload import unlabeled_atoms_to_graph
+    from sevenn.util import load_checkpoint
+
+    model = load_checkpoint("7net-0").build_model()
+    model.set_is_batch_data(False)
+    model.eval_type_map = torch.tensor(True)
+    model.eval()
+    assert keys.EDGE_VEC
+
+    def graph(atoms: Atoms) -> Any:
+        return AtomGraphData.from_numpy_dict(unlabeled_atoms_to_graph(periodic(atoms), 5.0, with_shift=False))
+
+    return Case(model, graph, {}, double=False)
+
+
+@cache
+def nequip(name: str = "NequIP") -> Case:
+    """NequIP or Allegro with random weights in float64."""
+    from nequip.data import AtomicDataDict, from_ase
+    from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
+    from nequip.utils.global_state import set_global_state
+
+    set_global_state()
+    species = list(MATGL_ELEMENTS)
+    options: dict[str, Any] = {
+        "seed": 0, "model_dtype": "float64", "r_max": 4.5, "type_names": species, "avg_num_neighbors": 20.0,
+        "per_type_energy_shifts": {name: 0.1 * i for i, name in enumerate(species)},
+    }  # fmt: skip
+    if name == "NequIP":
+        from nequip.model import NequIPGNNModel
+
+        model = NequIPGNNModel(num_layers=2, l_max=2, num_features=8, **options)
+    else:
+        from allegro.model import AllegroModel
+
+        model = AllegroModel(
+            num_layers=2, l_max=2, num_scalar_features=16, num_tensor_features=4,
+            radial_chemical_embed={
+                "_target_": "allegro.nn.TwoBodyBesselScalarEmbed", "num_bessels": 8, "bessel_trainable": False,
+                "polynomial_cutoff_p": 6,
+            }, **options,
+        )  # fmt: skip
+    transforms = [ChemicalSpeciesToAtomTypeMapper(species), NeighborListTransform(r_max=4.5)]
+
+    def graph(atoms: Atoms) -> Any:
+        with in_double():
+            data = from_ase(atoms.copy())
+            for transform in transforms:
+                data = transform(data)
+        return AtomicDataDict.to_(data, "cpu")
+
+    return Case(model.eval(), graph)
+
+
+def periodic(atoms: Atoms) -> Atoms:
+    """In a box that is periodic along all axes, with vacuum where there was none, for packages that want it so."""
+    boxed = atoms.copy()
+    boxed.calc = None
+    if boxed.cell.rank < 3:
+        boxed.set_cell(np.diag(np.ptp(boxed.positions, axis=0) + 15.0))
+    boxed.pbc = True
+    return boxed

@@ -82,8 +82,6 @@ def sum_(ctx: Context, node: fx.Node) -> Placement:
 
 @rule(
     aten.mean.dim,
-    aten.amax.default,
-    aten.amin.default,
     aten.prod.dim_int,
     aten.any.dim,
     aten.all.dim,
@@ -100,6 +98,16 @@ def reduce_whole(ctx: Context, node: fx.Node) -> Placement:
     if any(dims[i] for i in chosen):
         raise Refused("a reduction over rows that is not a sum")
     return Placement(_after(dims, chosen, keep))
+
+
+@rule(aten.amax.default, aten.amin.default, aten.max.default, aten.min.default)
+def extreme(ctx: Context, node: fx.Node) -> Placement:
+    """The largest or smallest value; over rows, every rank has the one of its own rows."""
+    dims = ctx.dims(arguments(node)[0])
+    chosen, keep = _reduced(node)
+    largest = node.target in (aten.amax.default, aten.max.default)
+    over_rows = any(dims[i] for i in chosen)
+    return Placement(_after(dims, chosen, keep), over_rows, reduction="amax" if largest else "amin")
 
 
 @rule(aten.linalg_vector_norm.default)

@@ -7,6 +7,7 @@ raises `Refused` where an answer would be a guess.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -79,7 +80,7 @@ def named(placement: Placement | tuple[Placement, ...], name: str) -> Any:
     """Note which rule set a placement."""
     if isinstance(placement, tuple):
         return tuple(named(p, name) for p in placement)
-    return Placement(placement.dims, placement.partial, name)
+    return dataclasses.replace(placement, rule=name)
 
 
 def arguments(node: fx.Node) -> Any:

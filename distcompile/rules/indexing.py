@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..ir import Access, Dim, Placement, Space
+from ..ir import Access, Dim, Placement, Reduction, Space
 from .base import Context, Refused, rank, rule, wrap
 from .pointwise import broadcast
 
@@ -29,8 +29,9 @@ _GATHERS = {
 _SCATTERS = {
     aten.index_add.default: (0, 1, 2, 3),
     aten.scatter_add.default: (0, 1, 2, 3),
+    aten.scatter_reduce.two: (0, 1, 2, 3),
 }
-_ELEMENTWISE = {aten.gather.default, aten.scatter_add.default}
+_ELEMENTWISE = {aten.gather.default, aten.scatter_add.default, aten.scatter_reduce.two}
 """Their index has one entry per element; the other dimensions of index and table run in step."""
 
 
@@ -124,9 +125,22 @@ def index_put(ctx: Context, node: fx.Node) -> Placement:
     return _scattered(ctx, node, found, any(rows))
 
 
-@rule(aten.index_add.default, aten.scatter_add.default)
+def reduction(node: fx.Node) -> Reduction:
+    """How a scatter combines what meets in one row."""
+    if node.target is not aten.scatter_reduce.two:
+        return "sum"
+    how: Any = node.args[4]
+    return how
+
+
+@rule(aten.index_add.default, aten.scatter_add.default, aten.scatter_reduce.two)
 def scatter(ctx: Context, node: fx.Node) -> Placement:
+    """Rows added (or compared) where a pointer says; sums and means by scatter_reduce were rewritten before."""
     found = accesses(node)
+    if reduction(node) not in ("sum", "amax", "amin"):
+        raise Refused(f"a scatter that combines rows by {reduction(node)!r}")
+    if node.target is aten.scatter_reduce.two and not node.kwargs.get("include_self", True):
+        raise Refused("a scatter_reduce with include_self=False")
     _local_dim(ctx, found[0])
     source: Any = node.args[3]
     return _scattered(ctx, node, found, bool(ctx.dims(source)[found[0].dim]))
@@ -140,9 +154,9 @@ def _scattered(ctx: Context, node: fx.Node, found: list[Access], over_rows: bool
         return Placement(dims)
     if any(dims):
         return Placement(dims)  # rows that write to feature columns of themselves
-    if over_rows and not is_zero(base):
+    if over_rows and reduction(node) == "sum" and not is_zero(base):
         raise Refused("a sum over rows added to a value that every rank holds")
-    return Placement(dims, partial=over_rows)
+    return Placement(dims, partial=over_rows, reduction=reduction(node))
 
 
 def is_zero(node: fx.Node) -> bool:

@@ -208,6 +208,16 @@ def along_whole(ctx: Context, node: fx.Node) -> Placement:
     return Placement(tuple(dims))
 
 
+@rule(aten.diagonal_backward.default)
+def diagonal_backward(ctx: Context, node: fx.Node) -> Placement:
+    """Put a diagonal back into zeros of the original sizes."""
+    dims = tuple(ctx.dim_of(n) for n in node.meta["val"].shape)
+    one, two = (d % len(dims) for d in arguments(node)[3:5])
+    if dims[one] or dims[two]:
+        raise Refused("a diagonal over rows")
+    return Placement(dims)
+
+
 @rule(aten.diagonal.default)
 def diagonal(ctx: Context, node: fx.Node) -> Placement:
     source: Any = arguments(node)[0]

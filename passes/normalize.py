@@ -1,0 +1,222 @@
+"""Pass 1: say the same thing in one way.
+
+    x[mask]                              =>  x[nonzero(mask)]                    a mask is a pointer like any other
+    x[mask] = 0                          =>  where(mask, 0, x)
+    x[p] = v                             =>  where(written, 0, x)[p] += v        written = rows that p points at
+    scatter_reduce(x, 0, p, v, "sum")    =>  scatter_add(x, 0, p, v)
+    scatter_reduce(x, 0, p, v, "mean")   =>  scatter_add(x, 0, p, v) / how many went into each row
+    mean(x, rows)                        =>  sum(x, rows) / number of rows, of all ranks
+
+Later passes then know only gathers, scatters that add or compare, and sums.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..ir import Program, copy_graph, replace_graph
+from ..runtime.checks import distinct_rows
+
+aten = torch.ops.aten
+
+
+def normalize(program: Program) -> Program:
+    """Return `program` in the smaller vocabulary."""
+    module, _ = copy_graph(program.graph)
+    for node in list(module.graph.nodes):
+        rewrite = _REWRITES.get(node.target)
+        if rewrite is None:
+            continue
+        with module.graph.inserting_before(node):
+            result = rewrite(_Writer(module.graph, node), node)
+        if result is not None:
+            node.replace_all_uses_with(result)
+            module.graph.erase_node(node)
+    return replace_graph(program, module)
+
+
+class _Writer:
+    """Adds operators in front of a node, with their fake results."""
+
+    def __init__(self, graph: fx.Graph, node: fx.Node) -> None:
+        self._graph, self._node = graph, node
+        self._mode = node.meta["val"].fake_mode
+
+    def __call__(self, target: Any, *args: Any, value: Any = None, **kwargs: Any) -> fx.Node:
+        """One operator; `value` stands in where its result has a size that another operator has named."""
+        new = self._graph.call_function(target, args, kwargs)
+        if value is None:
+            with self._mode:
+                value = target(*_values(args), **_values(kwargs))
+        new.meta = {"val": value, "stack_trace": self._node.meta.get("stack_trace")}
+        return new
+
+    def size(self, node: fx.Node, dim: int) -> Any:
+        """The size of a dimension: a number, or the node of a symbolic one."""
+        n = node.meta["val"].shape[dim]
+        return self(aten.sym_size.int, node, dim, value=n) if isinstance(n, torch.SymInt) else n
+
+
+def _values(args: Any) -> Any:
+    return fx.node.map_arg(args, lambda n: n.meta["val"])
+
+
+def _mask_to_pointer(write: _Writer, mask: fx.Node, count: Any) -> fx.Node:
+    """The rows where a mask over one dimension is true; `count` is how many."""
+    fake: Tensor = mask.meta["val"]
+    found = write(aten.nonzero.default, mask, value=fake.new_empty([count, 1], dtype=torch.int64))
+    return write(aten.select.int, found, 1, 0)
+
+
+def _one_index(node: fx.Node) -> tuple[int, fx.Node] | None:
+    """The only index of ``x[:, p]`` and its dimension, if that is what `node` does."""
+    indices: Any = node.args[1]
+    given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
+    return given[0] if len(given) == 1 and given[0][1].meta["val"].dim() == 1 else None
+
+
+def _is_mask(node: fx.Node) -> bool:
+    return node.meta["val"].dtype == torch.bool
+
+
+def _index(write: _Writer, node: fx.Node) -> fx.Node | None:
+    found = _one_index(node)
+    if found is None or not _is_mask(found[1]):
+        return None
+    dim, mask = found
+    return write(aten.index_select.default, node.args[0], dim, _mask_to_pointer(write, mask, node.meta["val"].shape[dim]))
+
+
+def _masked_select(write: _Writer, node: fx.Node) -> fx.Node | None:
+    table, mask = node.args
+    if not isinstance(mask, fx.Node) or mask.meta["val"].dim() != 1:
+        return None
+    return write(aten.index_select.default, table, 0, _mask_to_pointer(write, mask, node.meta["val"].shape[0]))
+
+
+def _index_put(write: _Writer, node: fx.Node) -> fx.Node | None:
+    base: Any = node.args[0]
+    values: Any = node.args[2]
+    found = _one_index(node)
+    if found is None:
+        return None
+    (dim, index), accumulate = found, len(node.args) > 3 and bool(node.args[3])
+    constant = values.meta["val"].dim() == 0
+    if _is_mask(index):
+        if constant and not accumulate:
+            return _where(write, base, dim, index, values)
+        if values.meta["val"].dim() <= dim:
+            return None
+        index = _mask_to_pointer(write, index, values.meta["val"].shape[dim])
+    elif accumulate:
+        return None
+    else:
+        index = write(aten._to_copy.default, index, dtype=torch.int64)
+        if not constant:
+            index = write(distinct_rows, index)
+    if not accumulate:
+        unwritten = write(aten.full.default, [write.size(base, dim)], False, dtype=torch.bool)
+        written = write(aten.index_fill.int_Scalar, unwritten, 0, index, True)
+        base = _where(write, base, dim, written, values if constant else 0)
+        if constant:
+            return base
+    return write(aten.index_put.default, base, [*[None] * dim, index], values, True)
+
+
+def _where(write: _Writer, base: fx.Node, dim: int, rows: fx.Node, value: Any) -> fx.Node:
+    """`base` with `value` in the rows of a mask over dimension `dim`."""
+    ndim = base.meta["val"].dim()
+    mask = rows
+    for _ in range(ndim - dim - 1):
+        mask = write(aten.unsqueeze.default, mask, -1)
+    if not isinstance(value, fx.Node):
+        value = write(aten.full.default, [], value, dtype=base.meta["val"].dtype, device=base.meta["val"].device)
+    return write(aten.where.self, mask, value, base)
+
+
+def _scatter_reduce(write: _Writer, node: fx.Node) -> fx.Node | None:
+    base, dim, index, source, how = node.args[:5]
+    include = node.kwargs.get("include_self", node.args[5] if len(node.args) > 5 else True)
+    if how not in ("sum", "mean") and include:
+        return None
+    ones = write(aten.ones_like.default, source)
+    count = write(aten.scatter_add.default, write(aten.zeros_like.default, base), dim, index, ones)
+    if not include:
+        neutral = {"sum": 0.0, "mean": 0.0, "amax": float("-inf"), "amin": float("inf")}.get(str(how))
+        if neutral is None:
+            return None
+        touched = write(aten.gt.Scalar, count, 0)
+        start = write(aten.full_like.default, base, neutral)
+        base = write(aten.where.self, touched, start, base)
+        if how not in ("sum", "mean"):
+            return write(aten.scatter_reduce.two, base, dim, index, source, how)
+    total = write(aten.scatter_add.default, base, dim, index, source)
+    if how == "sum":
+        return total
+    count = write(aten.add.Tensor, count, 1) if include else write(aten.clamp_min.default, count, 1)
+    return write(aten.div.Tensor, total, count)
+
+
+def _mean(write: _Writer, node: fx.Node) -> fx.Node | None:
+    source: Any = node.args[0]
+    ndim = source.meta["val"].dim()
+    dims: Any = node.args[1] if len(node.args) > 1 and node.args[1] else range(ndim)
+    dims = [d % ndim for d in ([dims] if isinstance(dims, int) else dims)]
+    if not any(isinstance(source.meta["val"].shape[d], torch.SymInt) for d in dims):
+        return None
+    if node.kwargs.get("dtype") is not None:
+        source = write(aten._to_copy.default, source, dtype=node.kwargs["dtype"])
+    keep = bool(node.args[2]) if len(node.args) > 2 else False
+    total = write(aten.sum.dim_IntList, source, dims, keep)
+    for dim in dims:
+        total = write(aten.div.Tensor, total, write.size(source, dim))
+    return total
+
+
+def _norm(write: _Writer, node: fx.Node) -> fx.Node | None:
+    """The 2-norm over rows."""
+    source: Any = node.args[0]
+    ndim = source.meta["val"].dim()
+    order = node.args[1] if len(node.args) > 1 else 2
+    dims: Any = node.args[2] if len(node.args) > 2 and node.args[2] is not None else range(ndim)
+    dims = [d % ndim for d in ([dims] if isinstance(dims, int) else dims)]
+    if order != 2 or not any(isinstance(source.meta["val"].shape[d], torch.SymInt) for d in dims):
+        return None
+    square = write(aten.mul.Tensor, source, source)
+    keep = bool(node.args[3]) if len(node.args) > 3 else False
+    return write(aten.sqrt.default, write(aten.sum.dim_IntList, square, dims, keep))
+
+
+def _var(write: _Writer, node: fx.Node) -> fx.Node | None:
+    """The variance over rows, by its definition."""
+    source: Any = node.args[0]
+    ndim = source.meta["val"].dim()
+    dims: Any = node.args[1] if len(node.args) > 1 and node.args[1] else range(ndim)
+    dims = [d % ndim for d in dims]
+    if not any(isinstance(source.meta["val"].shape[d], torch.SymInt) for d in dims):
+        return None
+    correction: Any = node.kwargs.get("correction", 1)
+    count: Any = 1
+    for dim in dims:
+        n = write.size(source, dim)
+        count = write(operator.mul, count, n) if isinstance(n, fx.Node) or isinstance(count, fx.Node) else count * n
+    average = write(aten.div.Tensor, write(aten.sum.dim_IntList, source, dims, True), count)
+    off = write(aten.sub.Tensor, source, average)
+    square = write(aten.sum.dim_IntList, write(aten.mul.Tensor, off, off), dims, bool(node.kwargs.get("keepdim", False)))
+    return write(aten.div.Tensor, square, write(operator.sub, count, 1 if correction is None else correction))
+
+
+_REWRITES = {
+    aten.index.Tensor: _index,
+    aten.masked_select.default: _masked_select,
+    aten.index_put.default: _index_put,
+    aten.scatter_reduce.two: _scatter_reduce,
+    aten.mean.default: _mean,
+    aten.mean.dim: _mean,
+    aten.linalg_vector_norm.default: _norm,
+    aten.var.correction: _var,
+}
