@@ -35,6 +35,7 @@ from torch.fx.experimental.symbolic_shapes import (
 
 from .cures import Cures
 from .errors import CaptureError, DistcompileError
+from .host import LeftTorch
 from .tree import Leaf, Tree, flatten
 
 SMALLEST_SPACE = 4
@@ -143,9 +144,13 @@ def capture(
     try:
         with functorch_config.patch(fake_tensor_propagate_real_tensors=True), _quiet():
             cures = Cures()
-            trace = _trace(call, model, leaves, tree, cures)
-            while cures.learn(trace.shape_env, trace.sizes):
-                trace = _trace(call, model, leaves, tree, cures)
+            trace = None
+            while trace is None or cures.learn(trace.shape_env, trace.sizes):
+                try:
+                    trace = _trace(call, model, leaves, tree, cures)
+                except LeftTorch as left:
+                    if not cures.learn_from(left):
+                        raise _explained(left) from left
             functional = _functionalize(trace)
             trace.mode.forget(functional.graph)
     except DistcompileError:

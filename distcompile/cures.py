@@ -5,6 +5,7 @@
   symbolic size.
 - ``int(x.shape[0])`` does the same; where a capture meets one, the next one shadows ``int`` as well.
 - ``torch.tensor([tensor, ...])`` reads values; it becomes a stack.
+- A function that asks tensors for NumPy arrays or lists is captured as one step: `host.py`.
 - ``torch.bincount(pointer)`` has a data-dependent length. Where the model compares that length with the size of
   an index space, the length *is* that size: the counts of its last, unreferenced rows are zero.
 """
@@ -24,6 +25,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
+from .host import LeftTorch, Place, as_host_function, leaves_torch, place_of
 from .torchscript import ScriptedModule, scripted_function
 
 
@@ -34,6 +36,7 @@ class Cures:
         self.bincounts = Bincounts()
         self.shadows: dict[str, Any] = {"len": _len}
         self._ints: list[torch.SymInt] = []
+        self._host: list[Place] = []
 
     @contextmanager
     def applied(self, model: nn.Module | None, leaves: Sequence[Tensor]) -> Iterator[None]:
@@ -43,9 +46,19 @@ class Cures:
                 stack.enter_context(_scripted_modules_as_python(model))
             for module in _modules_with_torch():
                 stack.enter_context(_python_globals(module, self.shadows))
+            for place in self._host:
+                stack.enter_context(as_host_function(place))
             stack.enter_context(_int_watched(self._ints))
             stack.enter_context(_Constructors(self.bincounts, leaves))
             yield
+
+    def learn_from(self, error: LeftTorch) -> bool:
+        """Remember the function that left torch; False if there is none to replace, or it was replaced already."""
+        place = place_of(error)
+        if place is None or place[1] in [name for _, name in self._host]:
+            return False
+        self._host.append(place)
+        return True
 
     def learn(self, shape_env: ShapeEnv, sizes: Sequence[Sequence[sympy.Expr]]) -> bool:
         """Look back on a capture; True if another one would profit."""
@@ -80,6 +93,14 @@ class Bincounts:
         leaf, dim = self._known[nth]
         ones = torch.ones_like(x, dtype=torch.int64) if weights is None else weights
         return ones.new_zeros(leaves[leaf].shape[dim]).index_add_(0, x, ones)
+
+    def learn_from(self, error: LeftTorch) -> bool:
+        """Remember the function that left torch; False if there is none to replace, or it was replaced already."""
+        place = place_of(error)
+        if place is None or place[1] in [name for _, name in self._host]:
+            return False
+        self._host.append(place)
+        return True
 
     def learn(self, shape_env: ShapeEnv, sizes: Sequence[Sequence[sympy.Expr]]) -> bool:
         """Read off the comparisons of a finished capture; True if another capture would profit."""
@@ -119,6 +140,8 @@ class _Constructors(TorchFunctionMode):
             return stacked.to(**to) if to else stacked
         if func in (torch.bincount, Tensor.bincount):
             return self._bincounts(self._leaves, *args, **kwargs)
+        if leaves_torch(func, args):
+            raise LeftTorch
         return func(*args, **kwargs)
 
 

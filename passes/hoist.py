@@ -20,6 +20,7 @@ from torch import fx
 
 from ..ir import Input, Output, Program, copy_graph, replace_graph
 from ..rules.indexing import index_operands
+from ..runtime.host import host
 from ..sizes import size_nodes
 
 aten = torch.ops.aten
@@ -78,6 +79,8 @@ def _data_dependent(node: fx.Node) -> list[fx.Node]:
     """The node itself if the shape or value of its result depends on the values of its operands."""
     if node.target is aten.index.Tensor:
         return []  # only with a boolean mask, which its rule refuses
+    if node.target is host:
+        return [node]
     tags = getattr(node.target, "tags", ())
     return [node] if torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags else []
 

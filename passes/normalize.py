@@ -1,6 +1,7 @@
 """Pass 1: say the same thing in one way.
 
     x[mask]                              =>  x[nonzero(mask)]                    a mask is a pointer like any other
+    index_add(x, 0, p, v)                =>  x + index_add(zeros, 0, p, v)       x of fixed length, whole on every rank
     x[mask] = 0                          =>  where(mask, 0, x)
     x[p] = v                             =>  where(written, 0, x)[p] += v        written = rows that p points at
     scatter_reduce(x, 0, p, v, "sum")    =>  scatter_add(x, 0, p, v)
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, fx
 
 from ..ir import Program, copy_graph, replace_graph
+from ..rules.indexing import is_zero
 from ..runtime.checks import distinct_rows
 
 aten = torch.ops.aten
@@ -210,7 +212,21 @@ def _var(write: _Writer, node: fx.Node) -> fx.Node | None:
     return write(aten.div.Tensor, square, write(operator.sub, count, 1 if correction is None else correction))
 
 
+def _index_add(write: _Writer, node: fx.Node) -> fx.Node | None:
+    """A sum into a table of fixed length that is not empty: of this each rank adds its own rows only once."""
+    base, dim, index, source = node.args[:4]
+    if is_zero(base) or isinstance(base.meta["val"].shape[dim], torch.SymInt):
+        return None
+    scale = node.kwargs.get("alpha", 1)
+    if scale != 1:
+        source = write(aten.mul.Scalar, source, scale)
+    zeros = write(aten.zeros_like.default, base)
+    return write(aten.add.Tensor, base, write(node.target, zeros, dim, index, source))
+
+
 _REWRITES = {
+    aten.index_add.default: _index_add,
+    aten.scatter_add.default: _index_add,
     aten.index.Tensor: _index,
     aten.masked_select.default: _masked_select,
     aten.index_put.default: _index_put,

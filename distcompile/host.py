@@ -1,0 +1,107 @@
+"""Find functions of a model that leave torch while they are traced, and capture them as single steps.
+
+    pairs = build_triplets(edge_index, n)        calls edge_index.numpy(), loops over atoms
+                                            =>   distcompile.host([edge_index], [n], "build_triplets/0")
+
+The tracer cannot follow a tensor into NumPy. Where it is asked to, the innermost function of the model around the
+request is replaced for the next capture by an operator that calls it as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .runtime.host import HostCall, host, on_example, register
+from .tree import flatten
+
+
+class LeftTorch(Exception):  # noqa: N818  caught by the capture, never seen by a user
+    """A traced tensor was asked for its values by code outside torch."""
+
+
+Place = tuple[Any, str]
+"""A module or class, and the name in it of a function that leaves torch."""
+
+
+def place_of(error: LeftTorch) -> Place | None:
+    """The innermost function around the request that can be replaced: of a module, or a method other than forward."""
+    frames: list[types.FrameType] = []
+    step = error.__traceback__
+    while step is not None:
+        frames.append(step.tb_frame)
+        step = step.tb_next
+    for frame in reversed(frames):
+        module = frame.f_globals.get("__name__", "")
+        if module.partition(".")[0] in ("torch", "numpy", "distcompile"):
+            continue
+        name = frame.f_code.co_name
+        if getattr(frame.f_globals.get(name), "__code__", None) is frame.f_code:
+            return _Globals(frame.f_globals), name
+        owner = type(frame.f_locals.get("self"))
+        for base in owner.__mro__:
+            if name != "forward" and getattr(base.__dict__.get(name), "__code__", None) is frame.f_code:
+                return base, name
+    return None
+
+
+class _Globals:
+    """Attribute access to a module's globals."""
+
+    def __init__(self, space: dict[str, Any]) -> None:
+        object.__setattr__(self, "_space", space)
+
+    def __getattr__(self, name: str) -> Any:
+        return self._space[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._space[name] = value
+
+
+@contextmanager
+def as_host_function(place: Place) -> Iterator[None]:
+    """Replace a function by one that is captured as a single step."""
+    owner, name = place
+    original = getattr(owner, name)
+    setattr(owner, name, _captured(original))
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def _captured(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        leaves, tree = flatten((args, kwargs))
+        values = [leaf.tensor for leaf in leaves]
+        tensors = [v for v in values if isinstance(v, Tensor)]
+        sizes = [v for v in values if not isinstance(v, Tensor)]
+        order = [isinstance(v, Tensor) for v in values]
+
+        def arguments(given: Any) -> Any:
+            rows, numbers = iter(given[: len(tensors)]), iter(given[len(tensors) :])
+            return tree.unflatten([next(rows if is_tensor else numbers) for is_tensor in order])
+
+        made = HostCall(function, arguments)
+        _, kept, spec = on_example(made, tensors, sizes)
+        results = iter(host([t.detach() for t in tensors], sizes, register(made)))
+        flat = [next(results) if v is None else next(results).item() if v == 0 and type(v) is int else v for v in kept]
+        return pytree.tree_unflatten(flat, spec)
+
+    return call
+
+
+ASKS_FOR_VALUES = (Tensor.numpy, Tensor.__array__, Tensor.tolist)
+
+
+def leaves_torch(function: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a call asks a traced tensor for its values."""
+    return function in ASKS_FOR_VALUES and isinstance(args[0], torch._subclasses.FakeTensor)
