@@ -186,7 +186,12 @@ class DistributedModel:
     def _evaluate(self, executor: Executor, leaves: list[Leaf]) -> Any:
         if self.memory is not None:
             self._check_memory(executor, leaves)
-        return executor.program.capture.result.unflatten(executor(leaves))
+        return executor.program.capture.result.unflatten(executor(leaves, self._is_differentiable(executor)))
+
+    def _is_differentiable(self, executor: Executor) -> bool:
+        """Whether results carry gradients: a model that takes its gradients itself does so for training only."""
+        training = self._module is not None and self._module.training
+        return torch.is_grad_enabled() and (training or not executor.program.capture.differentiates)
 
     def _check_memory(self, executor: Executor, leaves: list[Leaf]) -> None:
         prepared = executor.prepare(leaves)

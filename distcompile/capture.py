@@ -57,6 +57,8 @@ class Capture:
     result: Tree
     """The model's result with its tensors taken out."""
     shape_env: ShapeEnv
+    differentiates: bool = False
+    """Whether the call takes gradients itself (forces)."""
 
     def size(self, value: Any) -> sympy.Expr:
         """The expression of a size, equal sizes in one symbol; includes what the example's branches took for equal."""
@@ -157,7 +159,9 @@ def capture(
         raise
     except Exception as error:
         raise _explained(error) from error
-    return Capture(functional, tuple(leaves), trace.sizes, tree.numbers, trace.result, trace.shape_env)
+    return Capture(
+        functional, tuple(leaves), trace.sizes, tree.numbers, trace.result, trace.shape_env, cures.differentiates
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
+from .runtime.halo import stop_gradient
 from .host import LeftTorch, Place, as_host_function, leaves_torch, place_of
 from .torchscript import ScriptedModule, scripted_function
 
@@ -35,6 +36,7 @@ class Cures:
     def __init__(self) -> None:
         self.bincounts = Bincounts()
         self.shadows: dict[str, Any] = {"len": _len}
+        self.differentiates = False
         self._ints: list[torch.SymInt] = []
         self._host: list[Place] = []
 
@@ -49,8 +51,23 @@ class Cures:
             for place in self._host:
                 stack.enter_context(as_host_function(place))
             stack.enter_context(_int_watched(self._ints))
+            stack.enter_context(self._gradients_noted())
             stack.enter_context(_Constructors(self.bincounts, leaves))
             yield
+
+    @contextmanager
+    def _gradients_noted(self) -> Iterator[None]:
+        original = torch.autograd._engine_run_backward
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            self.differentiates = True
+            return original(*args, **kwargs)
+
+        torch.autograd._engine_run_backward = noted
+        try:
+            yield
+        finally:
+            torch.autograd._engine_run_backward = original
 
     def learn_from(self, error: LeftTorch) -> bool:
         """Remember the function that left torch; False if there is none to replace, or it was replaced already."""
@@ -142,7 +159,13 @@ class _Constructors(TorchFunctionMode):
             return self._bincounts(self._leaves, *args, **kwargs)
         if leaves_torch(func, args):
             raise LeftTorch
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if func in _STOPS and isinstance(result, Tensor):
+            return stop_gradient(result)
+        return result
+
+
+_STOPS = (Tensor.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
 
 
 def _holds_tensors(value: Any) -> bool:

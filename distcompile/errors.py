@@ -11,6 +11,10 @@ class CaptureError(DistcompileError):
     """The model's call could not be turned into one graph that holds for other sizes."""
 
 
+class NoIndexSpaceError(CaptureError):
+    """Nothing in the model reads rows through a pointer of the graph."""
+
+
 class UnsupportedOp(DistcompileError):  # noqa: N818  the public name is fixed by the API
     """An operator touches a distributed dimension in a way that no rule covers."""
 

@@ -12,6 +12,7 @@ program, so that what is stored per rank is one integer per row.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import sympy
@@ -144,7 +145,7 @@ class _Builder:
         """The node of the tensor program that holds `node`."""
         if node in self.new:
             return self.new[node]
-        if node in self.constant or (node.target in _VIEWS and node in self.hoisted and node.op == "call_function"):
+        if node in self.constant or (node.op == "call_function" and self.is_cheap(node)):
             return self.copy(node)
         if node.op == "get_attr":
             self.new[node] = self.graph.node_copy(node)
@@ -155,6 +156,15 @@ class _Builder:
                 _identifier(name), "rows", node.meta["val"], source=position, label=self.label(node)
             )
         return self.new[node]
+
+    def is_cheap(self, node: fx.Node) -> bool:
+        """Whether each rank computes a node of the index program itself rather than being given its rows.
+
+        Views and broadcasts, for less is stored; and real numbers that decided about indices (distances), for what
+        is differentiated must be computed from the inputs.
+        """
+        source = node.args[0] if node.target is operator.getitem else node
+        return node.target in _VIEWS or (not _is_integral(node) and not _data_dependent(source))  # type: ignore[arg-type]
 
     def number(self, node: fx.Node) -> fx.Node:
         """A size or other symbolic number used as a number: the global one."""

@@ -17,7 +17,7 @@ import sympy
 import torch
 from torch import fx
 
-from ..errors import CaptureError
+from ..errors import CaptureError, NoIndexSpaceError
 from ..ir import Access, Input, Pointer, Program, Space, copy_graph, replace_graph
 from ..rules.base import user_line
 from ..rules.indexing import accesses
@@ -184,7 +184,7 @@ def _atoms(links: dict[sympy.Symbol, dict[sympy.Symbol, set[str]]], program: Pro
         sizes = ", ".join(
             f"{leaf.path} {tuple(leaf.tensor.shape)}" for leaf in program.capture.leaves if leaf.tensor.dim()
         )
-        raise CaptureError(
+        raise NoIndexSpaceError(
             "No index space was found: nothing in the graph gathers rows through an input of varying size.\n"
             f"  inputs: {sizes}\n"
             "The example needs at least 4 atoms and 4 edges, and the model must read its edges from the graph."

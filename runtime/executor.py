@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import sympy
@@ -19,9 +20,10 @@ from torch import Tensor, fx
 from ..errors import DistcompileError, GuardError, InputError, RankError
 from ..ir import Placement, Program, placement
 from ..tree import Leaf
+from .autograd import Lockstep, enter, leave
 from .plan import Division, divide
 from .shard import Order, gather_output, shard_inputs
-from .world import Communicator, World
+from .world import Communicator, World, communicator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +63,16 @@ class Executor:
         self._spaces = {s.symbol: s for s in program.spaces}
         (output,) = [n for n in self._index_program.graph.nodes if n.op == "output"]
         self._index_shapes = [_raw_shape(program, n) for n in output.args[0]]
+        constants = {str(n.target) for n in program.graph.graph.nodes if n.op == "get_attr"}
+        self._constants = {name: getattr(program.graph, name) for name in constants}
+        leaf_of = {n: i for i, n in enumerate(n for n in self._index_program.graph.nodes if n.op == "placeholder")}
+        self._leaf_of = {i: leaf_of[n] for i, n in enumerate(output.args[0]) if n in leaf_of}
         self._layout: Layout | None = None
 
-    def __call__(self, leaves: Sequence[Leaf]) -> list[Tensor]:
+    def __call__(self, leaves: Sequence[Leaf], differentiable: bool = False) -> list[Tensor]:
         """Evaluate the program on a whole graph object, given as its leaves; return the result's tensors, whole.
+
+        With `differentiable`, they carry gradients to the leaves and parameters that require them, to any order.
 
         Raises:
             InputError: the graph object does not fit the program.
@@ -80,29 +88,55 @@ class Executor:
             problem = error
         report = (self.calls, fingerprint(leaves) if self.world.size > 1 else "", str(problem or ""))
         layouts: list[Layout] = []
+        wanted = self._differentiated(leaves) if differentiable else {}
 
-        def work(comm: Communicator) -> list[Tensor]:
+        def work(comm: Communicator, values: Sequence[Tensor] = ()) -> list[Tensor]:
             _compare(comm.rank, comm.all_gather_objects(report))
             if problem is not None:
                 raise problem
             assert prepared is not None
             if not layouts:  # virtual ranks share what the first one worked out
                 layouts.append(self.layout(prepared))
-            return self._run(comm, prepared, layouts[0])
+            return self._run(comm, prepared, layouts[0], dict(zip(wanted, values, strict=False)))
 
-        return self.world.run(work)[0]
+        if not wanted:
+            return self.world.run(work)[0]
+        if self.world.virtual:
+            return Lockstep(self.world, work)(list(wanted.values()))
+        return self.world.run(lambda comm: work(comm, list(wanted.values())))[0]
 
-    def _run(self, comm: Communicator, prepared: _Prepared, layout: Layout) -> list[Tensor]:
+    def _differentiated(self, leaves: Sequence[Leaf]) -> dict[str | int, Tensor]:
+        """The inputs to which results carry gradients: parameters by name, inputs of the program by position."""
+        found: dict[str | int, Tensor] = {
+            name: p for name, p in self.program.graph.named_parameters() if p.requires_grad
+        }
+        for position, leaf in self._leaf_of.items():
+            if leaves[leaf].tensor.requires_grad:
+                found[position] = leaves[leaf].tensor
+        return found
+
+    def _run(
+        self, comm: Communicator, prepared: _Prepared, layout: Layout, given: Mapping[str | int, Tensor]
+    ) -> list[Tensor]:
+        """One rank's part; `given` are the values of `_differentiated`, empty if there is nothing to differentiate."""
         plans = layout.division.for_rank(comm.rank)
-        local = shard_inputs(self._inputs, self._shapes, prepared.values, self._spaces, plans, layout.sizes)
-        with torch.no_grad():
-            results = self.program.graph(*local)
+        values = list(prepared.values)
+        for position, tensor in given.items():
+            if isinstance(position, int):
+                values[position] = enter(tensor)
+        parameters = {name: enter(tensor) for name, tensor in given.items() if isinstance(name, str)}
+        # Virtual ranks take turns within the graph, so none may set its parameters on the module that all share.
+        module = SimpleNamespace(**{**self._constants, **parameters})
+        with torch.set_grad_enabled(bool(given) and torch.is_grad_enabled()):
+            local = shard_inputs(self._inputs, self._shapes, values, self._spaces, plans, layout.sizes)
+            results = type(self.program.graph).forward(module, *local)  # type: ignore[arg-type]
             del local
+            finish = leave if given else _gather
             whole = [
-                gather_output(value, place, layout.orders, comm) if isinstance(place, Placement) else value
+                finish(value, place, layout.orders) if isinstance(place, Placement) else value
                 for value, place in zip(results, self._places, strict=True)
             ]
-        return [whole[o.position] if o.source == "graph" else prepared.values[o.position] for o in self.program.outputs]
+        return [whole[o.position] if o.source == "graph" else values[o.position] for o in self.program.outputs]
 
     def layout(self, prepared: _Prepared) -> Layout:
         """The division of a graph object among the ranks; the last one if its pointers still hold."""
@@ -162,6 +196,10 @@ class Executor:
                 )
         for source, rows, label, negative in self.program.ranges:
             _check_range(values[source], rows, label, "entries of a table of the model (species?)", negative)
+
+
+def _gather(value: Tensor, place: Placement, orders: Mapping[str, Order]) -> Tensor:
+    return gather_output(value, place, orders, communicator())
 
 
 def _raw_shape(program: Program, node: fx.Node) -> tuple[sympy.Expr, ...]:

@@ -83,6 +83,19 @@ def _(value: Tensor, reduction: str = "sum") -> Tensor:
     return torch.empty_like(value)
 
 
+@torch.library.custom_op("distcompile::stop_gradient", mutates_args=())
+def _stop_gradient(value: Tensor) -> Tensor:
+    """The same value, held fixed when a program is differentiated: what the model detached."""
+    return value.clone()
+
+
+@_stop_gradient.register_fake
+def _(value: Tensor) -> Tensor:
+    return torch.empty_like(value)
+
+
+_stop_gradient.register_autograd(lambda ctx, gradient: None)
+stop_gradient = torch.ops.distcompile.stop_gradient.default
 halo_exchange = torch.ops.distcompile.halo_exchange.default
 halo_reduce = torch.ops.distcompile.halo_reduce.default
 all_reduce = torch.ops.distcompile.all_reduce.default

@@ -53,6 +53,8 @@ class World(ABC):
     """A fixed set of ranks."""
 
     size: int
+    virtual: bool
+    """Whether several ranks live in this process."""
 
     @abstractmethod
     def run(self, work: Callable[[Communicator], T]) -> list[T]:
@@ -89,6 +91,7 @@ class LocalWorld(World):
         if size < 1:
             raise ValueError(f"a world needs at least one rank, not {size}")
         self.size = size
+        self.virtual = size > 1
 
     def __repr__(self) -> str:
         return f"LocalWorld({self.size})"
@@ -213,6 +216,7 @@ class ProcessGroupWorld(World):
         self._group = group
         self.size = dist.get_world_size(group)
         self.rank = dist.get_rank(group)
+        self.virtual = False
 
     def __repr__(self) -> str:
         return f"ProcessGroupWorld(rank={self.rank}, size={self.size})"

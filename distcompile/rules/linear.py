@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..runtime.halo import stop_gradient
+
 aten = torch.ops.aten
 
 _UNARY = {
+    stop_gradient,
     aten.neg.default,
     aten.reshape.default,
     aten.expand.default,

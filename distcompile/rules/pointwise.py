@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from ..ir import Dim, Placement
+from ..runtime.halo import stop_gradient
 from .base import Context, Refused, argument, rank, rule
 
 aten = torch.ops.aten
@@ -29,6 +30,7 @@ EXTRA = {
     aten.native_dropout.default,
     aten.copy.default,
     aten.lift_fresh_copy.default,
+    stop_gradient,
 }
 """Elementwise in effect, but not tagged so by torch."""
 

@@ -1,0 +1,75 @@
+"""``torch.compile(model, backend="distmlip", options={"world": ..., "lowering": ..., "memory": ...})``.
+
+Dynamo hands over pieces of a model as graphs of torch calls. Each piece that reads rows through a pointer is compiled
+as `distcompile.compile` compiles a model; its inputs and results are whole on every rank, so pieces without pointers
+simply run as they are. Gradients taken outside, also of parameters and of forces, are exact on any number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch._dynamo as dynamo
+from torch import fx
+
+from .api import DistributedModel, compile
+from .errors import NoIndexSpaceError
+
+OPTIONS = ("world", "lowering", "memory")
+
+
+def distmlip(
+    graph_module: fx.GraphModule, example_inputs: Sequence[Any], *, options: dict[str, Any] | None = None
+) -> Callable[..., Any]:
+    """Compile one graph of Dynamo. Registered as a backend of ``torch.compile``.
+
+    Raises:
+        ValueError: an unknown option.
+        CaptureError, UnsupportedOp: as `distcompile.compile`; where Dynamo cannot follow a model, use that instead.
+    """
+    options = options or {}
+    unknown = sorted(set(options) - set(OPTIONS))
+    if unknown:
+        raise ValueError(f"unknown option {', '.join(unknown)} for backend 'distmlip'; it takes {', '.join(OPTIONS)}")
+    _ask_for_symbolic_sizes(graph_module)
+    return _Piece(graph_module, options)
+
+
+_asked: set[str] = set()
+
+
+def _ask_for_symbolic_sizes(graph_module: fx.GraphModule) -> None:
+    """Have Dynamo trace again with symbolic sizes where it took the first call's sizes for fixed."""
+    values = [n.meta.get("example_value") for n in graph_module.graph.nodes if n.op == "placeholder"]
+    symbolic = any(
+        isinstance(v, torch.SymInt) or (isinstance(v, torch.Tensor) and any(isinstance(n, torch.SymInt) for n in v.shape))
+        for v in values
+    )
+    key = str(graph_module.graph)
+    if symbolic or key in _asked:
+        dynamo.config.assume_static_by_default = _BEFORE
+        return
+    _asked.add(key)
+    dynamo.config.assume_static_by_default = False
+    raise dynamo.exc.TensorifyScalarRestartAnalysis(restart_reason="distmlip compiles for any number of atoms")
+
+
+_BEFORE = dynamo.config.assume_static_by_default
+
+
+class _Piece:
+    """One graph, compiled at its first call; run as it is if nothing in it reads rows through a pointer."""
+
+    def __init__(self, graph_module: fx.GraphModule, options: dict[str, Any]) -> None:
+        self._graph_module, self._options = graph_module, options
+        self._compiled: DistributedModel | fx.GraphModule | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        if self._compiled is None:
+            try:
+                self._compiled = compile(self._graph_module, args, validate=False, **self._options)
+            except NoIndexSpaceError:
+                self._compiled = self._graph_module
+        return self._compiled(*args)

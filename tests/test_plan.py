@@ -1,0 +1,175 @@
+"""The plan: who owns which rows, who reads which, and who sends what to whom.
+
+Nothing here depends on a good partition: half of the cases have a random one.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from divisions import ANGLES, ATOMS, EDGES, POINTERS, SPACES, Case, cases
+from hypothesis import example, given, settings
+
+from distcompile import LocalWorld
+from distcompile.ir import Input, Placement
+from distcompile.runtime.halo import halo_exchange
+from distcompile.runtime.shard import gather_output, local_numbers, shard_inputs
+from distcompile.runtime.world import Communicator
+
+NOTHING = torch.zeros(0, dtype=torch.int64)
+
+
+def chain(n_atoms: int, parts: int, ranks: list[int] | None = None) -> Case:
+    """Atoms in a row, edges to the left neighbour, no angles."""
+    values = {
+        "sender": torch.arange(n_atoms - 1),
+        "receiver": torch.arange(1, n_atoms),
+        "first": NOTHING,
+        "second": NOTHING,
+        "ends": NOTHING.reshape(0, 2),
+        "itself": torch.arange(n_atoms),
+    }
+    sizes = {"atoms": n_atoms, "edges": n_atoms - 1, "angles": 0}
+    positions = torch.arange(n_atoms, dtype=torch.float64)[:, None] * torch.tensor([1.0, 0.0, 0.0])
+    return Case(sizes, values, (positions,), parts, None if ranks is None else torch.tensor(ranks))
+
+
+EMPTY = Case(
+    {"atoms": 0, "edges": 0, "angles": 0},
+    {p.name: NOTHING.reshape(0, 2) if p.name == "ends" else NOTHING for p in POINTERS},
+    (NOTHING.double().reshape(0, 3),),
+    3,
+)
+
+
+@given(cases())
+@example(EMPTY)
+def test_every_row_is_owned_once(case: Case) -> None:
+    division = case.divide()
+    plans = [division.for_rank(r) for r in range(case.parts)]
+    for space in SPACES:
+        owned = torch.cat([p[space.name].owned for p in plans])
+        assert owned.sort().values.tolist() == list(range(case.sizes[space.name]))
+        assert division.counts(space.name) == [len(p[space.name].owned) for p in plans]
+        assert all(a < b for p in plans for a, b in pairwise(p[space.name].owned.tolist()))
+
+
+@given(cases())
+def test_rows_follow_their_owner_pointer(case: Case) -> None:
+    """An edge lives where its receiver does, an angle where its first edge does: these reads stay on the rank."""
+    division = case.divide()
+    atoms, edges, angles = (division.ranks[s.name] for s in (ATOMS, EDGES, ANGLES))
+    assert torch.equal(edges, atoms[case.values["receiver"]])
+    assert torch.equal(angles, edges[case.values["first"]])
+
+
+@given(cases())
+@example(EMPTY)
+def test_ranks_agree_on_who_sends_what(case: Case) -> None:
+    """What rank r sends to q is what q receives from r; nobody sends to itself."""
+    division = case.divide()
+    for space in SPACES:
+        plans = [division.for_rank(r)[space.name] for r in range(case.parts)]
+        send, receive = torch.stack([p.splits for p in plans]).unbind(1)
+        assert torch.equal(send, receive.T)
+        assert not send.diagonal().any()
+        assert [len(p.send_rows) for p in plans] == send.sum(1).tolist()
+        assert [len(p.halo) for p in plans] == receive.sum(1).tolist() == division.halo_counts(space.name)
+
+
+@given(cases())
+def test_the_halo_is_what_is_read_and_not_owned(case: Case) -> None:
+    """Each row that a rank reads from others comes once, and no row comes that it does not read."""
+    division = case.divide()
+    for space in SPACES:
+        owners = division.ranks[space.name].tolist()
+        away = {(reader, row) for reader, row in case.readers(space, division) if owners[row] != reader}
+        halos = [(r, row) for r in range(case.parts) for row in division.for_rank(r)[space.name].halo.tolist()]
+        assert len(halos) == len(set(halos))
+        assert set(halos) == away
+
+
+@given(cases())
+@settings(max_examples=50)
+def test_an_exchange_brings_the_planned_rows(case: Case) -> None:
+    """Global row numbers, exchanged as data, arrive as `SpacePlan.halo` says."""
+    division = case.divide()
+
+    def work(comm: Communicator) -> None:
+        for name, p in division.for_rank(comm.rank).items():
+            rows = halo_exchange(p.owned, p.send_rows, p.splits, len(p.halo), 0)
+            assert rows.tolist() == [*p.owned.tolist(), *p.halo.tolist()], f"{name} of rank {comm.rank}"
+
+    LocalWorld(case.parts).run(work)
+
+
+@given(cases())
+def test_local_pointers_point_at_the_same_rows(case: Case) -> None:
+    """Renumbered, a pointer stays within owned and halo rows (an owner pointer within owned ones) of its target."""
+    division = case.divide()
+    for rank in range(case.parts):
+        plans = division.for_rank(rank)
+        for pointer in POINTERS:
+            target, rows = plans[pointer.target.name], plans[pointer.source.name].owned
+            local = local_numbers(target, case.sizes[pointer.target.name])[case.values[pointer.name][rows]]
+            limit = len(target.owned) + (len(target.halo) if pointer.leaves_rank else 0)
+            assert not local.numel() or (0 <= local.min() and local.max() < limit), pointer.name
+            assert torch.equal(torch.cat([target.owned, target.halo])[local], case.values[pointer.name][rows])
+
+
+@given(cases())
+@settings(max_examples=50)
+def test_sharded_rows_gather_to_the_whole(case: Case) -> None:
+    """Cutting rows along any dimension and gathering them again changes nothing, on every rank."""
+    division = case.divide()
+    n = case.sizes["edges"]
+    value = torch.arange(2 * n * 3, dtype=torch.float64).reshape(2, n, 3)
+    given_input = Input("value", "rows", 0)
+    shape = (2, EDGES.symbol, 3)
+    orders = {s.name: (division.ranks[s.name].argsort(stable=True), division.counts(s.name)) for s in SPACES}
+
+    def work(comm: Communicator) -> None:
+        plans = division.for_rank(comm.rank)
+        (local,) = shard_inputs([given_input], [shape], [value], {s.symbol: s for s in SPACES}, plans, case.sizes)
+        assert local.shape == (2, len(plans["edges"].owned), 3)
+        whole = gather_output(local, Placement(((), (EDGES,), ())), orders, comm)
+        assert torch.equal(whole, value)
+        # A dimension that counts rows and components together, rows first, as flattened results do.
+        flat = gather_output(local.reshape(2, -1), Placement(((), (EDGES, 3))), orders, comm)
+        assert torch.equal(flat, value.reshape(2, -1))
+
+    LocalWorld(case.parts).run(work)
+
+
+def test_more_ranks_than_atoms() -> None:
+    """Three atoms on five ranks: an atom a rank, two ranks with nothing, and each reads its left neighbour."""
+    division = chain(3, 5).divide()
+    assert division.counts("atoms") == [1, 1, 1, 0, 0]
+    assert division.counts("edges") == [0, 1, 1, 0, 0]
+    assert division.halo_counts("atoms") == [0, 1, 1, 0, 0]
+
+
+def test_one_rank_reads_nothing_from_others() -> None:
+    division = chain(6, 1).divide()
+    assert division.counts("atoms") == [6]
+    assert {s.name: division.halo_counts(s.name) for s in SPACES} == {"atoms": [0], "edges": [0], "angles": [0]}
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_a_chain_is_cut_where_it_is_shortest(parts: int) -> None:
+    """Twelve atoms in a row have one halo row per cut."""
+    division = chain(12, parts).divide()
+    assert division.counts("atoms") == [12 // parts] * parts
+    assert sum(division.halo_counts("atoms")) == parts - 1
+
+
+def test_a_rank_may_own_nothing_between_others() -> None:
+    """A partition that skips a rank leaves it with empty plans that fit those of the others."""
+    division = chain(4, 3, ranks=[0, 0, 2, 2]).divide()
+    empty = division.for_rank(1)["atoms"]
+    assert (len(empty.owned), len(empty.halo), len(empty.send_rows)) == (0, 0, 0)
+    assert empty.splits.tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert division.for_rank(2)["atoms"].splits.tolist() == [[0, 0, 0], [1, 0, 0]]
+    assert division.for_rank(2)["atoms"].halo.tolist() == [1]
