@@ -12,10 +12,14 @@ from typing import Any
 
 import torch
 import torch._dynamo as dynamo
-from torch import fx
+from torch import Tensor, fx
+from torch._dynamo import trace_rules
 
 from .api import DistributedModel, compile
 from .errors import NoIndexSpaceError
+
+for _package in ("distcompile", "distcompile.passes", "distcompile.runtime"):
+    trace_rules.add(_package)  # what runs a compiled graph is not for Dynamo to trace, also not in a backward pass
 
 OPTIONS = ("world", "lowering", "memory")
 
@@ -37,26 +41,19 @@ def distmlip(
     return _Piece(graph_module, options)
 
 
-_asked: set[str] = set()
-
-
 def _ask_for_symbolic_sizes(graph_module: fx.GraphModule) -> None:
-    """Have Dynamo trace again with symbolic sizes where it took the first call's sizes for fixed."""
+    """Have Dynamo trace once more with symbolic sizes where it took the first call's sizes for fixed."""
     values = [n.meta.get("example_value") for n in graph_module.graph.nodes if n.op == "placeholder"]
-    symbolic = any(
-        isinstance(v, torch.SymInt) or (isinstance(v, torch.Tensor) and any(isinstance(n, torch.SymInt) for n in v.shape))
-        for v in values
-    )
-    key = str(graph_module.graph)
-    if symbolic or key in _asked:
-        dynamo.config.assume_static_by_default = _BEFORE
-        return
-    _asked.add(key)
-    dynamo.config.assume_static_by_default = False
-    raise dynamo.exc.TensorifyScalarRestartAnalysis(restart_reason="distmlip compiles for any number of atoms")
+    shapes = [[v] if isinstance(v, torch.SymInt) else v.shape for v in values if isinstance(v, torch.SymInt | Tensor)]
+    symbolic = any(isinstance(n, torch.SymInt) for shape in shapes for n in shape)
+    asked_before = dynamo.config.assume_static_by_default != _USUAL
+    dynamo.config.assume_static_by_default = _USUAL
+    if not symbolic and not asked_before and _USUAL:
+        dynamo.config.assume_static_by_default = False
+        raise dynamo.exc.TensorifyScalarRestartAnalysis(restart_reason="distmlip compiles for any number of atoms")
 
 
-_BEFORE = dynamo.config.assume_static_by_default
+_USUAL = dynamo.config.assume_static_by_default
 
 
 class _Piece:

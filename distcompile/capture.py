@@ -254,8 +254,8 @@ def _fix_dtypes(module: fx.GraphModule) -> None:
 def _fake(mode: FakeTensorMode, tensor: Tensor, index: int) -> Tensor:
     dynamic = [DimDynamic.DYNAMIC if n >= SMALLEST_SPACE else DimDynamic.STATIC for n in tensor.shape]
     context: Any = StatelessSymbolicContext(dynamic_sizes=dynamic, constraint_sizes=[None] * tensor.dim())
-    # Contiguous, so that strides are products of sizes and bring no symbols of their own.
-    plain = tensor.detach().contiguous().requires_grad_(tensor.requires_grad)
+    # Contiguous and alone in its storage, so that strides and offsets bring no symbols of their own.
+    plain = tensor.detach().clone(memory_format=torch.contiguous_format).requires_grad_(tensor.requires_grad)
     return mode.from_tensor(plain, symbolic_context=context, source=ConstantSource(f"leaf{index}"))
 
 

@@ -1,0 +1,123 @@
+"""Run a function on real processes that form a gloo group, and get every rank's result or exception back.
+
+Processes start slowly (they import torch), so those of one number of ranks are kept for the next call; each call gets a
+process group of its own. Ranks that do not answer are killed and fail the test: a hang is a result, not an accident.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import datetime
+import os
+import pickle
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+TIMEOUT = 120.0
+"""Seconds after which ranks that have not answered are taken for hanging."""
+
+_teams: dict[int, _Team] = {}
+
+
+def run_ranks(n: int, function: Callable[..., Any], *args: Any, timeout: float = TIMEOUT) -> list[Any]:
+    """Call ``function(*args)`` on `n` processes of one gloo group.
+
+    Args:
+        n: number of processes.
+        function: a function of a module, since processes import it.
+        args: what it is called with on every rank; may be pickled.
+        timeout: seconds; longer fails the test.
+
+    Returns:
+        By rank, what the function returned or the exception that it raised.
+    """
+    if n not in _teams:
+        _teams[n] = _Team(n)
+    try:
+        return _teams[n].call(function, args, timeout)
+    except BaseException:
+        _teams.pop(n).end()
+        raise
+
+
+class _Team:
+    """Processes that wait for functions to call."""
+
+    def __init__(self, n: int) -> None:
+        context = torch.multiprocessing.get_context("spawn")
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for rank in range(n):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, n, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+        atexit.register(self.end)
+
+    def call(self, function: Callable[..., Any], args: tuple[Any, ...], timeout: float) -> list[Any]:
+        """Results or exceptions by rank."""
+        deadline = time.monotonic() + timeout
+        with tempfile.TemporaryDirectory() as folder:
+            for pipe in self._pipes:
+                pipe.send((os.path.join(folder, "store"), function, args))
+            silent = [r for r, pipe in enumerate(self._pipes) if not pipe.poll(max(0.0, deadline - time.monotonic()))]
+            if silent:
+                pytest.fail(f"{function.__name__}: rank {', '.join(map(str, silent))} hangs for more than {timeout} s")
+            answers = [pickle.loads(pipe.recv_bytes()) for pipe in self._pipes]
+            # All have answered: only now does any rank leave the group, or a rank that waits for one that
+            # failed would be told that it is gone.
+            for pipe in self._pipes:
+                pipe.send("leave")
+            for pipe in self._pipes:
+                pipe.recv()
+        return answers
+
+    def end(self) -> None:
+        """End the processes of this team."""
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.kill()
+            process.join(10)
+
+
+def _serve(rank: int, n: int, pipe: Connection) -> None:
+    torch.set_num_threads(1)
+    while True:
+        try:
+            store, function, args = pipe.recv()
+        except EOFError:
+            return
+        dist.init_process_group(
+            "gloo", init_method=f"file://{store}", rank=rank, world_size=n, timeout=datetime.timedelta(seconds=TIMEOUT)
+        )
+        try:
+            answer = function(*args)
+        except Exception as error:
+            error.add_note("".join(traceback.format_exception(error)))
+            answer = error
+        pipe.send_bytes(_pickled(answer))
+        pipe.recv()
+        dist.destroy_process_group()
+        pipe.send("left")
+
+
+def _pickled(answer: Any) -> bytes:
+    """The answer; of an exception that cannot be pickled, its text."""
+    with contextlib.suppress(Exception):
+        data = pickle.dumps(answer)
+        pickle.loads(data)
+        return data
+    return pickle.dumps(RuntimeError(f"{type(answer).__name__}: {answer}"))
