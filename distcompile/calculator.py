@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from .api import DistributedModel, Lowering, compile
+from .load import load
 from .runtime.world import World, default_world
 from .tree import flatten
 
@@ -30,26 +27,12 @@ def load_calculator(name: str) -> Any:
         ValueError: there is no such factory; the message says what was tried.
     """
     path = ALIASES.get(name, name)
-    place, colon, attribute = path.partition(":")
-    if not colon:
+    if ":" not in path:
         raise ValueError(
             f"{name!r} is neither one of {', '.join(sorted(ALIASES))} nor an import path such as "
             "'package.module:factory' or 'file.py:factory'."
         )
-    try:
-        if place.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-            if spec is None or spec.loader is None or not Path(place).exists():
-                raise ImportError(f"there is no file {place}")
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
-        factory: Callable[[], Any] = getattr(module, attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"Cannot load calculator {name!r} from {path!r}: {error}.") from error
-    return factory()
+    return load(path)()
 
 
 def distribute(

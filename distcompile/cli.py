@@ -38,6 +38,32 @@ def run(
         raise typer.Exit(_launch(ranks))
 
 
+@app.command()
+def check(
+    factory: Annotated[str, typer.Argument(help="package.module:function or file.py:function")],
+    ranks: Annotated[str, typer.Option(help="Numbers of virtual ranks, separated by commas.")] = "1,2,3",
+) -> None:
+    """Hold a model of yours, compiled for N ranks, against itself.
+
+    FACTORY is a function without arguments that returns (model, graph), (model, graph, other_graph) or
+    (model, graph, other_graph, model_kwargs); the other graph has other sizes.
+    """
+    from .errors import DistcompileError
+    from .load import load
+    from .testing import check_model
+
+    try:
+        numbers = tuple(int(n) for n in ranks.split(","))
+    except ValueError:
+        _stop(f"--ranks takes numbers separated by commas, not {ranks!r}.")
+    try:
+        model, graph, *rest = load(factory)()
+        other, kwargs, *_ = [*rest, None, None][:2]
+        print(check_model(model, graph, other, numbers, model_kwargs=kwargs))
+    except (DistcompileError, ValueError, TypeError) as error:
+        _stop(str(error))
+
+
 def main() -> None:
     """Entry point of the ``distcompile`` command."""
     app()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime
+import multiprocessing
 import os
 import pickle
 import tempfile
@@ -21,7 +22,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 
 TIMEOUT = 120.0
 """Seconds after which ranks that have not answered are taken for hanging."""
@@ -54,7 +54,7 @@ class _Team:
     """Processes that wait for functions to call."""
 
     def __init__(self, n: int) -> None:
-        context = torch.multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
         self._processes = []
         for rank in range(n):
@@ -71,7 +71,7 @@ class _Team:
         deadline = time.monotonic() + timeout
         with tempfile.TemporaryDirectory() as folder:
             for pipe in self._pipes:
-                pipe.send((os.path.join(folder, "store"), function, args))
+                pipe.send_bytes(pickle.dumps((os.path.join(folder, "store"), function, args)))
             silent = [r for r, pipe in enumerate(self._pipes) if not pipe.poll(max(0.0, deadline - time.monotonic()))]
             if silent:
                 pytest.fail(f"{function.__name__}: rank {', '.join(map(str, silent))} hangs for more than {timeout} s")
@@ -97,7 +97,7 @@ def _serve(rank: int, n: int, pipe: Connection) -> None:
     torch.set_num_threads(1)
     while True:
         try:
-            store, function, args = pipe.recv()
+            store, function, args = pickle.loads(pipe.recv_bytes())
         except EOFError:
             return
         dist.init_process_group(

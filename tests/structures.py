@@ -66,3 +66,9 @@ def oxide() -> Atoms:
         ],
     )
     return rattled(layer.repeat((2, 2, 1)), 5)
+
+
+def lonely_atom() -> Atoms:
+    """Three atoms that neighbour each other and one out of reach of all: on 4 ranks one has no edges."""
+    atoms = Atoms("H2OO", [[0, 0, 0], [0.9, 0.1, 0], [0.3, 0.8, 0.2], [30.0, 0, 0]])
+    return rattled(atoms, 6, 0.02)
