@@ -6,6 +6,7 @@
     x[p] = v                             =>  where(written, 0, x)[p] += v        written = rows that p points at
     scatter_reduce(x, 0, p, v, "sum")    =>  scatter_add(x, 0, p, v)
     scatter_reduce(x, 0, p, v, "mean")   =>  scatter_add(x, 0, p, v) / how many went into each row
+    index_put(x, [p], v, accumulate)     =>  index_add(x, 0, p, v)
     mean(x, rows)                        =>  sum(x, rows) / number of rows, of all ranks
 
 Later passes then know only gathers, scatters that add or compare, and sums.
@@ -115,7 +116,7 @@ def _index_put(write: _Writer, node: fx.Node) -> fx.Node | None:
             return None
         index = _mask_to_pointer(write, index, values.meta["val"].shape[dim])
     elif accumulate:
-        return None
+        return _as_index_add(write, base, dim, index, values)
     else:
         index = write(aten._to_copy.default, index, dtype=torch.int64)
         if not constant:
@@ -126,7 +127,20 @@ def _index_put(write: _Writer, node: fx.Node) -> fx.Node | None:
         base = _where(write, base, dim, written, values if constant else 0)
         if constant:
             return base
-    return write(aten.index_put.default, base, [*[None] * dim, index], values, True)
+    added = _as_index_add(write, base, dim, index, values)
+    return added or write(aten.index_put.default, base, [*[None] * dim, index], values, True)
+
+
+def _as_index_add(write: _Writer, base: fx.Node, dim: int, index: fx.Node, values: fx.Node) -> fx.Node | None:
+    """An accumulating index_put with one index is an index_add, which is several times faster."""
+    if values.meta["val"].dim() != base.meta["val"].dim() or index.meta["val"].dtype not in (torch.int32, torch.int64):
+        return None
+    shapes = [v.meta["val"].shape for v in (values, base)]
+    if any(str(a) != str(b) for i, (a, b) in enumerate(zip(*shapes, strict=True)) if i != dim):
+        return None  # broadcast values
+    if str(shapes[0][dim]) != str(index.meta["val"].shape[0]):
+        return None
+    return write(aten.index_add.default, base, dim, index, values)
 
 
 def _where(write: _Writer, base: fx.Node, dim: int, rows: fx.Node, value: Any) -> fx.Node:

@@ -95,23 +95,25 @@ class _Team:
 
 def _serve(rank: int, n: int, pipe: Connection) -> None:
     torch.set_num_threads(1)
-    while True:
-        try:
-            store, function, args = pickle.loads(pipe.recv_bytes())
-        except EOFError:
-            return
-        dist.init_process_group(
-            "gloo", init_method=f"file://{store}", rank=rank, world_size=n, timeout=datetime.timedelta(seconds=TIMEOUT)
-        )
-        try:
-            answer = function(*args)
-        except Exception as error:
-            error.add_note("".join(traceback.format_exception(error)))
-            answer = error
-        pipe.send_bytes(_pickled(answer))
-        pipe.recv()
-        dist.destroy_process_group()
-        pipe.send("left")
+    with contextlib.suppress(EOFError, ConnectionError):  # the test run has ended
+        while True:
+            _answer(rank, n, pipe)
+
+
+def _answer(rank: int, n: int, pipe: Connection) -> None:
+    store, function, args = pickle.loads(pipe.recv_bytes())
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=n, timeout=datetime.timedelta(seconds=TIMEOUT)
+    )
+    try:
+        answer = function(*args)
+    except Exception as error:
+        error.add_note("".join(traceback.format_exception(error)))
+        answer = error
+    pipe.send_bytes(_pickled(answer))
+    pipe.recv()
+    dist.destroy_process_group()
+    pipe.send("left")
 
 
 def _pickled(answer: Any) -> bytes:

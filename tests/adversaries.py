@@ -1,0 +1,685 @@
+"""Tiny potentials, each of which uses an index space in one way that a compiler may get wrong.
+
+All are in float64 and take their gradients inside. In training mode these can be differentiated again. `ADVERSARIES`
+lists them with graphs of three sizes; a program is compiled on the first and must serve the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from toys import CUTOFF, N_SPECIES, Graph, Result, envelope, gaussians, random_graph, seeded
+
+F = 6
+"""Features of an atom."""
+
+
+class Toy(nn.Module):
+    """Energy, forces and stress of an energy that a subclass defines; weights for species, radii and a readout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(N_SPECIES, F)
+        self.radial = nn.Linear(6, F, bias=False)
+        self.mix = nn.Linear(F, F)
+        self.readout = nn.Linear(F, 1)
+        self.more()
+        seeded(self)
+
+    def more(self) -> None:
+        """Further weights of a subclass."""
+
+    def forward(self, graph: Graph) -> Result:
+        strain = torch.zeros_like(graph["cell"]).requires_grad_()
+        positions = graph["positions"].clone().requires_grad_()
+        deformation = torch.eye(3, dtype=strain.dtype) + (strain + strain.T) / 2
+        sender, receiver = graph["edge_index"]
+        moved = positions @ deformation
+        vectors = moved[sender] + graph["shifts"] @ (graph["cell"] @ deformation) - moved[receiver]
+        energy, others = self.energy(graph, vectors, vectors.norm(dim=-1))
+        from_positions, from_strain = torch.autograd.grad(
+            energy.sum(), [positions, strain], create_graph=self.training
+        )
+        volume = torch.linalg.det(graph["cell"]).abs()
+        return {"energy": energy, "forces": -from_positions, "stress": from_strain / volume, **others}
+
+    def energy(self, graph: Graph, vectors: Tensor, lengths: Tensor) -> tuple[Tensor, Result]:
+        """The energy, and further results."""
+        h = self.embedding(graph["species"])
+        h = self.update(graph, h, self.radial(gaussians(lengths)), vectors, lengths)
+        energies = self.readout(torch.tanh(h)).squeeze(-1)
+        return energies.sum(), {}
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        """New features of the atoms.
+
+        Args:
+            graph: the graph.
+            h: features of the atoms. Shape: [n_atoms, F].
+            w: radial weights of the edges. Shape: [n_edges, F].
+            vectors: of the edges. Shape: [n_edges, 3].
+            lengths: of the edges. Shape: [n_edges].
+        """
+        raise NotImplementedError
+
+
+def add_to(rows: Tensor, where: Tensor, like: Tensor) -> Tensor:
+    """Sum rows where a pointer says, into as many rows as `like` has."""
+    return rows.new_zeros(like.shape[0], *rows.shape[1:]).index_add(0, where, rows)
+
+
+class ToReceivers(Toy):
+    """Messages are summed where edges end."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        for _ in range(2):
+            h = torch.tanh(self.mix(h + add_to(w * h[sender], receiver, h)))
+        return h
+
+
+class ToSenders(Toy):
+    """Messages are summed where edges start."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        for _ in range(2):
+            h = torch.tanh(self.mix(h + add_to(w * h[receiver], sender, h)))
+        return h
+
+
+class ToBothEnds(Toy):
+    """Messages are summed at both ends, so that one of them belongs to another rank."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        for _ in range(2):
+            h = torch.tanh(self.mix(h + add_to(w * h[sender], receiver, h) - 0.5 * add_to(w * h[receiver], sender, h)))
+        return h
+
+
+class SegmentSoftmax(Toy):
+    """Attention weights sum to one over the edges of an atom: those that end there, or those that start there.
+
+    The largest score is subtracted first, as every library does; most hold it fixed, as its gradient vanishes.
+    """
+
+    def __init__(self, over: str = "receiver", detach: bool = True) -> None:
+        super().__init__()
+        self.over, self.hold = over, detach
+
+    def more(self) -> None:
+        self.score = nn.Linear(2 * F, 1)
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        at = receiver if self.over == "receiver" else sender
+        score = self.score(torch.cat([w * h[sender], h[receiver]], -1)).squeeze(-1)
+        largest = score.new_full((h.shape[0],), -torch.inf)
+        largest = largest.scatter_reduce(0, at, score.detach() if self.hold else score, "amax")
+        weight = (score - largest[at]).exp() * envelope(lengths)
+        weight = weight / (add_to(weight, at, h) + 1e-6)[at]
+        return h + add_to(weight[:, None] * w * h[sender], receiver, h)
+
+
+class SegmentMax(Toy):
+    """The largest message of each channel, at the receiver or at the sender, beside a sum at the receiver."""
+
+    def __init__(self, at: str = "receiver", include_self: bool = True) -> None:
+        super().__init__()
+        self.at, self.include_self = at, include_self
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        at, other = (receiver, sender) if self.at == "receiver" else (sender, receiver)
+        index = at[:, None].expand(-1, F)
+        largest = (0.1 * h).scatter_reduce(0, index, w * h[other], "amax", include_self=self.include_self)
+        smallest = torch.zeros_like(h).scatter_reduce(0, index, w, "amin", include_self=self.include_self)
+        summed = add_to(torch.cat([w, w * w, w * h[sender]], -1), receiver, h)
+        return h + largest - smallest + summed[:, :F] + 0.1 * summed[:, 2 * F :]
+
+
+class ScatterMean(Toy):
+    """The mean of the messages of an atom, with and without its own features."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        index = receiver[:, None].expand_as(w)
+        without = torch.zeros_like(h).scatter_reduce(0, index, w * h[sender], "mean", include_self=False)
+        h = torch.tanh(self.mix(h + without))
+        back = sender[:, None].expand_as(w)
+        with_self = h.scatter_reduce(0, back, w * h[receiver], "mean", include_self=True)
+        total = torch.zeros_like(h).scatter_reduce(0, index, w * with_self[sender], "sum")
+        return with_self + total
+
+
+class LineGraphs(Toy):
+    """Edges -> pairs of edges -> pairs of those: each reads rows of the space before it and sums back to it."""
+
+    def more(self) -> None:
+        self.bend, self.twist = nn.Linear(F, F), nn.Linear(F, F)
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        one, two = graph["angles"]
+        left, right = graph["dihedrals"]
+        e = w * h[sender]
+        a = e[one] * e[two] * (vectors[one] * vectors[two]).sum(-1, keepdim=True)
+        d = torch.tanh(self.twist(a[left] - a[right]))
+        a = torch.tanh(self.bend(a + add_to(d, right, a)))
+        e = e + add_to(a, two, e) * envelope(lengths)[:, None]
+        return h + add_to(e, receiver, h)
+
+
+class EdgeOutputs(Toy):
+    """Results with a row for each edge and for each atom."""
+
+    def energy(self, graph: Graph, vectors: Tensor, lengths: Tensor) -> tuple[Tensor, Result]:
+        sender, receiver = graph["edge_index"]
+        h = self.embedding(graph["species"])
+        w = self.radial(gaussians(lengths)) * h[sender]
+        pair = self.readout(torch.tanh(w + add_to(w, receiver, h)[receiver])).squeeze(-1) * envelope(lengths)
+        (pull,) = torch.autograd.grad(pair.sum(), vectors, create_graph=True)
+        others = {"energies": add_to(pair, receiver, h), "pairs": pair, "pulls": pull, "messages": w.reshape(-1, 2, 3)}
+        return pair.sum(), {**others, "lengths": lengths, "outer": pull[:, :, None] * vectors[:, None]}
+
+
+class AtomMasks(Toy):
+    """Atoms chosen by a mask: read, overwritten, filled, and kept apart by ``where``."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        h = h + add_to(w * h[sender], receiver, h)
+        chosen = graph["species"] == 1
+        weights = self.mix(h)
+        h = h.clone()
+        h[chosen] = torch.tanh(weights[chosen])
+        fixed = torch.where(chosen[:, None], h, weights)
+        fixed[graph["species"] == 0] = 0.25
+        few = self.readout(h[~chosen]).sum()
+        return h + fixed.masked_fill(chosen[:, None], 0.5) + 0.1 * few
+
+
+class EdgeMasks(Toy):
+    """Edges chosen by their species and by their length, which depends on positions."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        short = lengths < 0.7 * CUTOFF
+        near_sender, near_receiver = graph["edge_index"][:, short]
+        h = h + add_to(w[short] * h[near_sender] * (0.49 - (lengths[short] / CUTOFF) ** 2)[:, None], near_receiver, h)
+        alike = graph["species"][sender] == graph["species"][receiver]
+        w = w.clone()
+        w[alike] = 0.0
+        longest = torch.masked_select(lengths, alike)
+        return h + add_to(w * h[sender], receiver, h) + 0.01 * envelope(longest).sum()
+
+
+class PointerArithmetic(Toy):
+    """Pointers that are computed: renumbered atoms, edges in another order, each atom's own number, offsets."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        n = h.shape[0]
+        renumber = torch.arange(n).flip(0)
+        sender, receiver = renumber[graph["edge_index"]]
+        h = h[renumber]
+        order = torch.argsort(receiver * n + sender, stable=True)
+        h = h + add_to(w[order] * h[sender[order]], receiver[order], h)
+        column = (graph["species"] + 1) % F
+        diagonal = h[torch.arange(n), column]
+        neighbour = (torch.arange(n) + 1) % n
+        return h * diagonal[:, None] + self.mix(h)[neighbour]
+
+
+class ChargeEquilibration(Toy):
+    """Charges that add up to zero: a sum over all atoms goes back into every atom, twice."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        h = h + add_to(w * h[sender], receiver, h)
+        n = h.shape[0]
+        for _ in range(2):
+            charge = self.readout(torch.tanh(h)).squeeze(-1)
+            charge = charge - charge.sum() / n
+            potential = add_to(envelope(lengths) * charge[sender], receiver, h)
+            h = torch.tanh(self.mix(h * (charge * potential)[:, None] + charge[:, None]))
+        return h
+
+
+class GlobalStatistics(Toy):
+    """Features are normalised by mean, variance and norm over all atoms, as a batch normalisation does."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        h = h + add_to(w * h[sender], receiver, h)
+        h = (h - h.mean(0)) / (h.var(0) + 0.1).sqrt()
+        h = h / (1 + h.norm() / h.numel() ** 0.5) + h.mean() + 0.1 * h.var(unbiased=False)
+        return torch.tanh(self.mix(h)) + 0.1 * h.std(0, keepdim=True) + 0.01 * h.norm(dim=0)
+
+
+class GlobalMax(Toy):
+    """Features divided by the largest of all atoms, which no gradient follows."""
+
+    def __init__(self, detach: bool = True) -> None:
+        super().__init__()
+        self.hold = detach
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        h = h + add_to(w * h[sender], receiver, h)
+        fixed = h.detach() if self.hold else h
+        return h / (1 + fixed.abs().amax()) + fixed.amax(0) - fixed.min()
+
+
+class SpeciesCounts(Toy):
+    """How many atoms of each species there are is a number in the energy, of the whole graph on every rank."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        counts = torch.bincount(graph["species"], minlength=N_SPECIES)
+        fraction = counts.to(h.dtype) / h.shape[0]
+        degree = torch.bincount(receiver, minlength=h.shape[0])
+        h = h + add_to(w * h[sender], receiver, h) / (1 + degree)[:, None].to(h.dtype)
+        return h * fraction[graph["species"]][:, None] + (counts**2).sum() / counts.sum()
+
+
+class Batch(Toy):
+    """Several structures in one graph: a row of results for each, however many there are."""
+
+    def forward(self, graph: Graph) -> Result:
+        n_graphs = graph["cells"].shape[0]
+        sender, receiver = graph["edge_index"]
+        batch = graph["batch"]
+        strain = torch.zeros(n_graphs, 3, 3, dtype=graph["cells"].dtype, requires_grad=True)
+        positions = graph["positions"].clone().requires_grad_()
+        deformation = torch.eye(3, dtype=strain.dtype) + (strain + strain.transpose(1, 2)) / 2
+        moved = torch.einsum("ni,nij->nj", positions, deformation[batch])
+        cells = graph["cells"] @ deformation
+        shifts = torch.einsum("ei,eij->ej", graph["shifts"], cells[batch[receiver]])
+        vectors = moved[sender] + shifts - moved[receiver]
+        lengths = vectors.norm(dim=-1)
+        h = self.embedding(graph["species"])
+        h = h + add_to(self.radial(gaussians(lengths)) * h[sender], receiver, h)
+        sizes = torch.zeros(n_graphs, dtype=h.dtype).index_add(0, batch, torch.ones_like(h[:, 0]))
+        mean = torch.zeros(n_graphs, F, dtype=h.dtype).index_add(0, batch, h) / sizes[:, None]
+        h = torch.tanh(self.mix(h - mean[batch]))
+        energies = self.readout(h).squeeze(-1)
+        energy = torch.zeros(n_graphs, dtype=h.dtype).index_add(0, batch, energies)
+        energy = energy + self.readout(mean.sin()).squeeze(-1)
+        gradients = torch.autograd.grad(energy.sum(), [positions, strain], create_graph=self.training)
+        volume = torch.linalg.det(graph["cells"]).abs()
+        return {
+            "energy": energy,
+            "energy_per_atom": energy / sizes,
+            "forces": -gradients[0],
+            "stress": gradients[1] / volume[:, None, None],
+        }
+
+
+class BatchFromOffsets(Toy):
+    """The number of structures is read off their offsets, and each atom's structure off its number."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        h = h + add_to(w * h[sender], receiver, h)
+        n_graphs = graph["ptr"].numel() - 1
+        sizes = graph["ptr"][1:] - graph["ptr"][:-1]
+        batch = torch.repeat_interleave(torch.arange(n_graphs), sizes, output_size=h.shape[0])
+        mean = h.new_zeros(n_graphs, F).index_add(0, batch, h) / sizes[:, None]
+        return torch.tanh(self.mix(h)) * mean[batch]
+
+
+class SpeciesTable(Toy):
+    """Atoms are summed by species, and each atom reads the sums of its own species back."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        species = graph["species"]
+        h = h + add_to(w * h[sender], receiver, h)
+        table = self.embedding.weight.index_add(0, species, torch.tanh(h), alpha=0.1)
+        pairs = h.new_zeros(N_SPECIES * N_SPECIES, F)
+        pairs = pairs.index_add(0, species[sender] * N_SPECIES + species[receiver], w)
+        return h * table[species] + pairs.reshape(N_SPECIES, N_SPECIES, F).sum(1)[species]
+
+
+class Overwrite(Toy):
+    """Some rows are overwritten through a pointer that names each at most once."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        h = h + add_to(w * h[sender], receiver, h)
+        centers = graph["centers"]
+        kept = torch.zeros_like(h)
+        kept[centers] = torch.tanh(self.mix(h[centers]))
+        ordered = torch.empty_like(h)
+        ordered[torch.argsort(graph["species"], stable=True)] = h
+        filled = h.clone()
+        filled[centers] = -0.5
+        return kept + ordered * h + filled
+
+
+class Concatenation(Toy):
+    """Features side by side, split again, stacked, padded; messages to both ends as one block of rows."""
+
+    def more(self) -> None:
+        self.wide = nn.Linear(3 * F, 2 * F)
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        e = self.wide(torch.cat([h[sender], h[receiver], w], dim=-1))
+        gate, value = e.chunk(2, dim=-1)
+        h = h + add_to(torch.sigmoid(gate) * value * envelope(lengths)[:, None], receiver, h)
+        a, b, c = torch.split(h, [1, 2, 3], dim=1)
+        stacked = torch.stack([torch.cat([c, b, a], 1), h], dim=1)
+        h = stacked.flatten(1)[:, 1 : F + 1] + nn.functional.pad(a, (0, F - 1))
+        both = torch.cat([w, -0.5 * w * h[receiver]], dim=0)
+        ends = torch.cat([receiver, sender])
+        return h + add_to(both, ends, h)
+
+
+class Attention(Toy):
+    """Several heads of attention over the neighbours of each atom, with keys and queries of both ends."""
+
+    def more(self) -> None:
+        self.query, self.key, self.value = (nn.Linear(F, 2 * 3) for _ in range(3))
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        for _ in range(2):
+            q, k, v = (f(h).view(-1, 2, 3) for f in (self.query, self.key, self.value))
+            score = torch.einsum("ehd,ehd->eh", q[receiver], k[sender]) / 3**0.5
+            largest = torch.full_like(h[:, :2], -torch.inf)
+            largest = largest.scatter_reduce(0, receiver[:, None].expand(-1, 2), score.detach(), "amax")
+            weight = (score - largest[receiver]).exp() * envelope(lengths)[:, None]
+            weight = weight / (add_to(weight, receiver, h)[receiver] + 1e-6)
+            message = torch.einsum("eh,ehd->ehd", weight, v[sender]).reshape(-1, F)
+            h = h + add_to(w * message, receiver, h)
+        return h
+
+
+class TensorProducts(Toy):
+    """Equivariant products: several dimensions of features, einsum, batched products, constant coefficients."""
+
+    def more(self) -> None:
+        self.paths = nn.Parameter(torch.zeros(F, F, 3))
+        epsilon = torch.zeros(3, 3, 3)
+        for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+            epsilon[i, j, k], epsilon[i, k, j] = 1, -1
+        self.register_buffer("epsilon", epsilon)
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        u = vectors / lengths[:, None]
+        v = add_to(torch.einsum("ef,ei->efi", w * h[sender], u), receiver, h)
+        mixed = torch.einsum("nfi,fgp,nfj->ngpij", v, self.paths, v)
+        trace = torch.einsum("ngpii->ngp", mixed).sum(-1)
+        turned = torch.einsum("nfi,nfj,ijk->nfk", v, v.roll(1, 1), self.epsilon)
+        gram = torch.bmm(v, v.transpose(1, 2))
+        lengthwise = torch.matmul(gram, self.mix.weight).diagonal(dim1=1, dim2=2)
+        cross = torch.linalg.cross(v, turned)
+        contracted = torch.tensordot(turned, self.paths, ([1], [0])).sum((1, 3))
+        return h + trace + lengthwise + (cross * v.flip(1)).sum(-1) + contracted
+
+
+class LayerNorm(Toy):
+    """Normalisation of each atom's features, with weights."""
+
+    def more(self) -> None:
+        self.norm = nn.LayerNorm(F)
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        h = self.norm(h + add_to(w * h[sender], receiver, h))
+        h = nn.functional.silu(self.mix(h))
+        return h + torch.softmax(h, dim=-1) + nn.functional.layer_norm(h, (F,))
+
+
+class PythonSizes(Toy):
+    """Sizes that go through Python: ``int``, ``len``, arithmetic, lists of sizes."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        n, n_edges = int(h.shape[0]), len(w)
+        summed = torch.zeros(n, F, dtype=h.dtype).index_add(0, receiver, w * h[sender])
+        h = h + summed * (n / max(n_edges, 1))
+        flat = h.reshape(n * F).view([n, F])
+        return torch.tanh(self.mix(flat)) * float(len(h)) ** -0.5 + torch.ones(len(graph["species"]), 1, dtype=h.dtype)
+
+
+def pairs_of_edges(receiver: Tensor, n_edges: int) -> tuple[Tensor, int]:
+    """The pairs of edges that end at one atom, found by NumPy, and how many there are."""
+    ends = receiver.numpy()
+    found = [(i, j) for i in range(n_edges) for j in np.flatnonzero(ends == ends[i]) if i != j]
+    return torch.tensor(np.array(found, dtype=np.int64).reshape(-1, 2).T), len(found)
+
+
+class NumpyTriplets(Toy):
+    """Triplets are built by NumPy inside of forward."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        triplets, count = pairs_of_edges(receiver, w.shape[0])
+        one, two = triplets
+        cosine = (vectors[one] * vectors[two]).sum(-1) / (lengths[one] * lengths[two])
+        bent = (w[one] * w[two]) * (cosine[:, None] + 0.3) ** 2
+        e = w * h[sender] + add_to(bent, two, w)
+        return h + add_to(e, receiver, h) / count**0.5
+
+
+class CountedAtoms(Toy):
+    """The number of atoms is a Python integer of the graph."""
+
+    def update(self, graph: Any, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        n = graph["num_nodes"]
+        summed = torch.zeros(n, F, dtype=h.dtype).index_add(0, receiver, w * h[sender])
+        return torch.tanh(self.mix(h + summed)) / n
+
+
+class HeldFixed(Toy):
+    """Values that the model detaches, or computes without gradients, are held fixed when it is trained too."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        h = h + add_to(w * h[sender].detach(), receiver, h)
+        with torch.no_grad():
+            scale = add_to(w, receiver, h).norm(dim=-1, keepdim=True) + 1
+        return torch.tanh(self.mix(h / scale)) + 0.1 * h.data * h
+
+
+class PassThrough(Toy):
+    """Inputs returned as they are, a number, a text, nothing, and a constant of the model."""
+
+    def energy(self, graph: Graph, vectors: Tensor, lengths: Tensor) -> tuple[Tensor, Any]:
+        sender, receiver = graph["edge_index"]
+        h = self.embedding(graph["species"])
+        h = h + add_to(self.radial(gaussians(lengths)) * h[sender], receiver, h)
+        others = {
+            "positions": graph["positions"],
+            "species": graph["species"],
+            "edge_index": graph["edge_index"],
+            "cutoff": CUTOFF,
+            "name": "toy",
+            "nothing": None,
+            "table": self.embedding.weight,
+            "several": [graph["cell"], (graph["shifts"], 3)],
+            "features": h,
+        }
+        return self.readout(torch.tanh(h)).sum(), others
+
+
+@dataclasses.dataclass
+class Structure:
+    """A graph as an object."""
+
+    positions: Tensor
+    species: Tensor
+    edges: Edges
+    cell: Tensor
+    name: str = "toy"
+
+
+class Edges(NamedTuple):
+    """The edges of a graph."""
+
+    index: Tensor
+    shifts: Tensor
+
+
+class FromDataclass(ToReceivers):
+    """Takes a dataclass that holds a named tuple."""
+
+    def forward(self, structure: Structure) -> Result:
+        inside = {"edge_index": structure.edges.index, "shifts": structure.edges.shifts}
+        names = ("positions", "species", "cell")
+        return super().forward({**inside, **{name: getattr(structure, name) for name in names}})
+
+
+class FromNestedDicts(ToReceivers):
+    """Takes dicts and lists within a dict; returns dicts within a list."""
+
+    def forward(self, graph: Any) -> Any:
+        (edges,) = graph["edges"]
+        result = super().forward({**graph["nodes"], **edges, "cell": graph["box"][0]})
+        return [{"energy": result["energy"]}, {"forces": result["forces"], "rest": (result["stress"], [])}]
+
+
+class TwoInputs(ToReceivers):
+    """Takes two positional inputs, a graph and a cell; returns a tuple."""
+
+    def forward(self, graph: Graph, cell: Tensor) -> Any:
+        result = super().forward({**graph, "cell": cell})
+        return result["energy"], result["forces"], result["stress"]
+
+
+SIZES = (10, 17, 5)
+"""Atoms of the graphs: the example, and what its program must serve too."""
+
+
+def plain(**options: Any) -> list[Graph]:
+    """Graphs of `SIZES` atoms."""
+    return [random_graph(n, seed=n, **{"cutoff": 2.6, **options}) for n in SIZES]
+
+
+def with_dihedrals() -> list[Graph]:
+    """Graphs with pairs of edges, and pairs of those that share an edge."""
+    graphs = plain(cutoff=1.9, angles=True)
+    for graph in graphs:
+        one, two = graph["angles"]
+        left, right = torch.nonzero(two[:, None] == one[None, :], as_tuple=True)
+        graph["dihedrals"] = torch.stack([left, right])[:, ::3]
+    return graphs
+
+
+def batches(counts: tuple[int, ...], offsets: bool = False) -> list[Graph]:
+    """Graphs of several structures each: of `counts` structures."""
+    return [batch([random_graph(4 + (3 * i + k) % 5, seed=i, cutoff=2.6) for i in range(n)], offsets)
+            for k, n in enumerate(counts)]  # fmt: skip
+
+
+def batch(graphs: list[Graph], offsets: bool = False) -> Graph:
+    """Structures side by side in one graph."""
+    sizes = torch.tensor([len(g["positions"]) for g in graphs])
+    ptr = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+    joined = {name: torch.cat([g[name] for g in graphs]) for name in ("positions", "species", "shifts")}
+    joined["edge_index"] = torch.cat([g["edge_index"] + start for g, start in zip(graphs, ptr, strict=False)], 1)
+    if offsets:
+        return {**joined, "ptr": ptr, "cell": graphs[0]["cell"]}
+    return {
+        **joined,
+        "batch": torch.repeat_interleave(torch.arange(len(graphs)), sizes),
+        "cells": torch.stack([g["cell"] for g in graphs]),
+    }
+
+
+def with_centers() -> list[Graph]:
+    """Graphs that name some of their atoms, each once."""
+    generator = torch.Generator().manual_seed(0)
+    return [{**g, "centers": torch.randperm(n, generator=generator)[: n // 2 + 2]} for n, g in zip(SIZES, plain(), strict=True)]
+
+
+def counted() -> list[Any]:
+    """Graphs that say how many atoms they have."""
+    return [{**g, "num_nodes": len(g["positions"])} for g in plain()]
+
+
+def as_dataclasses() -> list[Structure]:
+    """Graphs as objects."""
+    return [Structure(g["positions"], g["species"], Edges(g["edge_index"], g["shifts"]), g["cell"]) for g in plain()]
+
+
+def as_nested_dicts() -> list[Any]:
+    """Graphs as dicts of dicts and lists, beside values that are no tensors."""
+    return [
+        {
+            "nodes": {"positions": g["positions"], "species": g["species"], "tags": ["a", None]},
+            "edges": [{"edge_index": g["edge_index"], "shifts": g["shifts"]}],
+            "box": (g["cell"], "A"),
+        }
+        for g in plain()
+    ]
+
+
+def as_pairs() -> list[Any]:
+    """Graphs as two positional inputs."""
+    return [({k: v for k, v in g.items() if k != "cell"}, g["cell"]) for g in plain()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Adversary:
+    """A potential with graphs of three sizes; the first one is the example."""
+
+    model: Callable[[], nn.Module]
+    graphs: Callable[[], list[Any]] = plain
+    spaces: frozenset[str] = frozenset({"atoms", "edges"})
+    """The index spaces that are divided among ranks."""
+
+
+ADVERSARIES = {
+    "sums at receivers": Adversary(ToReceivers),
+    "sums at senders": Adversary(ToSenders),
+    "sums at both ends": Adversary(ToBothEnds),
+    "sums at both ends, half list": Adversary(ToBothEnds, lambda: plain(half=True)),
+    "softmax over receivers": Adversary(lambda: SegmentSoftmax("receiver")),
+    "softmax over senders": Adversary(lambda: SegmentSoftmax("sender")),
+    "softmax over receivers, differentiated through": Adversary(lambda: SegmentSoftmax("receiver", detach=False)),
+    "softmax over senders, differentiated through": Adversary(lambda: SegmentSoftmax("sender", detach=False)),
+    "segment max at receivers": Adversary(lambda: SegmentMax("receiver")),
+    "segment max at senders": Adversary(lambda: SegmentMax("sender")),
+    "segment max without self": Adversary(lambda: SegmentMax("sender", include_self=False)),
+    "scatter mean": Adversary(ScatterMean),
+    "line graphs of line graphs": Adversary(
+        LineGraphs, with_dihedrals, frozenset({"atoms", "edges", "angles", "angles2"})
+    ),
+    "edge outputs": Adversary(EdgeOutputs),
+    "masks over atoms": Adversary(AtomMasks),
+    "masks over edges": Adversary(EdgeMasks),
+    "computed pointers": Adversary(PointerArithmetic),
+    "charge equilibration": Adversary(ChargeEquilibration),
+    "global statistics": Adversary(GlobalStatistics),
+    "global max": Adversary(GlobalMax),
+    "global max, differentiated through": Adversary(lambda: GlobalMax(detach=False)),
+    "species counts": Adversary(SpeciesCounts),
+    "batch of four and more": Adversary(Batch, lambda: batches((5, 4, 7))),
+    "batch of two": Adversary(Batch, lambda: batches((2, 2, 2))),
+    "batch from offsets": Adversary(BatchFromOffsets, lambda: batches((5, 4, 7), offsets=True)),
+    "species table": Adversary(SpeciesTable),
+    "overwritten rows": Adversary(Overwrite, with_centers),
+    "concatenation": Adversary(Concatenation),
+    "attention": Adversary(Attention),
+    "tensor products": Adversary(TensorProducts),
+    "layer norm": Adversary(LayerNorm),
+    "sizes in Python": Adversary(PythonSizes),
+    "triplets by NumPy": Adversary(NumpyTriplets, lambda: plain(cutoff=2.0)),
+    "number of atoms in the graph": Adversary(CountedAtoms, counted),
+    "held fixed": Adversary(HeldFixed),
+    "passed through": Adversary(PassThrough),
+    "dataclass and named tuple": Adversary(FromDataclass, as_dataclasses),
+    "nested dicts": Adversary(FromNestedDicts, as_nested_dicts),
+    "two inputs": Adversary(TwoInputs, as_pairs),
+}

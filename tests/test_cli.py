@@ -1,0 +1,159 @@
+"""The command line, as a user calls it: in a process of its own, from a folder of his own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import structures
+from ase import Atoms
+from ase.io import read, write
+
+CALCULATOR = '''
+import torch
+from ase.calculators.calculator import Calculator, all_changes
+from ase.neighborlist import neighbor_list
+
+
+class Springs(torch.nn.Module):
+    """Energy of neighbours as a function of their distance."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = torch.nn.Parameter(torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64))
+
+    def forward(self, graph):
+        positions = graph["positions"].clone().requires_grad_()
+        sender, receiver = graph["edge_index"]
+        lengths = (positions[sender] + graph["shifts"] - positions[receiver]).norm(dim=-1)
+        powers = torch.stack([lengths / 3, (lengths / 3) ** 2, (lengths / 3) ** 3], dim=-1)
+        edges = (powers @ self.weights) * (1 - (lengths / 3) ** 2) ** 3
+        energies = torch.zeros_like(positions[:, 0]).index_add(0, receiver, edges)
+        energy = energies.sum()
+        return {"energy": energy, "forces": -torch.autograd.grad(energy, positions)[0]}
+
+
+class SpringCalculator(Calculator):
+    implemented_properties = ["energy", "forces"]
+
+    def __init__(self):
+        super().__init__()
+        self.model = Springs()
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        receiver, sender, shifts = neighbor_list("ijS", atoms, 3.0)
+        result = self.model({
+            "positions": torch.tensor(atoms.positions),
+            "edge_index": torch.tensor([sender.tolist(), receiver.tolist()]),
+            "shifts": torch.tensor(shifts @ atoms.cell.array),
+        })
+        self.results = {"energy": float(result["energy"]), "forces": result["forces"].detach().numpy()}
+'''
+
+
+def distcompile(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run ``distcompile ARGUMENTS`` in `folder`."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK")}
+    environment |= {"COLUMNS": "120", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-P", "-m", "distcompile.cli", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180)
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line that a command said before it ended with exit code 1."""
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("distcompile: ")
+    return lines[0]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a structure (MgO with a vacancy), a file that is none, and a calculator of the user's."""
+    write(tmp_path / "oxide.extxyz", structures.crystal((2, 2, 1)))
+    (tmp_path / "notes.extxyz").write_text("not a structure\n")
+    (tmp_path / "springs.py").write_text(CALCULATOR)
+    return tmp_path
+
+
+def stock_springs(atoms: Atoms) -> Atoms:
+    """The user's calculator without distcompile."""
+    module: dict[str, object] = {}
+    exec(CALCULATOR, module)
+    atoms = atoms.copy()
+    atoms.calc = module["SpringCalculator"]()  # type: ignore[operator]
+    return atoms
+
+
+def test_chgnet_on_two_processes(folder: Path) -> None:
+    """Energy and forces of the file that is written are those of the stock calculator; the report shows both ranks."""
+    from chgnet.model.dynamics import CHGNetCalculator
+
+    done = distcompile(
+        folder, "run", "oxide.extxyz", "--calculator", "chgnet", "--ranks", "2", "--check", "-o", "out.extxyz"
+    )
+    assert done.returncode == 0, done.stderr
+    stock = read(folder / "oxide.extxyz")
+    stock.calc = CHGNetCalculator(use_device="cpu")
+    found = read(folder / "out.extxyz")
+    assert found.get_potential_energy() == pytest.approx(stock.get_potential_energy(), rel=2e-6)
+    np.testing.assert_allclose(found.get_forces(), stock.get_forces(), atol=2e-4)
+    np.testing.assert_allclose(found.get_stress(), stock.get_stress(), atol=2e-4)
+    assert np.abs(found.get_forces()).max() > 0.1
+    rows = [line.replace("│", " ").split() for line in done.stdout.splitlines()]
+    owned = [int(row[1]) for row in rows if row[:1] in (["0"], ["1"]) and row[2:3] == ["+"]]
+    assert len(owned) == 2
+    assert sum(owned) == len(stock)
+    assert min(owned) > 0
+    assert done.stdout.count("Against the stock model") == 1  # one voice
+    differences = {row[0]: float(row[1]) for row in rows if row[:1] in (["energy"], ["forces"]) and "e" in row[1]}
+    assert differences.keys() == {"energy", "forces"}
+    assert max(differences.values()) < 1e-3
+
+
+@pytest.mark.parametrize("ranks", ["1", "2"])
+def test_a_calculator_of_the_users(folder: Path, ranks: str) -> None:
+    """A file in the working folder with an ASE calculator around a module; in float64 the results agree to rounding."""
+    done = distcompile(
+        folder, "run", "oxide.extxyz", "--calculator", "springs.py:SpringCalculator", "--ranks", ranks, "-o", "o.extxyz"
+    )
+    assert done.returncode == 0, done.stderr
+    found, stock = read(folder / "o.extxyz"), stock_springs(read(folder / "oxide.extxyz"))
+    assert found.get_potential_energy() == pytest.approx(stock.get_potential_energy(), abs=1e-7)
+    np.testing.assert_allclose(found.get_forces(), stock.get_forces(), atol=1e-7)  # 8 digits in the file
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["missing.cif", "--calculator", "chgnet"], "There is no file missing.cif"),
+        (["notes.extxyz", "--calculator", "springs.py:SpringCalculator"], "ASE cannot read notes.extxyz"),
+        (["oxide.extxyz", "--calculator", "chgnett"], "'chgnett' is neither one of chgnet, .* nor an import path"),
+        (["oxide.extxyz", "--calculator", "springs.py:Missing"], "Cannot load .*'springs.py:Missing'.*Missing"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(folder: Path, arguments: list[str], said: str) -> None:
+    assert __import__("re").search(said, refused(distcompile(folder, "run", *arguments)))
+
+
+def test_a_mistake_on_two_processes_is_named_once(folder: Path) -> None:
+    """One rank speaks for all, and torchrun adds nothing."""
+    line = refused(distcompile(folder, "run", "oxide.extxyz", "--calculator", "chgnett", "--ranks", "2"))
+    assert "'chgnett' is neither one of" in line
+
+
+def test_the_package_imports_quickly() -> None:
+    """Notebooks and command lines import it; compilers and model packages are loaded when they are needed."""
+    code = "import time; t = time.perf_counter(); import distcompile; print(time.perf_counter() - t)"
+    seconds = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        for _ in range(2)  # the second time files are in the cache of the system
+    ]
+    assert min(seconds) < 3.0
