@@ -144,6 +144,8 @@ class Program:
 
     capture: Capture
     graph: fx.GraphModule
+    tiled: fx.GraphModule | None = None
+    """The graph as calls of regions that run block by block; what ranks run unless they differentiate."""
     index_program: fx.GraphModule | None = None
     inputs: tuple[Input, ...] = ()
     outputs: tuple[Output, ...] = ()

@@ -14,6 +14,7 @@ from .insert_halos import insert_halos
 from .normalize import normalize
 from .place import place
 from .share_exchanges import share_exchanges
+from .tile import tile
 
 PIPELINE: tuple[Callable[[Program], Program], ...] = (
     normalize,
@@ -25,6 +26,7 @@ PIPELINE: tuple[Callable[[Program], Program], ...] = (
     insert_halos,
     insert_all_reduces,
     share_exchanges,
+    tile,
 )
 
 __all__ = ["PIPELINE"]

@@ -63,8 +63,13 @@ class Executor:
         self._spaces = {s.symbol: s for s in program.spaces}
         (output,) = [n for n in self._index_program.graph.nodes if n.op == "output"]
         self._index_shapes = [_raw_shape(program, n) for n in output.args[0]]
-        constants = {str(n.target) for n in program.graph.graph.nodes if n.op == "get_attr"}
-        self._constants = {name: getattr(program.graph, name) for name in constants}
+        graphs = [g for g in (program.graph, program.tiled) if g is not None]
+        self._constants = {
+            str(n.target): getattr(g, str(n.target))
+            for g in graphs
+            for n in g.graph.nodes
+            if n.op in ("get_attr", "call_module")
+        }
         leaf_of = {n: i for i, n in enumerate(n for n in self._index_program.graph.nodes if n.op == "placeholder")}
         self._leaf_of = {i: leaf_of[n] for i, n in enumerate(output.args[0]) if n in leaf_of}
         self._layout: Layout | None = None
@@ -126,10 +131,11 @@ class Executor:
                 values[position] = enter(tensor)
         parameters = {name: enter(tensor) for name, tensor in given.items() if isinstance(name, str)}
         # Virtual ranks take turns within the graph, so none may set its parameters on the module that all share.
+        graph = self.program.graph if given or self.program.tiled is None else self.program.tiled
         module = SimpleNamespace(**{**self._constants, **parameters})
         with torch.set_grad_enabled(bool(given) and torch.is_grad_enabled()):
             local = shard_inputs(self._inputs, self._shapes, values, self._spaces, plans, layout.sizes)
-            results = type(self.program.graph).forward(module, *local)  # type: ignore[arg-type]
+            results = type(graph).forward(module, *local)  # type: ignore[arg-type]
             del local
             finish = leave if given else _gather
             whole = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ import pytest
 import structures
 from ase import Atoms
 from ase.io import read, write
+from typer.testing import CliRunner
+
+from distcompile.cli import app
 
 CALCULATOR = '''
 import torch
@@ -49,7 +53,7 @@ class SpringCalculator(Calculator):
         receiver, sender, shifts = neighbor_list("ijS", atoms, 3.0)
         result = self.model({
             "positions": torch.tensor(atoms.positions),
-            "edge_index": torch.tensor([sender.tolist(), receiver.tolist()]),
+            "edge_index": torch.stack([torch.tensor(sender), torch.tensor(receiver)]),
             "shifts": torch.tensor(shifts @ atoms.cell.array),
         })
         self.results = {"energy": float(result["energy"]), "forces": result["forces"].detach().numpy()}
@@ -64,12 +68,12 @@ def distcompile(folder: Path, *arguments: str) -> subprocess.CompletedProcess[st
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180)
 
 
-def refused(done: subprocess.CompletedProcess[str]) -> str:
+def refused(code: int, stdout: str, stderr: str) -> str:
     """The one line that a command said before it ended with exit code 1."""
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, done.stderr
+    assert code == 1, stderr
+    assert "Traceback" not in stdout + stderr
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, stderr
     assert lines[0].startswith("distcompile: ")
     return lines[0]
 
@@ -118,12 +122,9 @@ def test_chgnet_on_two_processes(folder: Path) -> None:
     assert max(differences.values()) < 1e-3
 
 
-@pytest.mark.parametrize("ranks", ["1", "2"])
-def test_a_calculator_of_the_users(folder: Path, ranks: str) -> None:
+def test_a_calculator_of_the_users(folder: Path) -> None:
     """A file in the working folder with an ASE calculator around a module; in float64 the results agree to rounding."""
-    done = distcompile(
-        folder, "run", "oxide.extxyz", "--calculator", "springs.py:SpringCalculator", "--ranks", ranks, "-o", "o.extxyz"
-    )
+    done = distcompile(folder, "run", "oxide.extxyz", "--calculator", "springs.py:SpringCalculator", "-o", "o.extxyz")
     assert done.returncode == 0, done.stderr
     found, stock = read(folder / "o.extxyz"), stock_springs(read(folder / "oxide.extxyz"))
     assert found.get_potential_energy() == pytest.approx(stock.get_potential_energy(), abs=1e-7)
@@ -133,20 +134,46 @@ def test_a_calculator_of_the_users(folder: Path, ranks: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["missing.cif", "--calculator", "chgnet"], "There is no file missing.cif"),
-        (["notes.extxyz", "--calculator", "springs.py:SpringCalculator"], "ASE cannot read notes.extxyz"),
+        (["missing.cif", "--calculator", "chgnet"], r"There is no file missing\.cif"),
+        (["notes.extxyz", "--calculator", "springs.py:SpringCalculator"], r"ASE cannot read notes\.extxyz"),
+        ([".", "--calculator", "springs.py:SpringCalculator"], "ASE cannot read"),
         (["oxide.extxyz", "--calculator", "chgnett"], "'chgnett' is neither one of chgnet, .* nor an import path"),
-        (["oxide.extxyz", "--calculator", "springs.py:Missing"], "Cannot load .*'springs.py:Missing'.*Missing"),
+        (["oxide.extxyz", "--calculator", "springs.py:Missing"], "Cannot load .*Missing.* has no attribute"),
+        (["oxide.extxyz", "--calculator", "spring.py:Springs"], r"Cannot load .*there is no file spring\.py"),
+        (
+            ["oxide.extxyz", "--calculator", "no_such_package:Springs"],
+            "Cannot load .*No module named 'no_such_package'",
+        ),
+        (
+            ["oxide.extxyz", "--calculator", "ase.calculators.emt:EMT"],
+            "EMT holds no torch.nn.Module .* Pass the calculator",
+        ),
     ],
 )
-def test_mistakes_are_named_in_one_line(folder: Path, arguments: list[str], said: str) -> None:
-    assert __import__("re").search(said, refused(distcompile(folder, "run", *arguments)))
+def test_mistakes_are_named_in_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    """These run in this process: what a user reads is the same."""
+    monkeypatch.chdir(folder)
+    done = CliRunner().invoke(app, ["run", *arguments])
+    assert isinstance(done.exception, SystemExit), done.exception
+    assert re.search(said, refused(done.exit_code, done.stdout, done.stderr))
+
+
+@pytest.mark.parametrize("output", ["no_such_folder/o.extxyz", "o.unknown"])
+@pytest.mark.xfail(strict=True, reason="where results go is looked at after the evaluation: results lost, a traceback")
+def test_output_that_cannot_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch, output: str) -> None:
+    """Said in one line, as other mistakes are."""
+    monkeypatch.chdir(folder)
+    done = CliRunner().invoke(app, ["run", "oxide.extxyz", "--calculator", "springs.py:SpringCalculator", "-o", output])
+    assert isinstance(done.exception, SystemExit), done.exception
+    assert output in refused(done.exit_code, done.stdout, done.stderr)
 
 
 def test_a_mistake_on_two_processes_is_named_once(folder: Path) -> None:
     """One rank speaks for all, and torchrun adds nothing."""
-    line = refused(distcompile(folder, "run", "oxide.extxyz", "--calculator", "chgnett", "--ranks", "2"))
-    assert "'chgnett' is neither one of" in line
+    done = distcompile(folder, "run", "oxide.extxyz", "--calculator", "chgnett", "--ranks", "2")
+    assert "'chgnett' is neither one of" in refused(done.returncode, done.stdout, done.stderr)
 
 
 def test_the_package_imports_quickly() -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from distcompile.runtime.partition import Partition, bisect, metis, partition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from toys import random_graph
-
-from distcompile.runtime.partition import Partition, bisect, metis, partition
 
 
 def loads(ranks: Tensor, work: Tensor, parts: int) -> Tensor:
@@ -48,7 +47,7 @@ def test_bisection_is_in_range_and_balanced(given_atoms: tuple[Tensor, Tensor], 
     ranks = bisect(positions, work, parts)
     assert ranks.shape == work.shape
     assert ranks.dtype == torch.int64
-    assert 0 <= ranks.min() and ranks.max() < parts
+    assert ranks.min() >= 0 and ranks.max() < parts
     assert loads(ranks, work, parts).max() <= max(work.sum() / parts, work.max()) + 2 * work.max()
 
 
@@ -73,7 +72,7 @@ def test_metis_balances_a_box(parts: int) -> None:
     load = loads(ranks, work, parts)
     assert ranks.shape == (300,)
     assert ranks.dtype == torch.int64
-    assert 0 <= ranks.min() and ranks.max() < parts
+    assert ranks.min() >= 0 and ranks.max() < parts
     assert load.max() / load.mean() < 1.10
 
 
@@ -91,7 +90,7 @@ def test_any_pairs_give_a_partition_in_range(graph: tuple[int, list[tuple[int, i
     work = 1.0 + torch.bincount(pairs[1], minlength=n).double()
     found = partition(n, pairs, work, [], parts)
     assert found.ranks.shape == (n,)
-    assert 0 <= found.ranks.min() and found.ranks.max() < parts
+    assert found.ranks.min() >= 0 and found.ranks.max() < parts
     load = loads(found.ranks, work, parts)
     assert found.imbalance == pytest.approx(float(load.max() / load.mean()))
     assert found.score == pytest.approx(score(found.ranks, pairs, work, parts))
@@ -158,7 +157,7 @@ def test_all_work_at_one_atom(at: int) -> None:
     work = 1.0 + torch.bincount(pairs[1], minlength=40).double() * 100
     positions = torch.arange(40, dtype=torch.float64)[:, None] * torch.tensor([0.0, 1.0, 0.0])
     found = partition(40, pairs, work, [positions], 4)
-    assert 0 <= found.ranks.min() and found.ranks.max() < 4
+    assert found.ranks.min() >= 0 and found.ranks.max() < 4
     assert found.imbalance <= 4.0
     assert found.score == pytest.approx(score(found.ranks, pairs, work, 4))
 

@@ -194,7 +194,10 @@ def test_counts_are_sizes() -> None:
     """An integer that may count rows is a leaf of that length: it must not become a constant of the program."""
     graph = {"positions": POSITIONS, "num_nodes": 5, "spin": 3, "big": 10**9, "ratio": 5.0, "flag": True}
     leaves, tree = flatten(graph, counts=True)
-    assert [(leaf.path, tuple(leaf.tensor.shape)) for leaf in leaves] == [("['positions']", (5, 3)), ("['num_nodes']", (5,))]
+    assert [(leaf.path, tuple(leaf.tensor.shape)) for leaf in leaves] == [
+        ("['positions']", (5, 3)),
+        ("['num_nodes']", (5,)),
+    ]
     assert leaves[1].tensor.dtype == torch.bool
     assert leaves[1].tensor.untyped_storage().nbytes() == 1  # its length is all that it holds
     assert [path for path, _ in tree.numbers] == ["['spin']", "['big']", "['ratio']", "['flag']"]

@@ -1,0 +1,129 @@
+"""Pass 10, second half: what a region loads from memory and what it computes again.
+
+    level 1   edges: r -> basis -> weights -> message         level 3 needs weights and r
+    store weights: written once, read once, held for two levels;    or compute them again from r
+
+Every value that a region needs from an earlier level is either loaded or recomputed from its operands. The cheapest
+choice for all of them together is a minimum cut between what is there anyway and what the region makes, with the
+capacity of a value being what its storage costs and that of an operator being what its work costs.
+
+Source: the formulation follows rematerialisation by minimum cut, Jain et al., Checkmate, MLSys 2020 (the problem), and
+Picard, Management Science 22, 1268 (1976) (closures by minimum cut).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import networkx as nx
+import torch
+from torch import fx
+
+from ..ir import Program
+from ..rules.indexing import accesses
+from ..rules.pointwise import is_pointwise
+from .levels import is_getitem
+
+aten = torch.ops.aten
+
+FLOPS_PER_BYTE = 6.0
+"""Floating-point operations in the time in which one byte is read: what makes matrix products worth storing."""
+
+_FREE = {
+    aten.expand.default,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.squeeze.default,
+    aten.permute.default,
+    aten.t.default,
+    aten.transpose.int,
+    aten.select.int,
+    aten.slice.Tensor,
+    aten.reshape.default,
+    aten.unbind.int,
+    aten.split_with_sizes.default,
+    aten.split.Tensor,
+    aten.diagonal.default,
+    aten.full.default,
+}
+"""Views, and constants."""
+
+_PRODUCTS = {aten.mm.default: 0, aten.bmm.default: 0, aten.addmm.default: 1, aten.baddbmm.default: 1}
+"""Matrix products, and the position of the first factor."""
+
+
+def bytes_per_row(program: Program, node: fx.Node) -> float:
+    """Bytes of one row of a value."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return math.inf
+    shape = program.shape(node)
+    size = math.prod(int(s) if s.is_Integer else _factor(s) for s in shape)
+    return size * value.element_size()
+
+
+def _factor(size: object) -> int:
+    """The number in front of a symbol: 3 of ``3*edges``."""
+    number = size.as_coeff_Mul()[0]  # type: ignore[attr-defined]
+    return int(number) if number.is_Integer else 1
+
+
+def work_per_row(program: Program, node: fx.Node) -> float:
+    """What computing one row of an operator costs, in bytes moved in the same time."""
+    if node.target in _FREE or is_getitem(node):
+        return 0.0
+    size = bytes_per_row(program, node)
+    if not math.isfinite(size):
+        size = sum(bytes_per_row(program, n) for n in node.all_input_nodes[:1])
+    if node.target in _PRODUCTS:
+        first = node.args[_PRODUCTS[node.target]]
+        inner = program.shape(first)[-1]  # type: ignore[arg-type]
+        element = node.meta["val"].element_size()
+        return 2 * (int(inner) if inner.is_Integer else 1) * (size / element) / FLOPS_PER_BYTE + size
+    if accesses(node):
+        return 1.5 * size
+    return (0.3 if is_pointwise(node.target) else 1.0) * size
+
+
+def choose(
+    roots: Iterable[fx.Node],
+    operands: Callable[[fx.Node], list[fx.Node]],
+    load_cost: Callable[[fx.Node], float],
+    work: Callable[[fx.Node], float],
+) -> tuple[set[fx.Node], set[fx.Node]]:
+    """Choose what to load and what to compute.
+
+    Args:
+        roots: what must be computed.
+        operands: the operands of a node that are rows of the same space (others are there anyway).
+        load_cost: cost of having a value loaded; infinite if it must be computed here.
+        work: cost of computing a node; 0 if it must be computed here.
+
+    Returns:
+        (computed, loaded).
+    """
+    graph = nx.DiGraph()
+    pending, seen = list(roots), set(roots)
+    for root in pending:
+        graph.add_edge((root, "out"), "sink", capacity=math.inf)
+    while pending:
+        node = pending.pop()
+        cost, effort = load_cost(node), work(node)
+        if math.isfinite(cost):
+            graph.add_edge((node, "in"), (node, "out"), capacity=cost)
+        else:
+            graph.add_edge((node, "in"), (node, "out"))
+        graph.add_edge("source", (node, "in"), capacity=effort)
+        for operand in operands(node):
+            graph.add_edge((operand, "out"), (node, "in"))
+            if operand not in seen:
+                seen.add(operand)
+                pending.append(operand)
+    for root in set(roots):  # computed whatever it costs
+        graph.add_edge((root, "in"), "sink")
+    _, (_, sink_side) = nx.minimum_cut(graph, "source", "sink", flow_func=nx.algorithms.flow.boykov_kolmogorov)
+    computed = {n for n in seen if (n, "in") in sink_side}
+    loaded = {n for n in seen if n not in computed and (n, "out") in sink_side}
+    return computed, loaded

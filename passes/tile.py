@@ -1,0 +1,295 @@
+"""Pass 10: run each stretch of row-local work block by block.
+
+    h = gather(x, sender)            [edges, 64]
+    m = mul(h, weights)              [edges, 64]      y = region(n_edges, x, sender, weights, receiver, zeros)
+    y = index_add(zeros, receiver, m)            =>   # for each block of edges: gather, multiply, add
+
+Values that only one region needs exist for one block of rows at a time. `levels` says which operators form a region,
+`store_or_recompute` what passes from one to another through memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from ..ir import META, Program, Space
+from ..rules.indexing import accesses, reduction
+from ..runtime.tiles import Add, Reduce, Region, RegionSpec, Result, Slice, Store
+from ..sizes import size_nodes
+from .levels import Rows, Work, is_fresh, is_size, levels, rows_of, source_of, tables_of
+from .store_or_recompute import bytes_per_row, choose, work_per_row
+
+aten = torch.ops.aten
+
+HOLD = 2.0
+"""What holding a byte until it is read costs, in bytes moved: how dear memory is against time."""
+BLOCK_BYTES = 16 * 2**20
+"""Bytes that a block's values may take: what fits the last-level cache."""
+
+
+def tile(program: Program) -> Program:
+    """Return `program` with `tiled`, the same graph as calls of regions."""
+    return dataclasses.replace(program, tiled=_Tiler(program).build())
+
+
+class _Tiler:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.nodes: list[fx.Node] = list(program.graph.graph.nodes)
+        self.position = {n: i for i, n in enumerate(self.nodes)}
+        self.work = levels(program)
+        self.stored = self._needed_complete()
+        self.computed: dict[tuple[Space, int], set[fx.Node]] = {}
+        self.inputs = {i.name: i for i in program.inputs}
+        self.graph = fx.Graph()
+        self.env: dict[fx.Node, fx.Node] = {}
+        self.regions: dict[str, Region] = {}
+
+    def build(self) -> fx.GraphModule:
+        last = max((w.available for w in self.work.values()), default=0)
+        for level in range(last, -1, -1):
+            for space in self.program.spaces:
+                self._choose(space, level)
+        for node in self.nodes:
+            if node.op in ("placeholder", "get_attr") or (node.op == "call_function" and is_size(node)):
+                self._copy(node)
+        for level in range(last + 1):
+            for node in self.nodes:
+                if node in self.work and self.work[node].kind == "whole" and self.work[node].level == level:
+                    self._copy(node)
+            for space in self.program.spaces:
+                if self.computed.get((space, level)):
+                    self._emit(space, level)
+        self._copy(self.nodes[-1])
+        module = fx.GraphModule({**_attributes(self.program.graph), **self.regions}, self.graph)
+        module.graph.eliminate_dead_code()
+        module.graph.lint()
+        module.recompile()
+        return module
+
+    def _needed_complete(self) -> set[fx.Node]:
+        """Row-local values that somebody needs whole: as a table, a result, for a collective."""
+        needed = set()
+        for node, work in self.work.items():
+            if work.kind == "row" and any(self._wants_complete(user, node) for user in node.users):
+                needed.add(node)
+        return needed
+
+    def _wants_complete(self, user: fx.Node, node: fx.Node) -> bool:
+        if user.op == "output" or self.work[user].kind == "whole":
+            return True
+        is_base = self.work[user].kind == "scatter" and user.args[0] is node
+        return is_base if is_fresh(node) and is_base else is_base or node in tables_of(user)
+
+    def _operands(self, node: fx.Node, space: Space) -> list[fx.Node]:
+        """Operands that are rows of `space`, computed by row-local operators."""
+        apart = tables_of(node) | ({node.args[0]} if self.work[node].kind == "scatter" else set())
+        return [
+            n
+            for n in node.all_input_nodes
+            if n in self.work and self.work[n].kind == "row" and self.work[n].space == space and n not in apart
+        ]
+
+    def _choose(self, space: Space, level: int) -> None:
+        """Decide what the region of a space at a level computes; what it loads becomes a result of earlier ones."""
+        roots = [
+            n
+            for n, w in self.work.items()
+            if w.space == space and w.level == level and (w.kind in ("scatter", "reduce") or n in self.stored)
+        ]
+        if not roots:
+            return
+
+        def here(node: fx.Node) -> bool:
+            return self.work[node].level == level
+
+        def load_cost(node: fx.Node) -> float:
+            if here(node):
+                return float("inf")
+            return bytes_per_row(self.program, node) * (1.0 if node in self.stored else 2.0 + HOLD)
+
+        def work(node: fx.Node) -> float:
+            return 0.0 if here(node) else work_per_row(self.program, node)
+
+        computed, loaded = choose(roots, lambda n: self._operands(n, space), load_cost, work)
+        self.computed[space, level] = computed
+        self.stored |= loaded
+
+    def _copy(self, node: fx.Node) -> None:
+        self.env[node] = self.graph.node_copy(node, self._whole)
+
+    def _whole(self, node: fx.Node) -> fx.Node:
+        """The complete value of a node in the outer graph."""
+        if node not in self.env and is_fresh(node):
+            self._copy(node)
+        return self.env[node]
+
+    def _emit(self, space: Space, level: int) -> None:
+        name = f"region_{len(self.regions)}"
+        nodes = sorted(self.computed[space, level], key=self.position.__getitem__)
+        roots = [n for n in nodes if self.work[n].level == level and (self.work[n].kind != "row" or n in self.stored)]
+        body = _Body(self, space, nodes, roots)
+        spec = RegionSpec(
+            name,
+            str(space),
+            level,
+            tuple(body.slices),
+            tuple(_result(n, self.work[n]) for n in roots),
+            _row_bytes(self.program, body.module.graph, space),
+        )
+        block = max(64, int(BLOCK_BYTES / max(spec.row_bytes, 1.0)))
+        self.regions[name] = Region(spec, body.module, block)
+        tables = [self._table(n) for n in roots if self.work[n].kind == "scatter"]
+        size = next(
+            n for n in self.nodes if n.op == "placeholder" and self._is_size_of(n, space)
+        )
+        call = self.graph.call_module(name, (self.env[size], *[self._whole(n) for n in body.given], *tables))
+        for i, node in enumerate(roots):
+            self.env[node] = self.graph.call_function(_getitem, (call, i))
+            self.env[node].meta = dict(node.meta)
+
+    def _is_size_of(self, node: fx.Node, space: Space) -> bool:
+        given = self.inputs[node.name]
+        return given.kind == "size" and given.space == space
+
+    def _table(self, node: fx.Node) -> fx.Node:
+        """What a scatter adds to; made anew if it is all zeros, so that it can be changed in place."""
+        base: Any = node.args[0]
+        return self._fresh(base) if is_fresh(base) else self.env[base]
+
+    def _fresh(self, node: fx.Node) -> fx.Node:
+        def operand(n: fx.Node) -> fx.Node:
+            return self._fresh(n) if is_fresh(n) else self.env[n]
+
+        return self.graph.node_copy(node, operand)
+
+
+class _Body:
+    """The graph that a region runs on each block."""
+
+    def __init__(self, tiler: _Tiler, space: Space, nodes: list[fx.Node], roots: list[fx.Node]) -> None:
+        self.tiler, self.space = tiler, space
+        self.graph = fx.Graph()
+        self.rows = self.graph.placeholder("rows")
+        self.end = self.graph.create_node("call_function", _anchor)
+        self.given: list[fx.Node] = []
+        self.slices: list[Slice | None] = []
+        self.inside: dict[tuple[fx.Node, bool], fx.Node] = {}
+        self.sizes: dict[sympy.Expr, Any] = {}
+        outputs: list[Any] = []
+        for node in nodes:
+            if tiler.work[node].kind != "scatter":
+                self._copy(node)
+        for root in roots:
+            if tiler.work[root].kind == "scatter":
+                source = source_of(root)
+                assert source is not None
+                outputs += [self._operand(accesses(root)[0].index), self._operand(source)]
+            else:
+                outputs.append(self.inside[root, False])
+        self.graph.erase_node(self.end)
+        self.graph.output(tuple(outputs))
+        self.module = fx.GraphModule({}, self.graph)
+
+    def _copy(self, node: fx.Node) -> None:
+        tables = tables_of(node)
+        new = self.graph.node_copy(node, lambda n: self._operand(n, n in tables))
+        self.inside[node, False] = new
+
+    def _operand(self, node: fx.Node, whole: bool = False) -> Any:
+        if is_size(node):
+            return self._size(node)
+        if (node, whole) in self.inside:
+            return self.inside[node, whole]
+        rows = None if whole else rows_of(node)
+        sliced = rows is not None and rows.space == self.space
+        assert rows is None or sliced, f"{node} has rows of {rows} in a region of {self.space}"
+        return self._input(node, whole, Slice(rows.dim, rows.factor) if rows is not None else None)
+
+    def _input(self, node: fx.Node, whole: bool, part: Slice | None) -> fx.Node:
+        with self.graph.inserting_before(self.end):
+            new = self.graph.placeholder(node.name)
+        new.meta = dict(node.meta)
+        if node.op == "get_attr":
+            new.meta["val"] = getattr(self.tiler.program.graph, str(node.target))
+        self.given.append(node)
+        self.slices.append(part)
+        self.inside[node, whole] = new
+        return new
+
+    def _size(self, node: fx.Node) -> Any:
+        """A size: of the block where it is one of this space, else as it is."""
+        expr = self.tiler.program.size(node.meta["val"]) if isinstance(node.meta["val"], torch.SymInt) else None
+        if expr is None or self.space.symbol not in expr.free_symbols or _is_number(self.tiler, node):
+            return self.inside.get((node, True)) or self._input(node, True, None)
+        if expr not in self.sizes:
+            self.sizes[expr] = size_nodes(self.graph, expr, self._symbol)
+        return self.sizes[expr]
+
+    def _symbol(self, symbol: sympy.Symbol) -> fx.Node:
+        if symbol == self.space.symbol:
+            return self.rows
+        for node in self.tiler.nodes:
+            if node.op == "placeholder" and is_size(node) and not _is_number(self.tiler, node):
+                if self.tiler.program.size(node.meta["val"]) == symbol:
+                    return self.inside.get((node, True)) or self._input(node, True, None)
+        raise AssertionError(f"no input holds the size {symbol}")
+
+
+def _is_number(tiler: _Tiler, node: fx.Node) -> bool:
+    """Whether a symbolic number is used as a number (a count over all ranks) rather than as a size."""
+    if node.op == "placeholder":
+        return tiler.inputs[node.name].kind == "number"
+    return any(_is_number(tiler, n) for n in node.all_input_nodes)
+
+
+def _anchor() -> None:
+    """Marks the end of the placeholders while a body is built."""
+
+
+def _getitem(values: Any, position: int) -> Any:
+    return values[position]
+
+
+def _result(node: fx.Node, work: Work) -> Result:
+    if work.kind == "row":
+        rows: Rows | None = rows_of(node)
+        assert rows is not None
+        return Store(rows.dim, rows.factor)
+    if work.kind == "reduce":
+        return Reduce(node.meta[META].reduction)
+    (access,) = accesses(node)
+    base: Any = node.args[0]
+    return Add(access.dim, reduction(node), not access.dense, is_fresh(base) or len(base.users) == 1)
+
+
+def _row_bytes(program: Program, graph: fx.Graph, space: Space) -> float:
+    """Bytes that the body holds for each row at its peak: values live at one time, of those that have rows."""
+    last: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        for used in node.all_input_nodes:
+            last[used] = node
+    live, peak = 0.0, 0.0
+    dies: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+    for used, node in last.items():
+        dies[node].append(used)
+    size: dict[fx.Node, float] = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and META in node.meta:
+            rows = rows_of(node)
+            value = bytes_per_row(program, node)
+            size[node] = value if rows is not None and rows.space == space and value < 2**40 else 0.0
+            live += size[node]
+        peak = max(peak, live)
+        live -= sum(size.get(gone, 0.0) for gone in dies[node])
+    return peak
+
+
+def _attributes(module: fx.GraphModule) -> dict[str, Any]:
+    return {str(n.target): getattr(module, str(n.target)) for n in module.graph.nodes if n.op == "get_attr"}

@@ -1,0 +1,130 @@
+"""Run a region block by block: its edge-sized values never exist whole.
+
+    for each block of rows:
+        tables whole, own rows sliced  ->  body  ->  rows stored, or added into a table, or summed
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """An input of which a block takes its own rows: ``factor`` entries of dimension `dim` for each row."""
+
+    dim: int
+    factor: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """A result with one slice for each row."""
+
+    dim: int
+    factor: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Add:
+    """A result that is added (or compared) into a table: two values of the body, where to and what."""
+
+    dim: int
+    reduction: str
+    by_element: bool
+    """The index has one entry for each element, as ``scatter_add`` takes it."""
+    reuse: bool
+    """The table to add to is this region's own, so it may be changed in place."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduce:
+    """A result of which each block holds a part."""
+
+    reduction: str
+
+
+Result = Store | Add | Reduce
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionSpec:
+    """How a region's body is fed and what becomes of its results."""
+
+    name: str
+    space: str
+    level: int
+    inputs: tuple[Slice | None, ...]
+    """One for each input of the body after the number of rows; None for inputs that every block takes whole."""
+    results: tuple[Result, ...]
+    row_bytes: float
+    """Bytes that the body holds for each row at its peak."""
+
+
+class Region(nn.Module):
+    """A row-local stretch of the program over one space."""
+
+    def __init__(self, spec: RegionSpec, body: fx.GraphModule, block: int) -> None:
+        super().__init__()
+        self.spec, self.block = spec, block
+        self.graph_module = body
+        self.run: Callable[..., Sequence[Any]] = body
+        """The body as it is run: the graph module itself, or what it was compiled to."""
+
+    def forward(self, rows: int, *args: Any) -> list[Tensor]:
+        """Run over all rows.
+
+        Args:
+            rows: number of rows of this rank.
+            args: the body's inputs, then one table for each `Add` of the results.
+        """
+        spec = self.spec
+        inputs, tables = args[: len(spec.inputs)], iter(args[len(spec.inputs) :])
+        results: list[Any] = [
+            (t if r.reuse else t.clone()) if isinstance(r, Add) and (t := next(tables)) is not None else None
+            for r in spec.results
+        ]
+        run = self.run if rows else self.graph_module
+        for start in range(0, max(rows, 1), self.block):
+            n = min(self.block, rows - start)
+            given = [
+                a if s is None else a.narrow(s.dim, start * s.factor, n * s.factor)
+                for a, s in zip(inputs, spec.inputs, strict=True)
+            ]
+            values = iter(run(n, *given))
+            del given
+            for i, result in enumerate(spec.results):
+                results[i] = _collect(result, results[i], values, start, n, rows)
+        return results
+
+
+def _collect(result: Result, so_far: Any, values: Any, start: int, n: int, rows: int) -> Tensor:
+    """Take what one block of `n` rows contributes to a result from the values of the body."""
+    value: Tensor = next(values)
+    if isinstance(result, Store):
+        if n == rows:
+            return value
+        if so_far is None:
+            shape = list(value.shape)
+            shape[result.dim] = rows * result.factor
+            so_far = value.new_empty(shape)
+        so_far.narrow(result.dim, start * result.factor, n * result.factor).copy_(value)
+        return so_far  # type: ignore[no-any-return]
+    if isinstance(result, Reduce):
+        if so_far is None:
+            return value
+        return so_far + value if result.reduction == "sum" else _EXTREMES[result.reduction](so_far, value)
+    where, what = value, next(values)
+    if result.reduction != "sum":
+        return so_far.scatter_reduce_(result.dim, where, what, result.reduction)  # type: ignore[no-any-return]
+    if result.by_element:
+        return so_far.scatter_add_(result.dim, where, what)  # type: ignore[no-any-return]
+    return so_far.index_add_(result.dim, where, what)  # type: ignore[no-any-return]
+
+
+_EXTREMES = {"amax": torch.maximum, "amin": torch.minimum}
