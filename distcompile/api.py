@@ -17,13 +17,16 @@ from .errors import GuardError, InputError, RankError
 from .explain import explain
 from .ir import Program
 from .passes import PIPELINE
+from .passes.lower import lower
 from .printer import show_program
+from .progress import compiling
 from .runtime.executor import Executor
 from .runtime.world import World, default_world
 from .tree import Leaf, Tree, flatten
 from .validate import CHECKED, compare, smaller_graph, warn_unchecked
 
-Lowering = Literal["eager"]
+Lowering = Literal["eager", "inductor"]
+"""Who runs the body of a region: PyTorch, operator by operator, or C++ code that Inductor generates."""
 
 
 def compile(
@@ -44,7 +47,9 @@ def compile(
             several positional inputs. Later graphs may have any sizes, species and cells.
         model_kwargs: keyword arguments of every call (``compute_stress=True``); constants of the program.
         world: who executes; the default process group if there is one, else one rank.
-        lowering: how operators run; ``"eager"`` calls each one of PyTorch.
+        lowering: how the row-local stretches of the program run: ``"eager"`` calls each operator of PyTorch,
+            ``"inductor"`` generates C++ code for them (compiled once, cached on disk), which is faster to run and takes
+            a minute to make. Without a C++ compiler there is a warning and operators are called.
         memory: bytes that a rank may use for one evaluation; more is refused before it starts.
         validate: compare the program with the stock model on the example (if it has at most 128 atoms) and on a
             smaller graph cut out of it.
@@ -57,11 +62,11 @@ def compile(
         UnsupportedOp: an operator touches a distributed dimension in a way that no rule covers.
         ValidationError: the program does not reproduce the stock model.
     """
-    if lowering != "eager":
-        raise ValueError(f"unknown lowering {lowering!r}; this version runs 'eager'")
+    if lowering not in ("eager", "inductor"):
+        raise ValueError(f"unknown lowering {lowering!r}: choose 'eager' or 'inductor'")
     call = functools.partial(model, **(model_kwargs or {}))
     module = model if isinstance(model, nn.Module) else _module_of(model)
-    compiled = DistributedModel(call, module, world or default_world(), memory)
+    compiled = DistributedModel(call, module, world or default_world(), memory, lowering)
     args = _arguments(example_graph)
     executor = compiled.executor_for(*args)
     _same_program_everywhere(executor)
@@ -73,9 +78,11 @@ def compile(
 class DistributedModel:
     """A compiled model. Call it as the stock model is called: ``dmodel(graph)``."""
 
-    def __init__(self, call: Callable[..., Any], module: nn.Module | None, world: World, memory: int | None) -> None:
+    def __init__(
+        self, call: Callable[..., Any], module: nn.Module | None, world: World, memory: int | None, lowering: Lowering
+    ) -> None:
         self._call, self._module = call, module
-        self.world, self.memory = world, memory
+        self.world, self.memory, self.lowering = world, memory, lowering
         self._executors: list[Executor] = []
         self._names = _parameter_names(module, call)
         self.captures = 0
@@ -109,7 +116,7 @@ class DistributedModel:
 
     def on(self, world: World) -> DistributedModel:
         """The same programs on another world; nothing is captured again."""
-        other = DistributedModel(self._call, self._module, world, self.memory)
+        other = DistributedModel(self._call, self._module, world, self.memory, self.lowering)
         other.captures = self.captures
         other._executors = [Executor(e.program, world) for e in self._executors]
         return other
@@ -179,6 +186,9 @@ class DistributedModel:
         program = Program(captured, captured.graph_module)
         for compiler_pass in PIPELINE:
             program = compiler_pass(program)
+        if self.lowering == "inductor":
+            with compiling() as notify:
+                lower(program, notify)
         self.captures += 1
         self._executors.append(Executor(program, self.world))
         return self._executors[-1]

@@ -25,8 +25,8 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
-from .runtime.halo import stop_gradient
 from .host import LeftTorch, Place, as_host_function, leaves_torch, place_of
+from .runtime.halo import stop_gradient
 from .torchscript import ScriptedModule, scripted_function
 
 

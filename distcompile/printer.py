@@ -57,6 +57,21 @@ def _lines(program: Program) -> list[str]:
     return lines
 
 
+def show_graph(graph: fx.Graph) -> str:
+    """The operators of a graph in order, named by position: equal for equal programs."""
+    names = _Names()
+    lines = []
+    for node in graph.nodes:
+        if node.op != "output":
+            names.count(node)
+        arguments = [names.show(a) for a in node.args] + [
+            f"{k}={names.show(v)}" for k, v in sorted(node.kwargs.items())
+        ]
+        target = "" if node.op == "placeholder" else str(node.target)
+        lines.append(f"{node.op} {target}({', '.join(arguments)})")
+    return "\n".join(lines)
+
+
 def short(node: fx.Node) -> str:
     """An operator's name without namespace and default overload."""
     target: Any = node.target

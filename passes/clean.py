@@ -62,7 +62,16 @@ def clean(program: Program) -> Program:
         else:
             seen[key] = node
     module.graph.eliminate_dead_code()
+    _unasked_gradients(module.graph)
     return replace_graph(program, module, merged=(*program.merged, *merged.items()))
+
+
+def _unasked_gradients(graph: fx.Graph) -> None:
+    """Do not compute what nobody takes: gradients of the weights of a layer norm, which are sums over all rows."""
+    for node in graph.nodes:
+        if node.target is aten.native_layer_norm_backward.default:
+            used = {user.args[1] for user in node.users}
+            node.update_arg(7, [i in used for i in range(3)])
 
 
 def _same_sizes(program: Program, node: fx.Node, first: fx.Node) -> dict[sympy.Symbol, sympy.Symbol]:

@@ -54,7 +54,8 @@ def rows_of(node: fx.Node) -> Rows | None:
     """The rows that a value has one slice for each of; None for whole values, tables with halo rows and mixtures."""
     found = node.meta.get(META)
     if isinstance(found, tuple):
-        each = {_rows(p) for p in found}
+        used = {user.args[1] for user in node.users}
+        each = {_rows(p) for i, p in enumerate(found) if i in used}
         return each.pop() if len(each) == 1 else None
     return _rows(found) if isinstance(found, Placement) else None
 
@@ -122,7 +123,7 @@ def _work(node: fx.Node, found: dict[fx.Node, Work]) -> Work:
         locals_ = [n for n in node.all_input_nodes if n is not base]
         if all(_is_local(n, over.space) for n in locals_):
             return Work("scatter", _level(locals_, rest, found), over.space)
-    elif mine is not None and not isinstance(node.meta[META], tuple) or _is_row_tuple(node):
+    elif (mine is not None and not isinstance(node.meta[META], tuple)) or _is_row_tuple(node):
         assert mine is not None
         locals_ = [n for n in node.all_input_nodes if n not in tables]
         if all(_is_local(n, mine.space) for n in locals_):

@@ -8,6 +8,7 @@
     scatter_reduce(x, 0, p, v, "mean")   =>  scatter_add(x, 0, p, v) / how many went into each row
     index_put(x, [p], v, accumulate)     =>  index_add(x, 0, p, v)
     mean(x, rows)                        =>  sum(x, rows) / number of rows, of all ranks
+    zeros_like(x)                        =>  full([n, 64], 0)                    of x nothing but its sizes is needed
 
 Later passes then know only gathers, scatters that add or compare, and sums.
 """
@@ -91,7 +92,9 @@ def _index(write: _Writer, node: fx.Node) -> fx.Node | None:
     if found is None or not _is_mask(found[1]):
         return None
     dim, mask = found
-    return write(aten.index_select.default, node.args[0], dim, _mask_to_pointer(write, mask, node.meta["val"].shape[dim]))
+    return write(
+        aten.index_select.default, node.args[0], dim, _mask_to_pointer(write, mask, node.meta["val"].shape[dim])
+    )
 
 
 def _masked_select(write: _Writer, node: fx.Node) -> fx.Node | None:
@@ -159,15 +162,13 @@ def _scatter_reduce(write: _Writer, node: fx.Node) -> fx.Node | None:
     include = node.kwargs.get("include_self", node.args[5] if len(node.args) > 5 else True)
     if how not in ("sum", "mean") and include:
         return None
-    ones = write(aten.ones_like.default, source)
-    count = write(aten.scatter_add.default, write(aten.zeros_like.default, base), dim, index, ones)
+    count = write(aten.scatter_add.default, _filled(write, base, 0), dim, index, _filled(write, source, 1))
     if not include:
         neutral = {"sum": 0.0, "mean": 0.0, "amax": float("-inf"), "amin": float("inf")}.get(str(how))
         if neutral is None:
             return None
         touched = write(aten.gt.Scalar, count, 0)
-        start = write(aten.full_like.default, base, neutral)
-        base = write(aten.where.self, touched, start, base)
+        base = write(aten.where.self, touched, _filled(write, base, neutral), base)
         if how not in ("sum", "mean"):
             return write(aten.scatter_reduce.two, base, dim, index, source, how)
     total = write(aten.scatter_add.default, base, dim, index, source)
@@ -222,8 +223,34 @@ def _var(write: _Writer, node: fx.Node) -> fx.Node | None:
         count = write(operator.mul, count, n) if isinstance(n, fx.Node) or isinstance(count, fx.Node) else count * n
     average = write(aten.div.Tensor, write(aten.sum.dim_IntList, source, dims, True), count)
     off = write(aten.sub.Tensor, source, average)
-    square = write(aten.sum.dim_IntList, write(aten.mul.Tensor, off, off), dims, bool(node.kwargs.get("keepdim", False)))
+    square = write(
+        aten.sum.dim_IntList, write(aten.mul.Tensor, off, off), dims, bool(node.kwargs.get("keepdim", False))
+    )
     return write(aten.div.Tensor, square, write(operator.sub, count, 1 if correction is None else correction))
+
+
+def _std(write: _Writer, node: fx.Node) -> fx.Node | None:
+    """The standard deviation over rows: the root of the variance."""
+    variance = _var(write, node)
+    return None if variance is None else write(aten.sqrt.default, variance)
+
+
+def _filled_like(write: _Writer, node: fx.Node) -> fx.Node:
+    """``zeros_like(x)`` and its kin: a new tensor does not depend on x, which may be partial or not kept."""
+    like: Any = node.args[0]
+    fill = node.args[1] if node.target is aten.full_like.default else _FILLS[node.target]
+    return _filled(write, like, fill, node.meta["val"].dtype)
+
+
+def _filled(write: _Writer, like: fx.Node, fill: Any, dtype: torch.dtype | None = None) -> fx.Node:
+    """A tensor of one value, of the sizes of another."""
+    fake: Tensor = like.meta["val"]
+    sizes = [write.size(like, dim) for dim in range(fake.dim())]
+    value = fake.new_empty(fake.shape, dtype=dtype or fake.dtype)
+    return write(aten.full.default, sizes, fill, value=value, dtype=value.dtype, device=value.device)
+
+
+_FILLS = {aten.zeros_like.default: 0, aten.ones_like.default: 1}
 
 
 def _index_add(write: _Writer, node: fx.Node) -> fx.Node | None:
@@ -234,11 +261,13 @@ def _index_add(write: _Writer, node: fx.Node) -> fx.Node | None:
     scale = node.kwargs.get("alpha", 1)
     if scale != 1:
         source = write(aten.mul.Scalar, source, scale)
-    zeros = write(aten.zeros_like.default, base)
-    return write(aten.add.Tensor, base, write(node.target, zeros, dim, index, source))
+    return write(aten.add.Tensor, base, write(node.target, _filled(write, base, 0), dim, index, source))
 
 
 _REWRITES = {
+    aten.zeros_like.default: _filled_like,
+    aten.ones_like.default: _filled_like,
+    aten.full_like.default: _filled_like,
     aten.index_add.default: _index_add,
     aten.scatter_add.default: _index_add,
     aten.index.Tensor: _index,
@@ -249,4 +278,5 @@ _REWRITES = {
     aten.mean.dim: _mean,
     aten.linalg_vector_norm.default: _norm,
     aten.var.correction: _var,
+    aten.std.correction: _std,
 }

@@ -146,9 +146,7 @@ class _Tiler:
         block = max(64, int(BLOCK_BYTES / max(spec.row_bytes, 1.0)))
         self.regions[name] = Region(spec, body.module, block)
         tables = [self._table(n) for n in roots if self.work[n].kind == "scatter"]
-        size = next(
-            n for n in self.nodes if n.op == "placeholder" and self._is_size_of(n, space)
-        )
+        size = next(n for n in self.nodes if n.op == "placeholder" and self._is_size_of(n, space))
         call = self.graph.call_module(name, (self.env[size], *[self._whole(n) for n in body.given], *tables))
         for i, node in enumerate(roots):
             self.env[node] = self.graph.call_function(_getitem, (call, i))

@@ -86,7 +86,9 @@ def _own_rows(value: Tensor, place: Placement, orders: Mapping[str, Order], rank
         factors = [len(order) if isinstance(f, Space) else f for f in dim]
         split = value.reshape(*value.shape[:at], *factors, *value.shape[at + 1 :])
         rows = split.index_select(at + spaces[0], mine)
-        value = rows.reshape(*value.shape[:at], value.shape[at] // max(len(order), 1) * len(mine), *value.shape[at + 1 :])
+        value = rows.reshape(
+            *value.shape[:at], value.shape[at] // max(len(order), 1) * len(mine), *value.shape[at + 1 :]
+        )
     return value
 
 
@@ -126,7 +128,10 @@ class Lockstep:
         def evaluation(comm: Communicator, values: Sequence[Tensor]) -> list[Tensor]:
             higher = torch.is_grad_enabled()
             with torch.enable_grad():
-                inputs = [v if v.requires_grad else v.detach().requires_grad_(i in wanted) for i, v in enumerate(values[:n_inputs])]
+                inputs = [
+                    v if v.requires_grad else v.detach().requires_grad_(i in wanted)
+                    for i, v in enumerate(values[:n_inputs])
+                ]
                 outputs = self.evaluation(comm, inputs)
                 pairs = [(o, g) for o, g in zip(outputs, values[n_inputs:], strict=True) if o.requires_grad]
                 chosen = [inputs[i] for i in wanted]

@@ -72,9 +72,7 @@ def _(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int)
 
 
 @_halo_reduce.register_fake
-def _(
-    rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int, reduction: str = "sum"
-) -> Tensor:
+def _(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int, reduction: str = "sum") -> Tensor:
     return _resized(rows, dim, -halo_rows)
 
 

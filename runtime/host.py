@@ -43,7 +43,9 @@ class HostCall:
                     "Let it return tensors, so that it can run as one step in front of the compiled program."
                 )
         kept = [None if isinstance(v, Tensor) else 0 if type(v) is int else v for v in flat]
-        numbers = [torch.tensor(v) if type(v) is int else v.clone() for v in flat if isinstance(v, Tensor) or type(v) is int]
+        numbers = [
+            torch.tensor(v) if type(v) is int else v.clone() for v in flat if isinstance(v, Tensor) or type(v) is int
+        ]
         return numbers, kept, spec
 
 

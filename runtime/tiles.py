@@ -1,7 +1,7 @@
 """Run a region block by block: its edge-sized values never exist whole.
 
-    for each block of rows:
-        tables whole, own rows sliced  ->  body  ->  rows stored, or added into a table, or summed
+for each block of rows:
+    tables whole, own rows sliced  ->  body  ->  rows stored, or added into a table, or summed
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class Region(nn.Module):
         super().__init__()
         self.spec, self.block = spec, block
         self.graph_module = body
-        self.run: Callable[..., Sequence[Any]] = body
-        """The body as it is run: the graph module itself, or what it was compiled to."""
+        self.compiled: Callable[..., Sequence[Any]] | None = None
+        """What the body was compiled to; if None, its operators run one by one."""
 
     def forward(self, rows: int, *args: Any) -> list[Tensor]:
         """Run over all rows.
@@ -89,7 +89,7 @@ class Region(nn.Module):
             (t if r.reuse else t.clone()) if isinstance(r, Add) and (t := next(tables)) is not None else None
             for r in spec.results
         ]
-        run = self.run if rows else self.graph_module
+        run = self.compiled if self.compiled is not None and rows else self.graph_module
         for start in range(0, max(rows, 1), self.block):
             n = min(self.block, rows - start)
             given = [

@@ -42,9 +42,7 @@ class Toy(nn.Module):
         moved = positions @ deformation
         vectors = moved[sender] + graph["shifts"] @ (graph["cell"] @ deformation) - moved[receiver]
         energy, others = self.energy(graph, vectors, vectors.norm(dim=-1))
-        from_positions, from_strain = torch.autograd.grad(
-            energy.sum(), [positions, strain], create_graph=self.training
-        )
+        from_positions, from_strain = torch.autograd.grad(energy.sum(), [positions, strain], create_graph=self.training)
         volume = torch.linalg.det(graph["cell"]).abs()
         return {"energy": energy, "forces": -from_positions, "stress": from_strain / volume, **others}
 
@@ -216,8 +214,16 @@ class EdgeMasks(Toy):
         alike = graph["species"][sender] == graph["species"][receiver]
         w = w.clone()
         w[alike] = 0.0
-        longest = torch.masked_select(lengths, alike)
-        return h + add_to(w * h[sender], receiver, h) + 0.01 * envelope(longest).sum()
+        return h + add_to(w * h[sender], receiver, h) + 0.01 * envelope(lengths[alike]).sum()
+
+
+class MaskedSelect(Toy):
+    """Edges chosen by ``masked_select``, whose gradient is a ``masked_scatter``."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        alike = graph["species"][sender] == graph["species"][receiver]
+        return h + add_to(w * h[sender], receiver, h) + 0.01 * torch.masked_select(lengths, alike).sum()
 
 
 class PointerArithmetic(Toy):
@@ -285,7 +291,18 @@ class SpeciesCounts(Toy):
         fraction = counts.to(h.dtype) / h.shape[0]
         degree = torch.bincount(receiver, minlength=h.shape[0])
         h = h + add_to(w * h[sender], receiver, h) / (1 + degree)[:, None].to(h.dtype)
-        return h * fraction[graph["species"]][:, None] + (counts**2).sum() / counts.sum()
+        return h * fraction.max() + 0.01 * (counts**2).sum() / counts.sum()
+
+
+class SpeciesCountsReadBack(Toy):
+    """Each atom reads how many atoms are of its species."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        counts = torch.bincount(graph["species"], minlength=N_SPECIES)
+        fraction = counts.to(h.dtype) / h.shape[0]
+        h = h + add_to(w * h[sender], receiver, h) / (1 + counts[graph["species"]])[:, None].to(h.dtype)
+        return h * fraction[graph["species"]][:, None]
 
 
 class Batch(Toy):
@@ -364,7 +381,7 @@ class Overwrite(Toy):
 
 
 class Concatenation(Toy):
-    """Features side by side, split again, stacked, padded; messages to both ends as one block of rows."""
+    """Features side by side, split again, stacked."""
 
     def more(self) -> None:
         self.wide = nn.Linear(3 * F, 2 * F)
@@ -376,10 +393,25 @@ class Concatenation(Toy):
         h = h + add_to(torch.sigmoid(gate) * value * envelope(lengths)[:, None], receiver, h)
         a, b, c = torch.split(h, [1, 2, 3], dim=1)
         stacked = torch.stack([torch.cat([c, b, a], 1), h], dim=1)
-        h = stacked.flatten(1)[:, 1 : F + 1] + nn.functional.pad(a, (0, F - 1))
-        both = torch.cat([w, -0.5 * w * h[receiver]], dim=0)
-        ends = torch.cat([receiver, sender])
-        return h + add_to(both, ends, h)
+        h = stacked.flatten(1)[:, 1 : F + 1]
+        return h + add_to(w * h[sender], receiver, h)
+
+
+class BothDirections(Toy):
+    """A half list is completed inside of forward: every edge once more, the other way round."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = torch.cat([graph["edge_index"], graph["edge_index"].flip(0)], dim=1)
+        return h + add_to(torch.cat([w, w]) * h[sender], receiver, h)
+
+
+class Padding(Toy):
+    """Features beside columns of zeros."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        h = h + add_to(w * h[sender], receiver, h)
+        return nn.functional.pad(h[:, :2], (1, F - 3)) * h
 
 
 class Attention(Toy):
@@ -416,14 +448,23 @@ class TensorProducts(Toy):
         sender, receiver = graph["edge_index"]
         u = vectors / lengths[:, None]
         v = add_to(torch.einsum("ef,ei->efi", w * h[sender], u), receiver, h)
-        mixed = torch.einsum("nfi,fgp,nfj->ngpij", v, self.paths, v)
+        mixed = torch.einsum("nfij,fgp->ngpij", v[..., None] * v[:, :, None], self.paths)
         trace = torch.einsum("ngpii->ngp", mixed).sum(-1)
-        turned = torch.einsum("nfi,nfj,ijk->nfk", v, v.roll(1, 1), self.epsilon)
+        turned = torch.einsum("nfij,ijk->nfk", torch.einsum("nfi,nfj->nfij", v, v.roll(1, 1)), self.epsilon)
         gram = torch.bmm(v, v.transpose(1, 2))
         lengthwise = torch.matmul(gram, self.mix.weight).diagonal(dim1=1, dim2=2)
         cross = torch.linalg.cross(v, turned)
         contracted = torch.tensordot(turned, self.paths, ([1], [0])).sum((1, 3))
         return h + trace + lengthwise + (cross * v.flip(1)).sum(-1) + contracted
+
+
+class ThreeOperands(Toy):
+    """An einsum of more than two operands, which chooses the order of its products by their sizes."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        h = h + add_to(w * h[sender], receiver, h)
+        return h + torch.einsum("nf,fg,ng->n", h, self.mix.weight, h)[:, None]
 
 
 class LayerNorm(Toy):
@@ -448,7 +489,15 @@ class PythonSizes(Toy):
         summed = torch.zeros(n, F, dtype=h.dtype).index_add(0, receiver, w * h[sender])
         h = h + summed * (n / max(n_edges, 1))
         flat = h.reshape(n * F).view([n, F])
-        return torch.tanh(self.mix(flat)) * float(len(h)) ** -0.5 + torch.ones(len(graph["species"]), 1, dtype=h.dtype)
+        return torch.tanh(self.mix(flat)) * len(h) ** -0.5 + torch.ones(len(graph["species"]), 1, dtype=h.dtype)
+
+
+class SizesAsFloats(Toy):
+    """Sizes that go through ``float``."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        return h + add_to(w * h[sender], receiver, h) / float(h.shape[0])
 
 
 def pairs_of_edges(receiver: Tensor, n_edges: int) -> tuple[Tensor, int]:
@@ -481,15 +530,23 @@ class CountedAtoms(Toy):
         return torch.tanh(self.mix(h + summed)) / n
 
 
-class HeldFixed(Toy):
-    """Values that the model detaches, or computes without gradients, are held fixed when it is trained too."""
+class Detached(Toy):
+    """Values that the model detaches are held fixed when it is trained, too."""
 
     def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
         sender, receiver = graph["edge_index"]
         h = h + add_to(w * h[sender].detach(), receiver, h)
+        return torch.tanh(self.mix(h)) + 0.1 * h.data * h
+
+
+class WithoutGradients(Toy):
+    """Values that the model computes under ``no_grad`` are held fixed when it is trained, too."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
         with torch.no_grad():
             scale = add_to(w, receiver, h).norm(dim=-1, keepdim=True) + 1
-        return torch.tanh(self.mix(h / scale)) + 0.1 * h.data * h
+        return torch.tanh(self.mix(h + add_to(w * h[sender], receiver, h) / scale))
 
 
 class PassThrough(Toy):
@@ -566,6 +623,13 @@ def plain(**options: Any) -> list[Graph]:
     return [random_graph(n, seed=n, **{"cutoff": 2.6, **options}) for n in SIZES]
 
 
+def of_one_species(graph: Graph, species: int, others: int = 0) -> Graph:
+    """The same graph with all atoms of one species, but for the first `others`, which are of the next one."""
+    new = torch.full_like(graph["species"], species)
+    new[:others] += 1
+    return {**graph, "species": new}
+
+
 def with_dihedrals() -> list[Graph]:
     """Graphs with pairs of edges, and pairs of those that share an edge."""
     graphs = plain(cutoff=1.9, angles=True)
@@ -600,7 +664,10 @@ def batch(graphs: list[Graph], offsets: bool = False) -> Graph:
 def with_centers() -> list[Graph]:
     """Graphs that name some of their atoms, each once."""
     generator = torch.Generator().manual_seed(0)
-    return [{**g, "centers": torch.randperm(n, generator=generator)[: n // 2 + 2]} for n, g in zip(SIZES, plain(), strict=True)]
+    return [
+        {**g, "centers": torch.randperm(n, generator=generator)[: n // 2 + 2]}
+        for n, g in zip(SIZES, plain(), strict=True)
+    ]
 
 
 def counted() -> list[Any]:
@@ -638,6 +705,10 @@ class Adversary:
     graphs: Callable[[], list[Any]] = plain
     spaces: frozenset[str] = frozenset({"atoms", "edges"})
     """The index spaces that are divided among ranks."""
+    missing: str = ""
+    """Why it cannot be compiled yet."""
+    untrainable: str = ""
+    """Why it cannot be trained on several ranks yet."""
 
 
 ADVERSARIES = {
@@ -657,27 +728,38 @@ ADVERSARIES = {
         LineGraphs, with_dihedrals, frozenset({"atoms", "edges", "angles", "angles2"})
     ),
     "edge outputs": Adversary(EdgeOutputs),
-    "masks over atoms": Adversary(AtomMasks),
-    "masks over edges": Adversary(EdgeMasks),
+    "masks over atoms": Adversary(AtomMasks, spaces=frozenset({"atoms", "edges", "rows", "rows2"})),
+    "masks over edges": Adversary(EdgeMasks, spaces=frozenset({"atoms", "edges", "edges2", "bonds"})),
+    "masked select": Adversary(MaskedSelect, missing="masked_scatter bakes the number of rows in"),
     "computed pointers": Adversary(PointerArithmetic),
     "charge equilibration": Adversary(ChargeEquilibration),
     "global statistics": Adversary(GlobalStatistics),
     "global max": Adversary(GlobalMax),
     "global max, differentiated through": Adversary(lambda: GlobalMax(detach=False)),
     "species counts": Adversary(SpeciesCounts),
-    "batch of four and more": Adversary(Batch, lambda: batches((5, 4, 7))),
+    "species counts read back": Adversary(SpeciesCountsReadBack, missing="a table of data-dependent length"),
+    "batch of four and more": Adversary(Batch, lambda: batches((5, 4, 7, 1))),
     "batch of two": Adversary(Batch, lambda: batches((2, 2, 2))),
-    "batch from offsets": Adversary(BatchFromOffsets, lambda: batches((5, 4, 7), offsets=True)),
+    "batch from offsets": Adversary(
+        BatchFromOffsets, lambda: batches((5, 4, 7), offsets=True), missing="tables of n - 1 rows are not understood"
+    ),
     "species table": Adversary(SpeciesTable),
-    "overwritten rows": Adversary(Overwrite, with_centers),
+    "overwritten rows": Adversary(Overwrite, with_centers, frozenset({"atoms", "edges", "edges2"})),
     "concatenation": Adversary(Concatenation),
+    "half list completed": Adversary(
+        BothDirections, lambda: plain(half=True), missing="rows that are two blocks of edges are no index space"
+    ),
+    "padding": Adversary(Padding, missing="constant_pad_nd bakes the number of rows in"),
     "attention": Adversary(Attention),
     "tensor products": Adversary(TensorProducts),
+    "einsum of three operands": Adversary(ThreeOperands, missing="its path bakes the number of rows in"),
     "layer norm": Adversary(LayerNorm),
     "sizes in Python": Adversary(PythonSizes),
-    "triplets by NumPy": Adversary(NumpyTriplets, lambda: plain(cutoff=2.0)),
+    "sizes as floats": Adversary(SizesAsFloats, missing="float() bakes the number of rows in"),
+    "triplets by NumPy": Adversary(NumpyTriplets, lambda: plain(cutoff=2.0), frozenset({"atoms", "edges", "angles"})),
     "number of atoms in the graph": Adversary(CountedAtoms, counted),
-    "held fixed": Adversary(HeldFixed),
+    "detached": Adversary(Detached),
+    "without gradients": Adversary(WithoutGradients, untrainable="no_grad is lost while capturing"),
     "passed through": Adversary(PassThrough),
     "dataclass and named tuple": Adversary(FromDataclass, as_dataclasses),
     "nested dicts": Adversary(FromNestedDicts, as_nested_dicts),

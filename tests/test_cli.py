@@ -81,7 +81,7 @@ def refused(code: int, stdout: str, stderr: str) -> str:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with a structure (MgO with a vacancy), a file that is none, and a calculator of the user's."""
-    write(tmp_path / "oxide.extxyz", structures.crystal((2, 2, 1)))
+    write(tmp_path / "oxide.extxyz", structures.crystal((2, 1, 1)))
     (tmp_path / "notes.extxyz").write_text("not a structure\n")
     (tmp_path / "springs.py").write_text(CALCULATOR)
     return tmp_path
@@ -161,7 +161,11 @@ def test_mistakes_are_named_in_one_line(
 
 
 @pytest.mark.parametrize("output", ["no_such_folder/o.extxyz", "o.unknown"])
-@pytest.mark.xfail(strict=True, reason="where results go is looked at after the evaluation: results lost, a traceback")
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="where results go is looked at after the evaluation: results lost, a traceback",
+)
 def test_output_that_cannot_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch, output: str) -> None:
     """Said in one line, as other mistakes are."""
     monkeypatch.chdir(folder)
@@ -179,8 +183,10 @@ def test_a_mistake_on_two_processes_is_named_once(folder: Path) -> None:
 def test_the_package_imports_quickly() -> None:
     """Notebooks and command lines import it; compilers and model packages are loaded when they are needed."""
     code = "import time; t = time.perf_counter(); import distcompile; print(time.perf_counter() - t)"
-    seconds = [
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-        for _ in range(2)  # the second time files are in the cache of the system
-    ]
-    assert min(seconds) < 3.0
+    seconds = []
+    for _ in range(2):  # on a busy machine, the first may find nothing in the system's file cache
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        seconds.append(float(done.stdout))
+        if seconds[-1] < 3.0:
+            return
+    pytest.fail(f"import distcompile takes {min(seconds):.1f} s")

@@ -13,39 +13,28 @@ from distcompile.runtime.halo import halo_exchange
 from distcompile.runtime.shard import gather_output, local_numbers, shard_inputs
 from distcompile.runtime.world import Communicator
 from divisions import ANGLES, ATOMS, EDGES, POINTERS, SPACES, Case, cases
-from hypothesis import example, given, settings
+from hypothesis import given, settings
+from toys import Gnn, random_graph
 
+import distcompile
 from distcompile import LocalWorld
 from distcompile.ir import Input, Placement
 
-NOTHING = torch.zeros(0, dtype=torch.int64)
-
 
 def chain(n_atoms: int, parts: int, ranks: list[int] | None = None) -> Case:
-    """Atoms in a row, edges to the left neighbour, no angles."""
+    """Atoms in a row, edges to the left neighbour."""
     values = {
         "sender": torch.arange(n_atoms - 1),
         "receiver": torch.arange(1, n_atoms),
-        "first": NOTHING,
-        "second": NOTHING,
-        "ends": NOTHING.reshape(0, 2),
         "itself": torch.arange(n_atoms),
     }
-    sizes = {"atoms": n_atoms, "edges": n_atoms - 1, "angles": 0}
+    sizes = {"atoms": n_atoms, "edges": n_atoms - 1}
     positions = torch.arange(n_atoms, dtype=torch.float64)[:, None] * torch.tensor([1.0, 0.0, 0.0])
-    return Case(sizes, values, (positions,), parts, None if ranks is None else torch.tensor(ranks))
-
-
-EMPTY = Case(
-    {"atoms": 0, "edges": 0, "angles": 0},
-    {p.name: NOTHING.reshape(0, 2) if p.name == "ends" else NOTHING for p in POINTERS},
-    (NOTHING.double().reshape(0, 3),),
-    3,
-)
+    given_ranks = None if ranks is None else torch.tensor(ranks)
+    return Case(sizes, values, (positions,), parts, (ATOMS, EDGES), given_ranks)
 
 
 @given(cases())
-@example(EMPTY)
 def test_every_row_is_owned_once(case: Case) -> None:
     division = case.divide()
     plans = [division.for_rank(r) for r in range(case.parts)]
@@ -66,7 +55,6 @@ def test_rows_follow_their_owner_pointer(case: Case) -> None:
 
 
 @given(cases())
-@example(EMPTY)
 def test_ranks_agree_on_who_sends_what(case: Case) -> None:
     """What rank r sends to q is what q receives from r; nobody sends to itself."""
     division = case.divide()
@@ -154,7 +142,7 @@ def test_more_ranks_than_atoms() -> None:
 def test_one_rank_reads_nothing_from_others() -> None:
     division = chain(6, 1).divide()
     assert division.counts("atoms") == [6]
-    assert {s.name: division.halo_counts(s.name) for s in SPACES} == {"atoms": [0], "edges": [0], "angles": [0]}
+    assert (division.halo_counts("atoms"), division.halo_counts("edges")) == ([0], [0])
 
 
 @pytest.mark.parametrize("parts", [2, 3])
@@ -173,3 +161,55 @@ def test_a_rank_may_own_nothing_between_others() -> None:
     assert empty.splits.tolist() == [[0, 0, 0], [0, 0, 0]]
     assert division.for_rank(2)["atoms"].splits.tolist() == [[0, 0, 0], [1, 0, 0]]
     assert division.for_rank(2)["atoms"].halo.tolist() == [1]
+
+
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="plan._first cannot reshape an owner pointer without rows")
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("rows", [(0, 0, 0), (5, 0, 0), (5, 4, 0)])
+def test_spaces_without_rows(rows: tuple[int, int, int], parts: int) -> None:
+    """No atoms, isolated atoms, no angles: ordinary graphs, for all ranks and not for some only."""
+    n_atoms, n_edges, n_angles = rows
+    nothing = torch.zeros(n_angles, dtype=torch.int64)
+    values = {
+        "sender": torch.arange(n_edges),
+        "receiver": torch.arange(n_edges),
+        "first": nothing,
+        "second": nothing,
+        "ends": nothing.reshape(0, 2),
+        "itself": torch.arange(n_atoms),
+    }
+    sizes = {"atoms": n_atoms, "edges": n_edges, "angles": n_angles}
+    division = Case(sizes, values, (torch.rand(n_atoms, 3, dtype=torch.float64),), parts).divide()
+    assert {s.name: sum(division.counts(s.name)) for s in SPACES} == sizes
+    assert all(sum(division.halo_counts(s.name)) == 0 for s in SPACES)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> distcompile.DistributedModel:
+    return distcompile.compile(Gnn().eval(), random_graph(14, 1), validate=False)
+
+
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="plan._first cannot reshape an owner pointer without rows")
+@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("n_atoms", [0, 1, 5])
+def test_a_model_takes_graphs_without_edges(compiled: distcompile.DistributedModel, n_atoms: int, parts: int) -> None:
+    """Isolated atoms (a gas, the first step of an energy of atomisation) and no atoms at all."""
+    graph = random_graph(n_atoms, 1, volume=1e6)
+    assert graph["edge_index"].shape == (2, 0)
+    found, stock = compiled.on(LocalWorld(parts))(graph), Gnn()(graph)
+    for name in stock:
+        torch.testing.assert_close(found[name], stock[name], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 6])
+@pytest.mark.parametrize("n_atoms", [1, 2, 4])
+def test_a_model_takes_fewer_atoms_than_ranks(compiled: distcompile.DistributedModel, n_atoms: int, parts: int) -> None:
+    """Atoms in a cell smaller than the cutoff read their own images; ranks without atoms take part all the same."""
+    graph = random_graph(n_atoms, 1, volume=4.0)
+    assert bool((graph["edge_index"][0] == graph["edge_index"][1]).any())
+    model = compiled.on(LocalWorld(parts))
+    assert [row["owned"]["atoms"] for row in model.stats(graph)].count(0) == max(0, parts - n_atoms)
+    found, stock = model(graph), Gnn()(graph)
+    assert bool(stock["stress"].any())
+    for name in stock:
+        torch.testing.assert_close(found[name], stock[name], rtol=1e-12, atol=1e-12)

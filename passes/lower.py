@@ -1,0 +1,127 @@
+"""Pass 11: hand the body of each region to a code generator.
+
+    region body: 40 operators, each a pass over memory    =>    a few C++ loops that keep values in registers
+
+Each body is straight-line code over one block of rows, so it is compiled with a symbolic number of rows, once for all
+regions that are the same program. Compiled code is cached on disk by Inductor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import sympy
+import torch
+
+from torch import Tensor, fx
+from torch._dynamo.source import ConstantSource
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+
+from ..ir import Program
+from ..printer import show_graph
+from ..runtime.tiles import Region
+
+INDUCTOR = {
+    "assert_indirect_indexing": False,  # pointers were checked on the whole graph
+    "size_asserts": False,
+    "nan_asserts": False,
+}
+
+
+def lower(program: Program, notify: Callable[[int, int], None] | None = None) -> None:
+    """Compile the bodies of all regions of `program`, in place.
+
+    Args:
+        program: a tiled program.
+        notify: called with (bodies done, bodies in all) as compilation goes on.
+    """
+    if not _has_compiler():
+        return
+    same: dict[str, list[Region]] = {}
+    for region in _regions(program):
+        same.setdefault(_key(region), []).append(region)
+    for done, regions in enumerate(same.values()):
+        if notify is not None:
+            notify(done, len(same))
+        compiled = _compile(program, regions[0])
+        for region in regions:
+            region.compiled = compiled
+    if notify is not None:
+        notify(len(same), len(same))
+
+
+def _regions(program: Program) -> Iterable[Region]:
+    assert program.tiled is not None
+    return [m for m in program.tiled.children() if isinstance(m, Region)]
+
+
+def _has_compiler() -> bool:
+    found = any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+    if not found:
+        warnings.warn(
+            "No C++ compiler was found, so regions run operator by operator (lowering='eager'). "
+            "Install g++ for several times the speed.",
+            stacklevel=4,
+        )
+    return found
+
+
+def _key(region: Region) -> str:
+    """Equal for regions whose bodies are the same program on inputs of the same kinds."""
+    inputs = [(n.meta["val"].dtype, str(n.meta["val"].shape)) for n in _tensors(region)]
+    return hashlib.sha256(f"{show_graph(region.graph_module.graph)}{inputs}{region.spec.inputs}".encode()).hexdigest()
+
+
+def _tensors(region: Region) -> list[fx.Node]:
+    nodes = [n for n in region.graph_module.graph.nodes if n.op == "placeholder"]
+    return [n for n in nodes[1:] if isinstance(n.meta["val"], Tensor)]
+
+
+def _compile(program: Program, region: Region) -> Callable[..., Sequence[Any]]:
+    """The body of a region as compiled code with the same call."""
+    import torch._inductor.config as inductor_config  # takes seconds to import
+    from torch._inductor.compile_fx import compile_fx
+
+    examples = _Examples(program, region)
+    with torch.no_grad(), inductor_config.patch(INDUCTOR):
+        compiled: Any = compile_fx(region.graph_module, examples.inputs)
+
+    def run(rows: int, *args: Any) -> Any:
+        return compiled(rows, *[a.contiguous() if isinstance(a, Tensor) else a for a in args])
+
+    return run
+
+
+class _Examples:
+    """Fake inputs of a body: symbolic numbers of rows, of the block and of each table."""
+
+    def __init__(self, program: Program, region: Region) -> None:
+        self.shape_env = ShapeEnv()
+        self.mode = FakeTensorMode(shape_env=self.shape_env)
+        self.program = program
+        rows = self._symbol("rows", min(region.block, 4096))
+        placeholders = [n for n in region.graph_module.graph.nodes if n.op == "placeholder"][1:]
+        self.inputs: list[Any] = [rows]
+        for i, (node, part) in enumerate(zip(placeholders, region.spec.inputs, strict=True)):
+            value = node.meta["val"]
+            if not isinstance(value, Tensor):
+                self.inputs.append(self._symbol(f"n{i}", 8192) if isinstance(value, torch.SymInt) else value)
+                continue
+            shape: list[Any] = []
+            for dim, size in enumerate(program.shape(node)):
+                if part is not None and dim == part.dim:
+                    shape.append(rows * part.factor)
+                else:
+                    shape.append(int(size) if size.is_Integer else self._symbol(f"n{i}_{dim}", 8192 + 16 * i + dim))
+            with self.mode:
+                self.inputs.append(torch.empty(shape, dtype=value.dtype, device=value.device))
+
+    def _symbol(self, name: str, hint: int) -> Any:
+        source = ConstantSource(name)
+        symbol: sympy.Expr = self.shape_env.create_symbol(hint, source, dynamic_dim=DimDynamic.DYNAMIC)
+        return self.shape_env.create_symintnode(symbol, hint=hint, source=source)
