@@ -1,33 +1,54 @@
 # Everything from a bare clone: `make demo` runs the main job, `make test` the whole test suite.
 
 PYTHON ?= python3.11
+# e3nn divides the model packages: mace-torch pins 0.4.4; sevenn, nequip and fairchem-core need 0.5 or later.
 VENV := .venv
+VENV_E3NN06 := .venv-e3nn06
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint unit env clean
+.PHONY: demo test lint unit unit-e3nn06 env env-e3nn06 models clean
 
 demo: env
 	$(BIN)/distcompile run examples/structures/LiCoO2_supercell.extxyz --calculator chgnet --ranks 2 --check
 
-test: lint unit
-
-unit: env
-	$(BIN)/python -m pytest tests
+test: lint unit unit-e3nn06
 
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p distcompile -p distcompile.passes -p distcompile.runtime
 
+unit: env
+	$(BIN)/python -m pytest tests
+
+unit-e3nn06: env-e3nn06
+	$(VENV_E3NN06)/bin/python -m pytest tests/models
+
+# The table of models in docs/models.md, from real runs in both environments.
+models: env env-e3nn06
+	$(BIN)/python docs/model_table.py --run > docs/models.part1
+	$(VENV_E3NN06)/bin/python docs/model_table.py --run > docs/models.part2
+	$(BIN)/python docs/model_table.py docs/models.part1 docs/models.part2 > docs/models.md
+	rm docs/models.part1 docs/models.part2
+
 env: $(VENV)/dependencies
 	$(BIN)/pip install --quiet --no-deps --config-settings editable_mode=strict --editable .
+
+env-e3nn06: $(VENV_E3NN06)/dependencies
+	$(VENV_E3NN06)/bin/pip install --quiet --no-deps --config-settings editable_mode=strict --editable .
 
 # torch comes first and stays: what is installed later must accept the pinned version.
 $(VENV)/dependencies: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch setuptools
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[chgnet,mace,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[chgnet,mace,matgl,dev]'
+	touch $@
+
+$(VENV_E3NN06)/dependencies: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV_E3NN06)
+	$(VENV_E3NN06)/bin/pip install --quiet --constraint constraints.txt torch setuptools
+	$(VENV_E3NN06)/bin/pip install --quiet --constraint constraints.txt --editable '.[fairchem,sevenn,nequip,dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VENV_E3NN06) build *.egg-info

@@ -57,17 +57,18 @@ class Cures:
 
     @contextmanager
     def _gradients_noted(self) -> Iterator[None]:
-        original = torch.autograd._engine_run_backward
+        autograd: Any = torch.autograd  # where autograd.grad and Tensor.backward look it up
+        original = autograd._engine_run_backward
 
         def noted(*args: Any, **kwargs: Any) -> Any:
             self.differentiates = True
             return original(*args, **kwargs)
 
-        torch.autograd._engine_run_backward = noted
+        autograd._engine_run_backward = noted
         try:
             yield
         finally:
-            torch.autograd._engine_run_backward = original
+            autograd._engine_run_backward = original
 
     def learn_from(self, error: LeftTorch) -> bool:
         """Remember the function that left torch; False if there is none to replace, or it was replaced already."""
@@ -110,14 +111,6 @@ class Bincounts:
         leaf, dim = self._known[nth]
         ones = torch.ones_like(x, dtype=torch.int64) if weights is None else weights
         return ones.new_zeros(leaves[leaf].shape[dim]).index_add_(0, x, ones)
-
-    def learn_from(self, error: LeftTorch) -> bool:
-        """Remember the function that left torch; False if there is none to replace, or it was replaced already."""
-        place = place_of(error)
-        if place is None or place[1] in [name for _, name in self._host]:
-            return False
-        self._host.append(place)
-        return True
 
     def learn(self, shape_env: ShapeEnv, sizes: Sequence[Sequence[sympy.Expr]]) -> bool:
         """Read off the comparisons of a finished capture; True if another capture would profit."""

@@ -16,7 +16,6 @@ from typing import Any
 
 import sympy
 import torch
-
 from torch import Tensor, fx
 from torch._dynamo.source import ConstantSource
 from torch._subclasses import FakeTensorMode

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx
 
 from ..ir import Program, copy_graph, replace_graph
+from ..rules.base import arguments
 from ..rules.indexing import is_zero
 from ..runtime.checks import distinct_rows
 
@@ -158,7 +159,7 @@ def _where(write: _Writer, base: fx.Node, dim: int, rows: fx.Node, value: Any) -
 
 
 def _scatter_reduce(write: _Writer, node: fx.Node) -> fx.Node | None:
-    base, dim, index, source, how = node.args[:5]
+    base, dim, index, source, how = arguments(node)[:5]
     include = node.kwargs.get("include_self", node.args[5] if len(node.args) > 5 else True)
     if how not in ("sum", "mean") and include:
         return None
@@ -250,12 +251,12 @@ def _filled(write: _Writer, like: fx.Node, fill: Any, dtype: torch.dtype | None 
     return write(aten.full.default, sizes, fill, value=value, dtype=value.dtype, device=value.device)
 
 
-_FILLS = {aten.zeros_like.default: 0, aten.ones_like.default: 1}
+_FILLS: dict[Any, int] = {aten.zeros_like.default: 0, aten.ones_like.default: 1}
 
 
 def _index_add(write: _Writer, node: fx.Node) -> fx.Node | None:
     """A sum into a table of fixed length that is not empty: of this each rank adds its own rows only once."""
-    base, dim, index, source = node.args[:4]
+    base, dim, index, source = arguments(node)[:4]
     if is_zero(base) or isinstance(base.meta["val"].shape[dim], torch.SymInt):
         return None
     scale = node.kwargs.get("alpha", 1)

@@ -233,10 +233,10 @@ class _Body:
     def _symbol(self, symbol: sympy.Symbol) -> fx.Node:
         if symbol == self.space.symbol:
             return self.rows
-        for node in self.tiler.nodes:
-            if node.op == "placeholder" and is_size(node) and not _is_number(self.tiler, node):
-                if self.tiler.program.size(node.meta["val"]) == symbol:
-                    return self.inside.get((node, True)) or self._input(node, True, None)
+        sizes = [n for n in self.tiler.nodes if n.op == "placeholder" and is_size(n) and not _is_number(self.tiler, n)]
+        for node in sizes:
+            if self.tiler.program.size(node.meta["val"]) == symbol:
+                return self.inside.get((node, True)) or self._input(node, True, None)
         raise AssertionError(f"no input holds the size {symbol}")
 
 

@@ -43,10 +43,13 @@ class HostCall:
                     "Let it return tensors, so that it can run as one step in front of the compiled program."
                 )
         kept = [None if isinstance(v, Tensor) else 0 if type(v) is int else v for v in flat]
-        numbers = [
-            torch.tensor(v) if type(v) is int else v.clone() for v in flat if isinstance(v, Tensor) or type(v) is int
-        ]
-        return numbers, kept, spec
+        tensors_out = [v.clone() if isinstance(v, Tensor) else torch.tensor(v) for v in flat if _is_number(v)]
+        return tensors_out, kept, spec
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a result depends on the graph: a tensor or an integer."""
+    return isinstance(value, Tensor) or type(value) is int
 
 
 _CALLS: dict[str, HostCall] = {}

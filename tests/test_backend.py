@@ -13,7 +13,7 @@ import pytest
 import torch
 from adversaries import F, add_to
 from torch import Tensor, nn
-from toys import N_SPECIES, Gnn, Graph, gaussians, random_graph, seeded
+from toys import Gnn, Graph, gaussians, random_graph, seeded
 
 import distcompile
 from distcompile import LocalWorld
@@ -33,9 +33,9 @@ def fresh_dynamo() -> Iterator[None]:
 class EnergyOnly(nn.Module):
     """Energies of atoms from positions; the caller differentiates."""
 
-    def __init__(self) -> None:
+    def __init__(self, species: int = 5) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(N_SPECIES, F)
+        self.embedding = nn.Embedding(species, F)
         self.radial = nn.Linear(6, F, bias=False)
         self.mix = nn.Linear(F, F)
         self.readout = nn.Linear(F, 1)
@@ -180,7 +180,7 @@ def test_a_piece_without_pointers_runs_as_it_is() -> None:
 
 def test_unknown_options_are_refused_by_name() -> None:
     """The message names the option and those that exist."""
-    with pytest.raises(ValueError, match="unknown option ranks.*world, lowering, memory"):
+    with pytest.raises(ValueError, match=r"unknown option ranks.*world, lowering, memory"):
         distmlip(torch.fx.symbolic_trace(nn.Identity()), [], options={"ranks": 2})
     compiled = torch.compile(EnergyOnly(), backend="distmlip", options={"ranks": 2})
     graph = graphs()[0]

@@ -89,7 +89,7 @@ def test_round_trip(kind: str) -> None:
     """Paths are as a user writes them; the result is of the same type and holds the new tensors; the input is kept."""
     graph, paths, tensors = KINDS[kind]
     found, new = doubled(graph)
-    assert found == paths
+    assert sorted(found) == sorted(paths)
     assert type(new) is type(graph)
     assert new is not graph
     assert [t.shape for t in tensors(new)] == [(5, 3), (2, 7)]
@@ -131,7 +131,7 @@ def test_nesting() -> None:
     lattice = torch.eye(3)
     graph = ({"graphs": [Plain(POSITIONS, EDGES), Frozen(POSITIONS + 1, EDGES)], 7: lattice}, Named(lattice, EDGES))
     leaves, tree = flatten(graph, root="graph")
-    assert [leaf.path for leaf in leaves] == [
+    assert {leaf.path for leaf in leaves} == {
         "graph[0]['graphs'][0].positions",
         "graph[0]['graphs'][0].edges",
         "graph[0]['graphs'][1].positions",
@@ -139,7 +139,8 @@ def test_nesting() -> None:
         "graph[0][7]",
         "graph[1].positions",
         "graph[1].edges",
-    ]
+    }
+    assert len(leaves) == 7
     for leaf in leaves:
         assert eval(leaf.path, {"graph": graph}) is leaf.tensor
     new = tree.unflatten([leaf.tensor.clone() for leaf in leaves])
@@ -161,6 +162,23 @@ def test_a_model_that_writes_to_its_graph_does_not_write_to_the_users() -> None:
     new["inner"].positions = None
     assert list(graph) == ["inner", "cell"]
     assert inner.positions is POSITIONS
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="mappings are flattened in the order of their keys")
+@pytest.mark.parametrize("kind", [dict, Mapping])
+def test_the_order_of_keys_does_not_matter(kind: Any) -> None:
+    """Two loaders may fill a dict in two orders, and PyG lists its keys in another order in each process.
+
+    A program takes its inputs by position, and ranks compare theirs in order.
+    """
+    one, two = kind(positions=POSITIONS, edges=EDGES), kind(edges=EDGES, positions=POSITIONS)
+    leaves, _ = flatten(one)
+    others, tree = flatten(two)
+    assert [leaf.path for leaf in leaves] == [leaf.path for leaf in others]
+    assert [tuple(leaf.tensor.shape) for leaf in leaves] == [tuple(leaf.tensor.shape) for leaf in others]
+    new = tree.unflatten([leaf.tensor for leaf in others])
+    assert list(new.keys()) == ["edges", "positions"]  # as the user made it
+    assert new["positions"] is POSITIONS
 
 
 @pytest.mark.xfail(
@@ -259,7 +277,7 @@ def test_pyg_data() -> None:
     graph = data.Data(pos=POSITIONS, edge_index=EDGES, name="MgO")
     before = copy.copy(graph.to_dict())
     paths, new = doubled(graph)
-    assert paths == ["['pos']", "['edge_index']"]
+    assert sorted(paths) == ["['edge_index']", "['pos']"]
     assert type(new) is type(graph)
     assert bool((new.pos == 1).all())
     assert bool((new["edge_index"] == 1).all())
