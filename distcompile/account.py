@@ -17,6 +17,7 @@ from .ir import META, Halo, Placement, Program
 from .printer import short
 from .rules.base import user_frame
 from .runtime.halo import COLLECTIVES, all_reduce
+from .runtime.tiles import Region
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +70,16 @@ def place(node: fx.Node) -> str:
 def peak_bytes(program: Program, sizes: Mapping[str, int], halos: Mapping[str, int]) -> int:
     """Bytes of live tensors at the peak of one rank's run of the graph, inputs included, parameters not.
 
+    A region holds its inputs and results whole and the values of its body for one block of rows.
+
     Args:
-        program: a program with placements.
+        program: a tiled program.
         sizes: owned rows of every space.
         halos: halo rows of every sharded space.
     """
+    assert program.tiled is not None
     known = {s.symbol: sizes[s.name] for s in program.spaces}
-    nodes = list(program.graph.graph.nodes)
+    nodes = list(program.tiled.graph.nodes)
     last: dict[fx.Node, int] = {}
     for i, node in enumerate(nodes):
         for used in node.all_input_nodes:
@@ -86,14 +90,28 @@ def peak_bytes(program: Program, sizes: Mapping[str, int], halos: Mapping[str, i
     live, peak = 0, 0
     held: dict[fx.Node, int] = {}
     for i, node in enumerate(nodes):
-        if node.op in ("placeholder", "call_function") and _storage(node) is node:
-            held[node] = _bytes(program, node, known, halos)
-            live += held[node]
-        peak = max(peak, live)
+        block = 0
+        if node.op == "call_module":
+            region = program.tiled.get_submodule(str(node.target))
+            assert isinstance(region, Region)
+            block = int(min(region.block, sizes[region.spec.space]) * region.spec.row_bytes)
+            made = list(node.users)  # its results, which exist from the first block on
+        else:
+            made = [node] if _storage(node) is node and not _is_result(node) else []
+        for new in made:
+            if new.op in ("placeholder", "call_function"):
+                held[new] = _bytes(program, new, known, halos)
+                live += held[new]
+        peak = max(peak, live + block)
         for gone in dies.get(i, ()):
             if gone.op != "placeholder":  # inputs stay with the caller
                 live -= held.get(gone, 0)
     return peak
+
+
+def _is_result(node: fx.Node) -> bool:
+    """Whether a node is one result of a region."""
+    return any(n.op == "call_module" for n in node.all_input_nodes)
 
 
 _VIEWS = {

@@ -123,6 +123,8 @@ def _work(node: fx.Node, found: dict[fx.Node, Work]) -> Work:
         locals_ = [n for n in node.all_input_nodes if n is not base]
         if all(_is_local(n, over.space) for n in locals_):
             return Work("scatter", _level(locals_, rest, found), over.space)
+    elif source is not None and tables:
+        pass  # several indices at once: done on complete values
     elif (mine is not None and not isinstance(node.meta[META], tuple)) or _is_row_tuple(node):
         assert mine is not None
         locals_ = [n for n in node.all_input_nodes if n not in tables]

@@ -2,6 +2,7 @@
 
     x[mask]                              =>  x[nonzero(mask)]                    a mask is a pointer like any other
     index_add(x, 0, p, v)                =>  x + index_add(zeros, 0, p, v)       x of fixed length, whole on every rank
+    x[arange(n), k]                      =>  gather(x, 1, k)                     an element of each row
     x[mask] = 0                          =>  where(mask, 0, x)
     x[p] = v                             =>  where(written, 0, x)[p] += v        written = rows that p points at
     scatter_reduce(x, 0, p, v, "sum")    =>  scatter_add(x, 0, p, v)
@@ -88,7 +89,25 @@ def _is_mask(node: fx.Node) -> bool:
     return node.meta["val"].dtype == torch.bool
 
 
+def _row_by_row(node: fx.Node) -> fx.Node | None:
+    """k of ``x[arange(n), k]``, an element of each of the n rows of x."""
+    table: Any = node.args[0]
+    indices: Any = node.args[1]
+    if len(indices) != 2 or None in indices or table.meta["val"].dim() != 2:
+        return None
+    rows, columns = indices
+    start = rows.args[0] if rows.target in (aten.arange.start, aten.arange.start_step) else 0
+    step = rows.args[2] if rows.target is aten.arange.start_step and len(rows.args) > 2 else 1
+    is_all = rows.target in (aten.arange.default, aten.arange.start, aten.arange.start_step) and (start, step) == (0, 1)
+    same = str(rows.meta["val"].shape[0]) == str(table.meta["val"].shape[0])
+    return columns if is_all and same and columns.meta["val"].dim() == 1 else None
+
+
 def _index(write: _Writer, node: fx.Node) -> fx.Node | None:
+    columns = _row_by_row(node)
+    if columns is not None:
+        index = write(aten.unsqueeze.default, write(aten._to_copy.default, columns, dtype=torch.int64), 1)
+        return write(aten.squeeze.dim, write(aten.gather.default, node.args[0], 1, index), 1)
     found = _one_index(node)
     if found is None or not _is_mask(found[1]):
         return None
@@ -108,6 +127,10 @@ def _masked_select(write: _Writer, node: fx.Node) -> fx.Node | None:
 def _index_put(write: _Writer, node: fx.Node) -> fx.Node | None:
     base: Any = node.args[0]
     values: Any = node.args[2]
+    columns = _row_by_row(node)
+    if columns is not None and len(node.args) > 3 and node.args[3] and values.meta["val"].dim() == 1:
+        index = write(aten.unsqueeze.default, write(aten._to_copy.default, columns, dtype=torch.int64), 1)
+        return write(aten.scatter_add.default, base, 1, index, write(aten.unsqueeze.default, values, 1))
     found = _one_index(node)
     if found is None:
         return None

@@ -93,7 +93,7 @@ class Executor:
             problem = error
         report = (self.calls, fingerprint(leaves) if self.world.size > 1 else "", str(problem or ""))
         layouts: list[Layout] = []
-        wanted = self._differentiated(leaves) if differentiable else {}
+        wanted = self._differentiated(leaves) if differentiable and problem is None else {}
 
         def work(comm: Communicator, values: Sequence[Tensor] = ()) -> list[Tensor]:
             _compare(comm.rank, comm.all_gather_objects(report))
@@ -303,8 +303,9 @@ def fingerprint(leaves: Sequence[Leaf]) -> str:
         digest.update(f"{leaf.path}{tuple(leaf.tensor.shape)}{leaf.tensor.dtype}".encode())
         if leaf.tensor.dtype == torch.bool and leaf.tensor.stride() == (0,):
             continue  # a Python integer, given as a size
-        tensor = leaf.tensor.detach().cpu().contiguous()
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        if leaf.tensor.numel():  # what has no bytes has no view as bytes
+            tensor = leaf.tensor.detach().cpu().contiguous()
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -363,3 +363,17 @@ def compile_too_small_on_one() -> Any:
 def test_compiling_fails_on_one_rank() -> None:
     """A rank whose example cannot be captured must not leave the others waiting for its program."""
     errors(run_ranks(2, compile_too_small_on_one, timeout=15), distcompile.DistcompileError)
+
+
+def evaluate_within_memory() -> Any:
+    model, _ = compiled("Gnn", validate=False, memory=10**9)
+    good = toys.random_graph(14, 1)
+    return model(damaged(good, "nan") if dist.get_rank() == 1 else good)
+
+
+@pytest.mark.xfail(
+    strict=True, raises=pytest.fail.Exception, reason="memory= looks at a rank's graph before ranks compare theirs"
+)
+def test_a_bad_graph_on_one_rank_with_a_memory_limit() -> None:
+    for message in errors(run_ranks(2, evaluate_within_memory, timeout=15), RankError):
+        assert "Rank 1 refused its graph" in message

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from ..ir import Dim, Placement
-from .base import Context, Refused, arguments, rank, rule, wrap
+from .base import Context, Refused, argument, arguments, rank, rule, wrap
 
 aten = torch.ops.aten
 
@@ -62,8 +62,7 @@ def _reduced(node: fx.Node, position: int = 1) -> tuple[set[int], bool]:
     if dims is None or dims == []:
         dims = range(rank(source))
     chosen = {wrap(d, source) for d in ([dims] if isinstance(dims, int) else dims)}
-    keep = bool(arguments(node)[position + 1]) if len(arguments(node)) > position + 1 else False
-    return chosen, keep
+    return chosen, bool(argument(node, position + 1, "keepdim", False))
 
 
 def _after(dims: tuple[Dim, ...], chosen: set[int], keep: bool) -> tuple[Dim, ...]:
@@ -117,6 +116,20 @@ def vector_norm(ctx: Context, node: fx.Node) -> Placement:
     if any(dims[i] for i in chosen):
         raise Refused("a norm over rows")
     return Placement(_after(dims, chosen, keep))
+
+
+@rule(aten.max.dim, aten.min.dim, aten.sort.default, aten.topk.default)
+def values_and_indices(ctx: Context, node: fx.Node) -> Any:
+    """Operators within each row that also say where they found their values."""
+    source: Any = arguments(node)[0]
+    dims = ctx.dims(source)
+    sorts, selects = node.target is aten.sort.default, node.target is aten.topk.default
+    dim = wrap(argument(node, 2 if selects else 1, "dim", -1), source)
+    if dims[dim]:
+        raise Refused("rows compared with each other")
+    keep = sorts or selects or bool(argument(node, 2, "keepdim", False))
+    found = Placement(_after(dims, {dim}, keep))
+    return found, found
 
 
 @rule(

@@ -8,7 +8,7 @@ raises `Refused` where an answer would be a guess.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import sympy
@@ -101,6 +101,13 @@ def rank(node: fx.Node) -> int:
 def wrap(dim: int, node: fx.Node) -> int:
     """A dimension counted from the front."""
     return dim % max(rank(node), 1)
+
+
+def one_row_dimension(dims: Sequence[Dim]) -> tuple[Dim, ...]:
+    """Refuse what has a row for every pair of rows: a rank has the rows of its own, not every pair that they are in."""
+    if sum(bool(dim) for dim in dims) > 1:
+        raise Refused("every row of one space meets every row of another")
+    return tuple(dims)
 
 
 def unsupported(node: fx.Node, reason: str, placements: Iterable[str]) -> UnsupportedOp:

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from ..ir import Access, Dim, Placement, Reduction, Space
-from .base import Context, Refused, rank, rule, wrap
+from .base import Context, Refused, one_row_dimension, rank, rule, wrap
 from .pointwise import broadcast
 
 aten = torch.ops.aten
@@ -101,10 +101,7 @@ def index(ctx: Context, node: fx.Node) -> Placement:
     at = indexed[0] if adjacent else 0
     before = [d for i, d in rest if adjacent and i < at]
     after = [d for i, d in rest if not adjacent or i >= at]
-    dims = (*before, *joined, *after)
-    if sum(bool(d) for d in dims) > 1:
-        raise Refused("every row of one space taken for every row of another")
-    return Placement(dims)
+    return Placement(one_row_dimension((*before, *joined, *after)))
 
 
 def _check_row_local(ctx: Context, found: list[Access]) -> None:
@@ -157,6 +154,18 @@ def _scattered(ctx: Context, node: fx.Node, found: list[Access], over_rows: bool
     if over_rows and reduction(node) == "sum" and not is_zero(base):
         raise Refused("a sum over rows added to a value that every rank holds")
     return Placement(dims, partial=over_rows, reduction=reduction(node))
+
+
+@rule(aten.scatter.src, aten.scatter.value)
+def overwrite_in_rows(ctx: Context, node: fx.Node) -> Placement:
+    """Elements of each row overwritten; of whole rows the order would be undefined."""
+    base, dim, index, source = node.args[:4]
+    dims = ctx.dims(base)
+    if dims[wrap(dim, base)]:  # type: ignore[arg-type]
+        raise Refused("rows overwritten through an index (only accumulating writes have a defined order)")
+    if any(isinstance(n, fx.Node) and ctx.dims(n) != dims for n in (index, source)):
+        raise Refused("a scatter whose operands run over different rows")
+    return Placement(dims)
 
 
 def is_zero(node: fx.Node) -> bool:

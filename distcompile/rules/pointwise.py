@@ -13,7 +13,7 @@ from torch import fx
 
 from ..ir import Dim, Placement
 from ..runtime.halo import stop_gradient
-from .base import Context, Refused, argument, rank, rule
+from .base import Context, Refused, argument, one_row_dimension, rank, rule
 
 aten = torch.ops.aten
 
@@ -57,7 +57,7 @@ def broadcast(ctx: Context, operands: list[fx.Node], ndim: int) -> tuple[Dim, ..
             if dims[offset + i]:
                 raise Refused(f"rows of {_show(dims[offset + i])} meet rows of {_show(dim)}")
             dims[offset + i] = dim
-    return tuple(dims)
+    return one_row_dimension(dims)
 
 
 def _show(dim: Dim) -> str:
@@ -92,7 +92,7 @@ def cross(ctx: Context, node: fx.Node) -> Placement:
 )
 def create(ctx: Context, node: fx.Node) -> Placement:
     """A new tensor has the dimensions that its sizes say; the first operand of new_* gives its dtype only."""
-    dims = tuple(ctx.dim_of(n) for n in node.meta["val"].shape)
+    dims = one_row_dimension([ctx.dim_of(n) for n in node.meta["val"].shape])
     if node.target in (aten.eye.default, aten.eye.m) and any(dims):
         raise Refused("an identity matrix over rows")
     return Placement(dims)

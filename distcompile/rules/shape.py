@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from ..ir import Dim, Factor, Halo, Placement, Space
-from .base import Context, Refused, argument, arguments, rank, rule, wrap
+from .base import Context, Refused, argument, arguments, one_row_dimension, rank, rule, wrap
 
 aten = torch.ops.aten
 
@@ -73,9 +73,8 @@ def expand(ctx: Context, node: fx.Node) -> Placement:
     old, shape = ctx.dims(source), ctx.shape(source)
     new = node.meta["val"].shape
     offset = len(new) - len(old)
-    return Placement(
-        tuple(old[i - offset] if i >= offset and shape[i - offset] != 1 else ctx.dim_of(n) for i, n in enumerate(new))
-    )
+    dims = [old[i - offset] if i >= offset and shape[i - offset] != 1 else ctx.dim_of(n) for i, n in enumerate(new)]
+    return Placement(one_row_dimension(dims))
 
 
 @rule(aten.unsqueeze.default)
@@ -201,11 +200,22 @@ def along_whole(ctx: Context, node: fx.Node) -> Placement:
     before, after = ctx.shape(source), ctx.shape(node)
     offset = len(after) - len(before)
     dims: list[Dim] = [()] * offset + list(ctx.dims(source))
-    moved = arguments(node)[-1] if node.target in (aten.flip.default, aten.roll.default) else ()
+    moved = _moved(node, len(dims))
     for i, dim in enumerate(dims):
-        if dim and (after[i] != before[i - offset] or i in [d % len(dims) for d in moved]):
+        if dim and (after[i] != before[i - offset] or i in moved):
             raise Refused("rows moved by number")
     return Placement(tuple(dims))
+
+
+def _moved(node: fx.Node, ndim: int) -> set[int]:
+    """The dimensions along which elements change their places, whatever becomes of their number."""
+    if node.target is aten.constant_pad_nd.default:
+        pads = arguments(node)[1]  # last dimension first: before and after
+        return {ndim - 1 - i for i in range(len(pads) // 2) if any(pads[2 * i : 2 * i + 2])}
+    if node.target is aten.repeat.default:
+        return set()
+    dims = argument(node, 1 if node.target is aten.flip.default else 2, "dims", ())
+    return {d % ndim for d in dims} if len(dims) else set(range(ndim))  # roll without dimensions: as if flat
 
 
 @rule(aten.diagonal_backward.default)
