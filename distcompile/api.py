@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import fx, nn
 
 from .account import collectives, peak_bytes
-from .capture import capture
+from .capture import SMALLEST_SPACE, capture
 from .errors import GuardError, InputError, RankError
 from .explain import explain
 from .ir import Program
@@ -21,6 +21,7 @@ from .passes.lower import lower
 from .printer import show_program
 from .progress import compiling
 from .runtime.executor import Executor
+from .runtime.plan import Division
 from .runtime.world import World, default_world
 from .tree import Leaf, Tree, flatten
 from .validate import CHECKED, compare, smaller_graph, warn_unchecked
@@ -68,8 +69,7 @@ def compile(
     module = model if isinstance(model, nn.Module) else _module_of(model)
     compiled = DistributedModel(call, module, world or default_world(), memory, lowering)
     args = _arguments(example_graph)
-    executor = compiled.executor_for(*args)
-    _same_program_everywhere(executor)
+    executor = _compile_everywhere(compiled, args)
     if validate:
         _validate(compiled, executor, args)
     return compiled
@@ -96,7 +96,7 @@ class DistributedModel:
             RankError: the ranks were given different graphs.
         """
         leaves, tree = self._flatten(graph)
-        for executor in self._matching(tree):
+        for executor in self._matching(leaves, tree):
             try:
                 return self._evaluate(executor, leaves)
             except GuardError:
@@ -106,7 +106,7 @@ class DistributedModel:
     def executor_for(self, *graph: Any) -> Executor:
         """The program that serves this graph object, captured now if none does."""
         leaves, tree = self._flatten(graph)
-        for executor in self._matching(tree):
+        for executor in self._matching(leaves, tree):
             try:
                 executor.prepare(leaves)
             except GuardError:
@@ -176,9 +176,13 @@ class DistributedModel:
             named.append(Leaf(name + rest, leaf.tensor))
         return named, tree
 
-    def _matching(self, tree: Tree) -> list[Executor]:
-        """Programs captured with the same Python numbers in the graph object."""
-        return [e for e in self._executors if e.program.capture.numbers == tree.numbers]
+    def _matching(self, leaves: list[Leaf], tree: Tree) -> list[Executor]:
+        """Programs captured with the same Python numbers, and not from an example too small to tell rows by."""
+        return [
+            e
+            for e in self._executors
+            if e.program.capture.numbers == tree.numbers and not _outgrows(leaves, e.program.capture.leaves)
+        ]
 
     def _capture(self, graph: tuple[Any, ...]) -> Executor:
         leaves, _ = self._flatten(graph)
@@ -194,23 +198,21 @@ class DistributedModel:
         return self._executors[-1]
 
     def _evaluate(self, executor: Executor, leaves: list[Leaf]) -> Any:
-        if self.memory is not None:
-            self._check_memory(executor, leaves)
-        return executor.program.capture.result.unflatten(executor(leaves, self._is_differentiable(executor)))
+        accept = functools.partial(self._check_memory, executor) if self.memory is not None else None
+        return executor.program.capture.result.unflatten(executor(leaves, self._is_differentiable(executor), accept))
 
     def _is_differentiable(self, executor: Executor) -> bool:
         """Whether results carry gradients: a model that takes its gradients itself does so for training only."""
         training = self._module is not None and self._module.training
         return torch.is_grad_enabled() and (training or not executor.program.capture.differentiates)
 
-    def _check_memory(self, executor: Executor, leaves: list[Leaf]) -> None:
-        prepared = executor.prepare(leaves)
-        division = executor.layout(prepared).division
+    def _check_memory(self, executor: Executor, sizes: dict[str, int], division: Division) -> None:
+        """Refuse, on every rank, a graph whose fullest rank would need more than `memory`."""
         worst = 0
         for rank in range(self.world.size):
             rows = {name: division.counts(name)[rank] for name in division.ranks}
             halos = {name: division.halo_counts(name)[rank] for name in division.ranks}
-            worst = max(worst, peak_bytes(executor.program, {**prepared.sizes, **rows}, halos))
+            worst = max(worst, peak_bytes(executor.program, {**sizes, **rows}, halos))
         assert self.memory is not None
         if worst > self.memory:
             raise InputError(
@@ -218,6 +220,17 @@ class DistributedModel:
                 f"memory={self.memory} ({self.memory / 1e9:.2f} GB). Use {-(-worst // self.memory) * self.world.size} "
                 "ranks or more, or raise memory=."
             )
+
+
+def _outgrows(leaves: Sequence[Leaf], example: Sequence[Leaf]) -> bool:
+    """Whether a graph has rows where the example had so few (2 atoms) that they were taken for a fixed size."""
+    if [leaf.path for leaf in leaves] != [leaf.path for leaf in example]:
+        return False
+    return any(
+        small < SMALLEST_SPACE <= n
+        for leaf, known in zip(leaves, example, strict=True)
+        for n, small in zip(leaf.tensor.shape, known.tensor.shape, strict=False)
+    )
 
 
 def _arguments(graph: Any) -> tuple[Any, ...]:
@@ -242,15 +255,40 @@ def _parameter_names(module: nn.Module | None, call: Callable[..., Any]) -> list
     return [p.name for p in parameters.values() if p.kind in kinds]
 
 
-def _same_program_everywhere(executor: Executor) -> None:
-    """Ranks that compiled different programs would wait for each other for ever."""
-    digest = hashlib.sha256(show_program(executor.program).encode()).hexdigest()[:16]
-    everyone = executor.world.run(lambda comm: comm.all_gather_objects(digest))[0]
-    if len(set(everyone)) > 1:
+def _compile_everywhere(compiled: DistributedModel, args: tuple[Any, ...]) -> Executor:
+    """The program of the example, the same on every rank; a rank that fails, or differs, would leave others waiting."""
+    executor: Executor | None = None
+    problem: Exception | None = None
+    try:
+        executor = compiled.executor_for(*args)
+    except Exception as error:  # whatever it is, the other ranks must hear of it
+        problem = error
+    report = (str(problem or ""), _digest(executor, compiled) if executor is not None else "")
+    everyone = compiled.world.run(lambda comm: comm.all_gather_objects(report))[0]
+    if problem is not None:
+        raise problem
+    failed = {rank: error for rank, (error, _) in enumerate(everyone) if error}
+    if failed:
+        rank, error = next(iter(failed.items()))
+        raise RankError(f"Rank {rank} could not compile the model: {error}")
+    if len({digest for _, digest in everyone}) > 1:
         raise RankError(
-            "The ranks compiled different programs. Every rank must compile the same model on the same example, "
-            "with the same versions of the packages."
+            "The ranks compiled different programs or hold different weights. Every rank must compile the same model "
+            "on the same example, with the same random seed and the same versions of the packages."
         )
+    assert executor is not None
+    return executor
+
+
+def _digest(executor: Executor, compiled: DistributedModel) -> str:
+    """Different for different programs, numbers or weights."""
+    digest = hashlib.sha256(show_program(executor.program).encode())
+    digest.update(repr(executor.program.capture.numbers).encode())
+    for name, tensor in executor.constants():
+        if compiled.world.size > 1 and tensor.numel():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _validate(compiled: DistributedModel, executor: Executor, args: tuple[Any, ...]) -> None:

@@ -30,6 +30,8 @@ def run(
     """Evaluate energy, forces and stress of a structure."""
     if not structure.exists():
         _stop(f"There is no file {structure}.")
+    if output is not None:
+        _check_output(output)
     if _in_job():
         _worker(structure, calculator, check, output)
     elif ranks == 1:
@@ -224,6 +226,23 @@ def _report_check(results: dict[str, Any], stock: dict[str, Any], stock_time: fl
             table.add_row(name, f"{np.abs(ours - theirs).max():.2e}", f"{np.abs(theirs).max():.4f}")
     table.add_row("time", f"{seconds:.2f} s", f"stock: {stock_time:.2f} s")
     Console(highlight=False).print(table)
+
+
+def _check_output(output: Path) -> None:
+    """Find out before the work whether its results can be written."""
+    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+
+    folder = output.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        _stop(f"Results cannot be written to {output}: {folder} is no folder that can be written to.")
+    try:
+        known = ioformats[filetype(str(output), read=False)]
+    except UnknownFileTypeError:
+        _stop(f"Results cannot be written to {output}: ASE knows no format of that name. Use .extxyz or .traj.")
+    if not known.can_write:
+        _stop(
+            f"Results cannot be written to {output}: ASE cannot write {known.name}. Use .extxyz or .traj."
+        )
 
 
 def _stop(message: str) -> NoReturn:

@@ -21,7 +21,7 @@ def load(path: str) -> Callable[..., Any]:
         raise ValueError(f"{path!r} is not an import path such as 'package.module:factory' or 'file.py:factory'.")
     try:
         found: Callable[..., Any] = getattr(_module(place), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError) as error:
         raise ValueError(f"Cannot load {name!r} from {place!r}: {error}.") from error
     return found
 

@@ -88,8 +88,8 @@ def _flatten(
         return lambda it: obj
     before = len(leaves)
     parts = [(key, _flatten(child, path + label, leaves, numbers, counts, above)) for key, label, child in children]
-    if len(leaves) == before:
-        return lambda it: obj
+    if len(leaves) == before:  # nothing to put in, but what a model appends to must not be the user's
+        return lambda it: copy.copy(obj) if type(obj) in (list, dict, set) else obj
     return lambda it: _with_children(obj, [(key, part(it)) for key, part in parts])
 
 
@@ -99,7 +99,9 @@ def _children(obj: Any) -> list[tuple[Any, str, Any]]:
         names = getattr(obj, "_fields", None)
         return [(i, f".{names[i]}" if names else f"[{i}]", value) for i, value in enumerate(obj)]
     if _is_mapping(obj):
-        return [(key, f"[{key!r}]", obj[key]) for key in obj.keys()]  # noqa: SIM118  PyG Data iterates over pairs
+        # Sorted: the order of a PyG Data's keys differs from process to process, and all ranks must agree.
+        keys = sorted(obj.keys(), key=lambda key: (type(key).__name__, str(key)))
+        return [(key, f"[{key!r}]", obj[key]) for key in keys]
     if dataclasses.is_dataclass(obj):
         return [(f.name, f".{f.name}", getattr(obj, f.name)) for f in dataclasses.fields(obj)]
     return [(name, f".{name}", value) for name, value in getattr(obj, "__dict__", {}).items()]

@@ -1,7 +1,7 @@
 """Make the table of models: run every model of the test zoo that this environment has, or join such tables.
 
-    python docs/model_table.py --run > part      rows of this environment
-    python docs/model_table.py part1 part2       the page
+python docs/model_table.py --run > part      rows of this environment
+python docs/model_table.py part1 part2       the page
 """
 
 from __future__ import annotations

@@ -95,7 +95,9 @@ def _by_rule(ctx: Context, node: fx.Node, sharded: set[fx.Node]) -> Any:
     touches = any(n in sharded for n in node.all_input_nodes) or _has_rows(ctx, value)
     if not touches:
         values = value if isinstance(value, list | tuple) else [value]
-        dims = tuple(Placement(((),) * v.dim(), rule="replicated") for v in values if isinstance(v, torch.Tensor))
+        dims = tuple(
+            Placement(((),) * (v.dim() if isinstance(v, torch.Tensor) else 0), rule="replicated") for v in values
+        )
         return dims if isinstance(value, list | tuple) else dims[0]
     try:
         if rule is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -74,10 +74,16 @@ class Executor:
         self._leaf_of = {i: leaf_of[n] for i, n in enumerate(output.args[0]) if n in leaf_of}
         self._layout: Layout | None = None
 
-    def __call__(self, leaves: Sequence[Leaf], differentiable: bool = False) -> list[Tensor]:
+    def __call__(
+        self,
+        leaves: Sequence[Leaf],
+        differentiable: bool = False,
+        accept: Callable[[dict[str, int], Division], None] | None = None,
+    ) -> list[Tensor]:
         """Evaluate the program on a whole graph object, given as its leaves; return the result's tensors, whole.
 
         With `differentiable`, they carry gradients to the leaves and parameters that require them, to any order.
+        `accept` may refuse a division (sizes of all spaces, division), the same on every rank, before the program runs.
 
         Raises:
             InputError: the graph object does not fit the program.
@@ -91,7 +97,8 @@ class Executor:
             prepared = self.prepare(leaves)
         except DistcompileError as error:
             problem = error
-        report = (self.calls, fingerprint(leaves) if self.world.size > 1 else "", str(problem or ""))
+        numbers = repr(self.program.capture.numbers)
+        report = (self.calls, fingerprint(leaves) + numbers if self.world.size > 1 else "", str(problem or ""))
         layouts: list[Layout] = []
         wanted = self._differentiated(leaves) if differentiable and problem is None else {}
 
@@ -102,6 +109,8 @@ class Executor:
             assert prepared is not None
             if not layouts:  # virtual ranks share what the first one worked out
                 layouts.append(self.layout(prepared))
+                if accept is not None:
+                    accept(prepared.sizes, layouts[0].division)
             return self._run(comm, prepared, layouts[0], dict(zip(wanted, values, strict=False)))
 
         if not wanted:
@@ -109,6 +118,10 @@ class Executor:
         if self.world.virtual:
             return Lockstep(self.world, work)(list(wanted.values()))
         return self.world.run(lambda comm: work(comm, list(wanted.values())))[0]
+
+    def constants(self) -> list[tuple[str, Tensor]]:
+        """Parameters and constant tensors of the program, by name."""
+        return sorted((name, value) for name, value in self._constants.items() if isinstance(value, Tensor))
 
     def _differentiated(self, leaves: Sequence[Leaf]) -> dict[str | int, Tensor]:
         """The inputs to which results carry gradients: parameters by name, inputs of the program by position."""
@@ -314,7 +327,7 @@ def _compare(rank: int, everyone: Sequence[tuple[int, str, str]]) -> None:
     for what, position in (("call number", 0), ("graph", 1)):
         values = [report[position] for report in everyone]
         if len(set(values)) > 1:
-            common = max(set(values), key=values.count)
+            common = max(values, key=values.count)
             odd = [i for i, v in enumerate(values) if v != common]
             refused = [f" Rank {i} refused its graph: {report[2]}" for i, report in enumerate(everyone) if report[2]]
             raise RankError(

@@ -118,7 +118,7 @@ def _atoms_followed(
 
 def _first(pointer: Tensor) -> Tensor:
     """One target a row: the first of those that the row's pointer has."""
-    return pointer.reshape(pointer.shape[0], -1)[:, 0].long()
+    return (pointer if pointer.dim() == 1 else pointer.flatten(1)[:, 0]).long()
 
 
 def _pairs(atoms: Space, pointers: Sequence[Pointer], values: Mapping[str, Tensor]) -> Tensor | None:

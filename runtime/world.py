@@ -193,7 +193,7 @@ class _LocalCommunicator(Communicator):
             total = getattr(torch.stack(slots), reduction)(0)
             return [total.clone() for _ in slots]
 
-        return self._lockstep.meet(self.rank, "all_reduce", value, combine)  # type: ignore[no-any-return]
+        return self._lockstep.meet(self.rank, f"all_reduce {reduction}", value, combine)  # type: ignore[no-any-return]
 
     def all_gather_objects(self, value: Any) -> list[Any]:
         return self._lockstep.meet(self.rank, "all_gather", value, lambda slots: [list(slots) for _ in slots])  # type: ignore[no-any-return]

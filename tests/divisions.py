@@ -24,7 +24,7 @@ POINTERS = (
     Pointer("itself", ATOMS, ATOMS, 5, "itself", identity=True),
 )
 
-FEWEST = 1
+FEWEST = 0
 """Fewest rows of a space in `cases`. To be 0 when ``plan.divide`` takes spaces without rows (see test_plan)."""
 
 

@@ -85,11 +85,6 @@ class Normalised(toys.Gnn):
         return self.norm(total).pow(3).sum() + energy, energies
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=ValueError,
-    reason="account._bytes: a replicated operator with several results has one placement",
-)
 def test_operators_with_several_results_count() -> None:
     """The backward pass of a layer norm on values that are whole on every rank."""
     model = distcompile.compile(Normalised().eval(), toys.random_graph(14, 1), validate=False)

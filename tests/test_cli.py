@@ -161,11 +161,6 @@ def test_mistakes_are_named_in_one_line(
 
 
 @pytest.mark.parametrize("output", ["no_such_folder/o.extxyz", "o.unknown"])
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="where results go is looked at after the evaluation: results lost, a traceback",
-)
 def test_output_that_cannot_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch, output: str) -> None:
     """Said in one line, as other mistakes are."""
     monkeypatch.chdir(folder)

@@ -91,7 +91,6 @@ def evaluate_data() -> dict[str, Tensor]:
     return distcompile.compile(OnData().eval(), graph)(graph)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="PyG lists keys in another order in each process")
 def test_pyg_data_on_processes() -> None:
     """PyG's Data keeps its keys in a set; the ranks' hashes of names differ, their graphs do not."""
     pytest.importorskip("torch_geometric.data")
@@ -224,9 +223,6 @@ def test_a_bad_graph_on_one_rank(damage: str) -> None:
         assert "Rank 0 refused" not in message
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="Executor._differentiated runs on leaves that were refused: IndexError"
-)
 def test_a_missing_tensor_in_training() -> None:
     """Results that carry gradients take another path through the executor."""
     for message in errors(run_ranks(2, evaluate_damaged, "missing", [0, 1], True), InputError):
@@ -253,11 +249,6 @@ def compare_often() -> list[str]:
     return messages
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="of two groups of ranks of one size, each rank names one by chance (hash order)",
-)
 def test_two_ranks_tell_one_story() -> None:
     """Of two ranks neither is in the majority; both must still name the same one."""
     first, second = run_ranks(2, compare_often)
@@ -299,11 +290,6 @@ def test_numbers_of_the_graph_may_change() -> None:
     assert run_ranks(2, evaluate_scaled, [2.5, 2.5]) == pytest.approx([expected] * 2, rel=1e-12)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="Python numbers of a graph are not compared between ranks: results are mixed",
-)
 def test_different_numbers_are_an_error() -> None:
     """Ranks whose graphs differ in a Python number run different programs: without an error, silently wrong."""
     errors(run_ranks(2, evaluate_scaled, [2.0, 3.0]), RankError)
@@ -342,11 +328,6 @@ def test_different_weights_fail_validation() -> None:
     errors(run_ranks(2, compile_different_weights, True), distcompile.ValidationError, RankError)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="weights are not compared between ranks: without validation results are mixed",
-)
 def test_different_weights_are_an_error() -> None:
     errors(run_ranks(2, compile_different_weights, False), RankError)
 
@@ -355,11 +336,6 @@ def compile_too_small_on_one() -> Any:
     return distcompile.compile(toys.Gnn(), toys.random_graph(14 if dist.get_rank() == 0 else 2, 1))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=pytest.fail.Exception,
-    reason="a rank that cannot compile leaves the others waiting for its program",
-)
 def test_compiling_fails_on_one_rank() -> None:
     """A rank whose example cannot be captured must not leave the others waiting for its program."""
     errors(run_ranks(2, compile_too_small_on_one, timeout=15), distcompile.DistcompileError)
@@ -371,9 +347,6 @@ def evaluate_within_memory() -> Any:
     return model(damaged(good, "nan") if dist.get_rank() == 1 else good)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=pytest.fail.Exception, reason="memory= looks at a rank's graph before ranks compare theirs"
-)
 def test_a_bad_graph_on_one_rank_with_a_memory_limit() -> None:
     for message in errors(run_ranks(2, evaluate_within_memory, timeout=15), RankError):
         assert "Rank 1 refused its graph" in message

@@ -163,7 +163,6 @@ def test_a_rank_may_own_nothing_between_others() -> None:
     assert division.for_rank(2)["atoms"].halo.tolist() == [1]
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="plan._first cannot reshape an owner pointer without rows")
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("rows", [(0, 0, 0), (5, 0, 0), (5, 4, 0)])
 def test_spaces_without_rows(rows: tuple[int, int, int], parts: int) -> None:
@@ -189,7 +188,6 @@ def compiled() -> distcompile.DistributedModel:
     return distcompile.compile(Gnn().eval(), random_graph(14, 1), validate=False)
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="plan._first cannot reshape an owner pointer without rows")
 @pytest.mark.parametrize("parts", [1, 2, 3])
 @pytest.mark.parametrize("n_atoms", [0, 1, 5])
 def test_a_model_takes_graphs_without_edges(compiled: distcompile.DistributedModel, n_atoms: int, parts: int) -> None:

@@ -1,0 +1,375 @@
+"""Every wrong use ends in an error of distcompile's own that says what is wrong: never in a wrong number, nor in an
+error from the depths of torch.
+
+`WRONG` lists them: how to provoke it, the type of the error, and words that its message must hold.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from adversaries import F, SegmentMax, ToReceivers, Toy, add_to, plain
+from distcompile.runtime.halo import all_reduce
+from distcompile.runtime.shard import shard_inputs
+from torch import Tensor, nn
+from toys import CUTOFF, Gnn, Graph, random_graph
+
+import distcompile
+from distcompile import (
+    CaptureError,
+    DistcompileError,
+    DistributedModel,
+    InputError,
+    LocalWorld,
+    ProcessGroupWorld,
+    RankError,
+    UnsupportedOp,
+    ValidationError,
+)
+from distcompile.calculator import load_calculator
+from distcompile.errors import NoIndexSpaceError
+from distcompile.testing import check_model
+
+EXAMPLE, OTHER = plain()[:2]
+"""10 atoms, and 17."""
+
+
+@functools.cache
+def gnn() -> DistributedModel:
+    """An ordinary model on two ranks."""
+    return distcompile.compile(Gnn(), EXAMPLE, world=LocalWorld(2))
+
+
+def with_(**changes: Tensor) -> Callable[[], Any]:
+    """Call an ordinary model on an ordinary graph of which some tensors are others."""
+    return lambda: gnn()({**OTHER, **changes})
+
+
+def put(name: str, where: Any, value: float) -> Tensor:
+    """A tensor of the ordinary graph with one element changed."""
+    tensor = OTHER[name].clone()
+    tensor[where] = value
+    return tensor
+
+
+Update = Callable[[Toy, Graph, Tensor, Tensor, Tensor], Tensor]
+
+
+class Given(Toy):
+    """Messages to the receivers, then what is given: of (model, graph, h, w, lengths)."""
+
+    def __init__(self, then: Update) -> None:
+        super().__init__()
+        self.then = then
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        h = h + add_to(w * h[sender], receiver, h)
+        return self.then(self, graph, h, w, lengths)
+
+
+def computing(then: Update, *, validate: bool = False) -> Callable[[], Any]:
+    """Compile a model that computes `then`, and call it on a graph of another size."""
+
+    def provoke() -> Any:
+        compiled = distcompile.compile(Given(then).eval(), EXAMPLE, world=LocalWorld(2), validate=validate)
+        return compiled(OTHER)
+
+    return provoke
+
+
+class Caching(ToReceivers):
+    """Keeps a tensor of its first call, of so many rows, for all later ones."""
+
+    kept: Tensor | None = None
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = torch.ones(h.shape[0], 1, dtype=h.dtype)
+        return super().update(graph, h, w, vectors, lengths) * self.kept
+
+
+class Counting(ToReceivers):
+    """Gives another result at every call."""
+
+    calls = 0
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        self.calls += 1
+        return super().update(graph, h, w, vectors, lengths) * self.calls
+
+
+class PairsOnly(nn.Module):
+    """Reads every pair of atoms, and no edges."""
+
+    def forward(self, graph: Graph) -> Tensor:
+        return (graph["positions"] ** 2).sum()
+
+
+def number_of_row(tensor: Tensor) -> Tensor:
+    """Features that leave torch."""
+    return torch.from_numpy(np.argsort(tensor.detach().numpy(), axis=0)).to(tensor.dtype)
+
+
+def buffered(rows: int) -> Update:
+    """Multiply by a table that was made for a number of rows."""
+    table = torch.linspace(1, 2, rows, dtype=torch.float64)[:, None]
+    return lambda model, graph, h, w, lengths: h * table
+
+
+def raising(*_: Any) -> Tensor:
+    raise KeyError("charges")
+
+
+def train(model: nn.Module) -> None:
+    """One training step on two ranks."""
+    compiled = distcompile.compile(model.train(), EXAMPLE, world=LocalWorld(2), validate=False)
+    compiled(OTHER)["energy"].backward()
+
+
+def outside_of_a_world() -> Any:
+    """Run the rewritten graph by hand, on the rows of rank 0."""
+    compiled = gnn()
+    executor = compiled.executor_for(OTHER)
+    prepared = executor.prepare(compiled._flatten((OTHER,))[0])
+    layout = executor.layout(prepared)
+    spaces = {s.symbol: s for s in compiled.program.spaces}
+    plans = layout.division.for_rank(0)
+    given = shard_inputs(executor._inputs, executor._shapes, prepared.values, spaces, plans, layout.sizes)
+    return compiled.graph_module(*given)
+
+
+def compiling(model: Any, graph: Any = EXAMPLE, **options: Any) -> Callable[[], Any]:
+    return lambda: distcompile.compile(model, graph, **options)
+
+
+def case(id: str, provoke: Callable[[], Any], error: type[Exception], *words: str, missing: str = "") -> Any:
+    """One wrong use; `missing` says why it is not refused in this way yet."""
+    marks = [pytest.mark.xfail(strict=True, reason=missing)] if missing else []
+    return pytest.param(provoke, error, words, id=id, marks=marks)
+
+
+WRONG = [
+    # The graph is not what the model was compiled for.
+    case("float32 positions", with_(positions=OTHER["positions"].float()), InputError,
+         "graph['positions'] is torch.float32", "compiled for torch.float64", ".to(torch.float64)"),
+    case("int32 edges", with_(edge_index=OTHER["edge_index"].int()), InputError, "graph['edge_index'] is torch.int32"),
+    case("shifts of two components", with_(shifts=OTHER["shifts"][:, :2]), InputError,
+         "graph['shifts'] has shape", "(*, 3)"),
+    case("positions with a dimension too many", with_(positions=OTHER["positions"][..., None]), InputError,
+         "graph['positions'] has shape (17, 3, 1)"),
+    case("a missing key", lambda: gnn()({k: v for k, v in OTHER.items() if k != "shifts"}), InputError,
+         "missing graph['shifts']"),
+    case("a key too many", with_(velocities=OTHER["positions"]), InputError, "unexpected graph['velocities']"),
+    case("a list for a dict", lambda: gnn()(list(OTHER.values())), InputError, "missing graph['cell']", "graph[0]"),
+    case("two inputs for one", lambda: gnn()(OTHER, OTHER["cell"]), InputError, "unexpected input 1"),
+    case("no input", lambda: gnn()(), InputError, "missing graph['cell']"),
+    case("NaN positions", with_(positions=put("positions", (3, 1), torch.nan)), InputError,
+         "graph['positions'] is NaN or infinite at (3, 1)"),
+    case("infinite cell", with_(cell=put("cell", (0, 0), torch.inf)), InputError, "graph['cell'] is NaN or infinite"),
+    case("an edge to an atom that does not exist", with_(edge_index=put("edge_index", (0, 5), 99)), InputError,
+         "graph['edge_index'] refers to number 99 (at position 5)", "17 rows of atoms"),
+    case("an edge to atom -1", with_(edge_index=put("edge_index", (1, 2), -1)), InputError,
+         "graph['edge_index'] refers to number -1", "17 rows of atoms"),
+    case("a species that the model lacks", with_(species=put("species", 4, 7)), InputError,
+         "graph['species'] refers to number 7", "3 entries", "species"),
+    case("a shift too few", with_(shifts=OTHER["shifts"][1:]), InputError,
+         "graph['shifts'] has", "rows where graph['edge_index'] has"),
+    case("a species too few", with_(species=OTHER["species"][1:]), InputError,
+         "graph['species'] has 16 rows where graph['positions'] has 17"),
+    # The example.
+    case("three atoms in the example", compiling(Gnn(), random_graph(3, volume=3.0)), NoIndexSpaceError,
+         "graph['positions'] (3, 3)", "at least 4 atoms and 4 edges"),
+    case("no tensors in the example", compiling(Gnn(), {"cutoff": CUTOFF}), CaptureError, "holds no tensors"),
+    case("no edges are read", compiling(PairsOnly()), NoIndexSpaceError, "No index space", "read its edges"),
+    # Operators on rows that have no distributed counterpart.
+    case("a running sum over atoms", computing(lambda m, g, h, w, r: h.cumsum(0)), UnsupportedOp,
+         "aten.cumsum", "runs along rows", "test_wrong_uses.py"),
+    case("sorted features", computing(lambda m, g, h, w, r: h.sort(0).values), UnsupportedOp, "aten.sort", "rows"),
+    case("the largest three atoms", computing(lambda m, g, h, w, r: h + h.topk(3, 0).values.sum()), UnsupportedOp,
+         "aten.topk", "rows"),
+    case("a median", computing(lambda m, g, h, w, r: h - h.median()), UnsupportedOp, "aten.median", "placement rule"),
+    case("all distances", computing(lambda m, g, h, w, r: h + torch.cdist(h, h).sum(1, keepdim=True)), UnsupportedOp,
+         "aten._cdist_forward", "placement rule"),
+    case("all pairs by a product", computing(lambda m, g, h, w, r: (h @ h.T) @ h), UnsupportedOp,
+         "aten.mm", "every row with every row"),
+    case("all pairs by broadcasting", computing(lambda m, g, h, w, r: (h[:, None] - h[None]).sum(1)), UnsupportedOp,
+         "aten.sub", "every row of one space meets every row of another"),
+    case("a matrix of atoms by atoms", computing(lambda m, g, h, w, r: torch.zeros(len(h), len(h)).double() @ h),
+         UnsupportedOp, "every row"),
+    case("attention of all to all",
+         computing(lambda m, g, h, w, r: nn.functional.scaled_dot_product_attention(h[None], h[None], h[None])[0]),
+         UnsupportedOp, "every row with every row"),
+    case("the first atom", computing(lambda m, g, h, w, r: h * h[0]), UnsupportedOp, "aten.select", "picked by its number"),
+    case("atoms 2 to 5", computing(lambda m, g, h, w, r: h + h[2:5].sum()), UnsupportedOp, "aten.slice", "picked by number"),
+    case("the first half by arange", computing(lambda m, g, h, w, r: h + h[torch.arange(len(h) // 2)].sum()),
+         DistcompileError, "rows", missing="arange(n // 2) is taken for the number of every row"),
+    case("atoms in reverse", computing(lambda m, g, h, w, r: h * h.flip(0)), UnsupportedOp, "aten.flip", "moved by number"),
+    case("atoms rolled", computing(lambda m, g, h, w, r: h * h.roll(1, 0)), UnsupportedOp, "aten.roll", "moved by number"),
+    case("features rolled on to the next atom", computing(lambda m, g, h, w, r: h * h.roll(1)), UnsupportedOp,
+         "aten.roll", "moved by number"),
+    case("atoms dealt to two halves", computing(lambda m, g, h, w, r: h + h.reshape(2, -1).sum()), UnsupportedOp,
+         "aten.reshape", "cuts across rows"),
+    case("a product over atoms", computing(lambda m, g, h, w, r: h + h.prod(0)), UnsupportedOp, "aten.prod", "not a sum"),
+    case("a softmax over atoms", computing(lambda m, g, h, w, r: h.softmax(0)), UnsupportedOp, "aten._softmax", "along rows"),
+    case("atoms and edges in one list", computing(lambda m, g, h, w, r: h + torch.cat([h, w]).sum()), UnsupportedOp,
+         "aten.cat", "different index spaces"),
+    case("a Fourier transform over atoms", computing(lambda m, g, h, w, r: h * torch.fft.fft(h, dim=0).real),
+         CaptureError, "baked"),
+    case("singular values of all atoms", computing(lambda m, g, h, w, r: h * torch.linalg.svdvals(h).sum()),
+         DistcompileError, "svd", missing="a size min(F, n) ends in an AttributeError"),
+    case("one row overwritten twice", computing(lambda m, g, h, w, r: h.index_put((g["edge_index"][1],), w)), InputError,
+         "overwrites one row twice", "index_add"),
+    # Values that went through Python.
+    case("features as a list", computing(lambda m, g, h, w, r: h * torch.tensor(h[:, 0].tolist()).double()[:, None]),
+         CaptureError, "(10) was baked", "tensor.shape"),
+    case("the number of atoms from the edges",
+         computing(lambda m, g, h, w, r: h + torch.zeros(int(g["edge_index"].max()) + 1, F).double()), CaptureError,
+         "(10) was baked"),
+    case("a table for the atoms of the example", computing(buffered(10)), CaptureError, "(10) was baked"),
+    case("a table read through a pointer",
+         computing(lambda m, g, h, w, r: h + torch.ones(10, F).double()[g["edge_index"][0]].sum()), InputError,
+         "graph['edge_index'] refers to number 16", "10 entries"),
+    case("features in NumPy", computing(lambda m, g, h, w, r: h * number_of_row(h)), CaptureError,
+         "number_of_row", "torch operators", missing="the features' values are at hand, so their gradient is lost instead"),
+    # Models that are no functions of their graph.
+    case("noise", computing(lambda m, g, h, w, r: h + torch.randn_like(h), validate=True), ValidationError,
+         "differs from the stock model", "random"),
+    case("one random number", computing(lambda m, g, h, w, r: h + np.random.random(), validate=True), ValidationError,
+         "differs from the stock model", "random"),
+    case("dropout in training mode",
+         lambda: distcompile.compile(Given(lambda m, g, h, w, r: nn.functional.dropout(h, 0.5)).train(), EXAMPLE),
+         DistcompileError, "bernoulli"),
+    case("a result that depends on earlier calls", compiling(Counting()), ValidationError, "caches"),
+    case("a tensor kept from the first call", compiling(Caching()), DistcompileError, "keep",
+         missing="the model keeps a fake tensor, and torch asserts"),
+    case("an error of the model's own", computing(raising), CaptureError, "KeyError: 'charges'", "test_wrong_uses.py"),
+    case("shapes that do not fit", computing(lambda m, g, h, w, r: h @ h), CaptureError,
+         "mat1 and mat2", "test_wrong_uses.py", "stock model runs"),
+    case("a wrong model in the conformance kit",
+         lambda: check_model(Counting(), EXAMPLE, OTHER, ranks=(1, 2)), ValidationError,
+         "does not reproduce the stock model", "FAILED", "['energy']"),
+    # Options.
+    case("too little memory", lambda: distcompile.compile(Gnn(), EXAMPLE, memory=1000, validate=False)(OTHER), InputError,
+         "memory=1000", "ranks or more"),
+    case("an unknown lowering", compiling(Gnn(), lowering="cuda"), ValueError, "unknown lowering 'cuda'", "eager"),
+    case("a world without ranks", lambda: LocalWorld(0), ValueError, "at least one rank, not 0"),
+    case("no process group", ProcessGroupWorld, RankError, "not initialised", "torchrun"),
+    case("the graph module called by hand", outside_of_a_world, RankError, "outside of a world", "compiled model"),
+    case("a collective by hand", lambda: all_reduce(torch.ones(3)), RankError, "outside of a world"),
+    case("training through a maximum over ranks", lambda: train(SegmentMax("sender")), DistcompileError, "amax", "detach",
+         missing="a bare NotImplementedError"),
+    case("a calculator without a model", lambda: distcompile.distribute(object()), TypeError, "holds no torch.nn.Module"),
+    case("a calculator that does not exist", lambda: load_calculator("no_such_package:calculator"), ValueError,
+         "no_such_package"),
+    case("a name that is no path", lambda: load_calculator("emt"), ValueError, "'emt' is neither", "import path"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("provoke", "error", "words"), WRONG)
+@pytest.mark.filterwarnings("ignore")
+def test_ends_in_its_own_error(provoke: Callable[[], Any], error: type[Exception], words: tuple[str, ...]) -> None:
+    """The type is exactly the one documented, the message names the cause."""
+    with pytest.raises(error) as caught:
+        provoke()
+    assert type(caught.value) is error or error is DistcompileError
+    message = str(caught.value)
+    for word in words:
+        assert word in message, message
+    assert len(message) < 1500, "a message is to be read"
+
+
+def test_there_are_enough_of_them() -> None:
+    """No two wrong uses have one name."""
+    names = [param.id for param in WRONG]
+    assert len(set(names)) == len(names) >= 25
+
+
+def test_a_refused_graph_does_not_spoil_the_next_one() -> None:
+    """Ranks stay in step after an error: the next graph is evaluated as before."""
+    expected = gnn()(OTHER)["forces"].clone()
+    for changes in ({"positions": OTHER["positions"] * torch.nan}, {"edge_index": OTHER["edge_index"] + 10}):
+        with pytest.raises(InputError):
+            gnn()({**OTHER, **changes})
+        assert torch.equal(gnn()(OTHER)["forces"], expected)
+
+
+def test_an_error_on_one_virtual_rank_reaches_the_caller() -> None:
+    """No rank is left waiting: the error of the one that failed is raised."""
+
+    def work(comm: Any) -> None:
+        if comm.rank == 1:
+            raise ValueError("rank 1 fails")
+        comm.all_reduce(torch.ones(1))
+
+    with pytest.raises(ValueError, match="rank 1 fails"):
+        LocalWorld(3).run(work)
+
+
+BRANCHES: dict[str, Update] = {
+    "number of atoms": lambda model, graph, h, w, lengths: 2 * h if h.shape[0] > 12 else h,
+    "number of edges": lambda model, graph, h, w, lengths: h.sin() if w.shape[0] < 100 else h,
+    "item of a float": lambda model, graph, h, w, lengths: 2 * h if lengths.max().item() < 2.58 else h,
+    "item of an integer": lambda model, graph, h, w, lengths: 2 * h if int(graph["species"].sum()) < 13 else h,
+    "truth of a tensor": lambda model, graph, h, w, lengths: 2 * h if (lengths > 2.58).any() else h,
+}
+"""Branches that `EXAMPLE` and `OTHER` take differently."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=[pytest.mark.xfail(strict=True, reason="branches on values are not guarded")]
+            * ("number" not in name),
+        )
+        for name in BRANCHES
+    ],
+)
+def test_another_branch_of_the_model_is_captured_when_a_graph_takes_it(name: str) -> None:
+    """One program for each side; both are kept, and each graph gets the right one, again and again."""
+    model = Given(BRANCHES[name]).eval()
+    compiled = distcompile.compile(model, EXAMPLE, world=LocalWorld(2))
+    for graph in (EXAMPLE, OTHER, EXAMPLE, OTHER):
+        found, expected = compiled(graph), model(graph)
+        for output in expected:
+            torch.testing.assert_close(found[output], expected[output].detach(), rtol=1e-11, atol=1e-13)
+    assert compiled.captures == 2
+
+
+def test_python_numbers_of_a_graph_are_constants_of_a_program() -> None:
+    """A graph with another cutoff gets a program of its own; the first one is kept."""
+
+    class Scaled(ToReceivers):
+        def update(self, graph: Any, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+            return super().update(graph, h, w, vectors, lengths) * graph["scale"]
+
+    model = Scaled().eval()
+    compiled = distcompile.compile(model, {**EXAMPLE, "scale": 2.0}, world=LocalWorld(2))
+    for scale in (2.0, 0.5, 2.0, 0.5):
+        graph = {**OTHER, "scale": scale}
+        torch.testing.assert_close(compiled(graph)["energy"], model(graph)["energy"].detach(), rtol=1e-12, atol=0)
+    assert compiled.captures == 2
+
+
+def test_a_gradient_is_not_lost_in_numpy() -> None:
+    """A function that leaves torch with features in it must not cut the forces off in silence."""
+
+    class Hidden(ToReceivers):
+        def energy(self, graph: Graph, vectors: Tensor, lengths: Tensor) -> Any:
+            energy, others = super().energy(graph, vectors, lengths)
+            return energy + self.inside_and_outside(graph, lengths), others
+
+        def inside_and_outside(self, graph: Graph, lengths: Tensor) -> Tensor:
+            order = torch.from_numpy(np.argsort(graph["species"].numpy()))
+            return (lengths**2).sum() + 0 * order.sum()
+
+    model = Hidden().eval()
+    compiled = distcompile.compile(model, EXAMPLE, world=LocalWorld(2), validate=False)
+    torch.testing.assert_close(compiled(OTHER)["forces"], model(OTHER)["forces"].detach(), rtol=1e-11, atol=1e-12)
