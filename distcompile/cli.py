@@ -237,7 +237,7 @@ def _check_output(output: Path) -> None:
         _stop(f"Results cannot be written to {output}: {folder} is no folder that can be written to.")
     try:
         known = ioformats[filetype(str(output), read=False)]
-    except UnknownFileTypeError:
+    except (UnknownFileTypeError, KeyError):
         _stop(f"Results cannot be written to {output}: ASE knows no format of that name. Use .extxyz or .traj.")
     if not known.can_write:
         _stop(

@@ -87,6 +87,8 @@ def _explicit_shapes(program: Program, graph: fx.Graph) -> None:
     """Make every view a reshape to sizes that are all written down (but for data-dependent ones)."""
     symbols = {size for shape in program.capture.sizes for size in shape}
     for node in list(graph.nodes):
+        if node.target in (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims):
+            _explicit_squeeze(node)
         if node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
         if node.target is not aten.reshape.default or -1 not in node.args[1]:
@@ -104,6 +106,15 @@ def _explicit_shapes(program: Program, graph: fx.Graph) -> None:
         else:
             shape[dim] = int(value)
         node.update_arg(1, shape)
+
+
+def _explicit_squeeze(node: fx.Node) -> None:
+    """Squeeze what is one wide in every graph: a rank may own one row only, and keeps its dimension."""
+    shape = node.args[0].meta["val"].shape  # type: ignore[union-attr]
+    given: Any = node.args[1] if len(node.args) > 1 else range(len(shape))
+    dims = [d % max(len(shape), 1) for d in ([given] if isinstance(given, int) else given)]
+    node.target = aten.squeeze.dims
+    node.args = (node.args[0], [d for d in dims if isinstance(shape[d], int) and shape[d] == 1])
 
 
 _FILLED = {

@@ -72,6 +72,8 @@ def _factor(size: object) -> int:
 
 def work_per_row(program: Program, node: fx.Node) -> float:
     """What computing one row of an operator costs, in bytes moved in the same time."""
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        return math.inf  # a random number drawn again is another one
     if node.target in _FREE or is_getitem(node):
         return 0.0
     size = bytes_per_row(program, node)
