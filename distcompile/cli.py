@@ -240,9 +240,7 @@ def _check_output(output: Path) -> None:
     except (UnknownFileTypeError, KeyError):
         _stop(f"Results cannot be written to {output}: ASE knows no format of that name. Use .extxyz or .traj.")
     if not known.can_write:
-        _stop(
-            f"Results cannot be written to {output}: ASE cannot write {known.name}. Use .extxyz or .traj."
-        )
+        _stop(f"Results cannot be written to {output}: ASE cannot write {known.name}. Use .extxyz or .traj.")
 
 
 def _stop(message: str) -> NoReturn:

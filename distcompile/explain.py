@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .account import collectives
 from .ir import Program
+from .runtime.tiles import Region
 
 
 def explain(program: Program) -> str:
@@ -41,6 +42,16 @@ def explain(program: Program) -> str:
             lines.append(f"  {c.kind:<13} {'':<8} {c.row_bytes:>7} bytes       {c.why}")
     if not collectives(program):
         lines.append("  none")
+    lines += ["", "Regions, in order; each runs block by block"]
+    assert program.tiled is not None
+    for region in program.tiled.children():
+        assert isinstance(region, Region)
+        spec = region.spec
+        operators = sum(n.op == "call_function" for n in region.graph_module.graph.nodes)
+        lines.append(
+            f"  {spec.space:<8} level {spec.level:<3} {operators:>5} operators, blocks of {region.block:>8} rows, "
+            f"{spec.row_bytes:>8.0f} bytes/row"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -11,6 +11,7 @@ Values that only one region needs exist for one block of rows at a time. `levels
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections import defaultdict
 from typing import Any
 
@@ -27,7 +28,7 @@ from .store_or_recompute import bytes_per_row, choose, work_per_row
 
 aten = torch.ops.aten
 
-HOLD = 2.0
+HOLD = 32.0
 """What holding a byte until it is read costs, in bytes moved: how dear memory is against time."""
 BLOCK_BYTES = 16 * 2**20
 """Bytes that a block's values may take: what fits the last-level cache."""
@@ -146,11 +147,20 @@ class _Tiler:
         block = max(64, int(BLOCK_BYTES / max(spec.row_bytes, 1.0)))
         self.regions[name] = Region(spec, body.module, block)
         tables = [self._table(n) for n in roots if self.work[n].kind == "scatter"]
-        size = next(n for n in self.nodes if n.op == "placeholder" and self._is_size_of(n, space))
-        call = self.graph.call_module(name, (self.env[size], *[self._whole(n) for n in body.given], *tables))
+        size = self._rows(space, body)
+        call = self.graph.call_module(name, (size, *[self._whole(n) for n in body.given], *tables))
         for i, node in enumerate(roots):
             self.env[node] = self.graph.call_function(_getitem, (call, i))
             self.env[node].meta = dict(node.meta)
+
+    def _rows(self, space: Space, body: _Body) -> Any:
+        """The number of rows of this rank: an input of the program, or read off an operand that has them."""
+        for node in self.nodes:
+            if node.op == "placeholder" and self._is_size_of(node, space):
+                return self.env[node]
+        node, part = next((n, s) for n, s in zip(body.given, body.slices, strict=True) if s is not None)
+        rows = self.graph.call_function(aten.sym_size.int, (self._whole(node), part.dim))
+        return self.graph.call_function(operator.floordiv, (rows, part.factor)) if part.factor > 1 else rows
 
     def _is_size_of(self, node: fx.Node, space: Space) -> bool:
         given = self.inputs[node.name]

@@ -217,6 +217,15 @@ class EdgeMasks(Toy):
         return h + add_to(w * h[sender], receiver, h) + 0.01 * envelope(lengths[alike]).sum()
 
 
+class MeanOfChosen(Toy):
+    """The mean over the atoms that a mask chooses, whose number is known at run time only."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        h = h + add_to(w * h[sender], receiver, h)
+        return h - h[graph["species"] > 0].mean(0)
+
+
 class MaskedSelect(Toy):
     """Edges chosen by ``masked_select``, whose gradient is a ``masked_scatter``."""
 
@@ -336,6 +345,16 @@ class Batch(Toy):
             "forces": -gradients[0],
             "stress": gradients[1] / volume[:, None, None],
         }
+
+
+class CellsOfTwo(Toy):
+    """Each edge reads the cell of its structure, of which the batch has two."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        cells = graph["cells"][graph["batch"][receiver]]
+        stretched = torch.einsum("ei,eij->ej", vectors, cells).norm(dim=-1)
+        return h + add_to(w * h[sender] * stretched[:, None], receiver, h)
 
 
 class BatchFromOffsets(Toy):
@@ -480,6 +499,17 @@ class LayerNorm(Toy):
         return h + torch.softmax(h, dim=-1) + nn.functional.layer_norm(h, (F,))
 
 
+class OrderWithinRows(Toy):
+    """The largest, the first three and the sorted features of each atom; their spread."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        h = h + add_to(w * h[sender], receiver, h)
+        first = h.topk(3, dim=-1).values
+        spread = h / (1 + h.var(dim=-1, keepdim=True)) + h.std(dim=1, keepdim=True)
+        return spread + h.max(dim=1, keepdim=True).values - first.prod(-1, keepdim=True) * h.sort(dim=-1).values
+
+
 class PythonSizes(Toy):
     """Sizes that go through Python: ``int``, ``len``, arithmetic, lists of sizes."""
 
@@ -518,6 +548,20 @@ class NumpyTriplets(Toy):
         bent = (w[one] * w[two]) * (cosine[:, None] + 0.3) ** 2
         e = w * h[sender] + add_to(bent, two, w)
         return h + add_to(e, receiver, h) / count**0.5
+
+
+def neighbours(species: Tensor, receiver: Tensor) -> Tensor:
+    """How many edges end at each atom, by NumPy."""
+    return torch.tensor(np.bincount(receiver.numpy(), minlength=len(species)))
+
+
+class NumpyRows(Toy):
+    """A number for each atom is worked out by NumPy inside of forward."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        h = h + add_to(w * h[sender], receiver, h)
+        return h / (1 + neighbours(graph["species"], receiver))[:, None]
 
 
 class CountedAtoms(Toy):
@@ -661,6 +705,11 @@ def batch(graphs: list[Graph], offsets: bool = False) -> Graph:
     }
 
 
+def two_with_cells() -> list[Graph]:
+    """Batches of two structures, beside the cell of the first one."""
+    return [{**g, "cell": g["cells"][0]} for g in batches((2, 2, 2))]
+
+
 def with_centers() -> list[Graph]:
     """Graphs that name some of their atoms, each once."""
     generator = torch.Generator().manual_seed(0)
@@ -717,9 +766,13 @@ ADVERSARIES = {
     "sums at both ends": Adversary(ToBothEnds),
     "sums at both ends, half list": Adversary(ToBothEnds, lambda: plain(half=True)),
     "softmax over receivers": Adversary(lambda: SegmentSoftmax("receiver")),
-    "softmax over senders": Adversary(lambda: SegmentSoftmax("sender")),
+    "softmax over senders": Adversary(
+        lambda: SegmentSoftmax("sender"), untrainable="what is detached is differentiated all the same"
+    ),
     "softmax over receivers, differentiated through": Adversary(lambda: SegmentSoftmax("receiver", detach=False)),
-    "softmax over senders, differentiated through": Adversary(lambda: SegmentSoftmax("sender", detach=False)),
+    "softmax over senders, differentiated through": Adversary(
+        lambda: SegmentSoftmax("sender", detach=False), untrainable="a maximum over ranks has no gradient"
+    ),
     "segment max at receivers": Adversary(lambda: SegmentMax("receiver")),
     "segment max at senders": Adversary(lambda: SegmentMax("sender")),
     "segment max without self": Adversary(lambda: SegmentMax("sender", include_self=False)),
@@ -730,16 +783,24 @@ ADVERSARIES = {
     "edge outputs": Adversary(EdgeOutputs),
     "masks over atoms": Adversary(AtomMasks, spaces=frozenset({"atoms", "edges", "rows", "rows2"})),
     "masks over edges": Adversary(EdgeMasks, spaces=frozenset({"atoms", "edges", "edges2", "bonds"})),
+    "mean over a mask": Adversary(
+        MeanOfChosen, spaces=frozenset({"atoms", "edges", "rows"}), missing="the tiling asks for a size as for a tensor"
+    ),
     "masked select": Adversary(MaskedSelect, missing="masked_scatter bakes the number of rows in"),
     "computed pointers": Adversary(PointerArithmetic),
     "charge equilibration": Adversary(ChargeEquilibration),
     "global statistics": Adversary(GlobalStatistics),
-    "global max": Adversary(GlobalMax),
-    "global max, differentiated through": Adversary(lambda: GlobalMax(detach=False)),
+    "global max": Adversary(GlobalMax, untrainable="what is detached is differentiated all the same"),
+    "global max, differentiated through": Adversary(
+        lambda: GlobalMax(detach=False), untrainable="a maximum over ranks has no gradient"
+    ),
     "species counts": Adversary(SpeciesCounts),
     "species counts read back": Adversary(SpeciesCountsReadBack, missing="a table of data-dependent length"),
     "batch of four and more": Adversary(Batch, lambda: batches((5, 4, 7, 1))),
     "batch of two": Adversary(Batch, lambda: batches((2, 2, 2))),
+    "cells of a batch of two": Adversary(
+        CellsOfTwo, two_with_cells, missing="a given table of fewer than 4 rows is taken for a baked size"
+    ),
     "batch from offsets": Adversary(
         BatchFromOffsets, lambda: batches((5, 4, 7), offsets=True), missing="tables of n - 1 rows are not understood"
     ),
@@ -754,9 +815,11 @@ ADVERSARIES = {
     "tensor products": Adversary(TensorProducts),
     "einsum of three operands": Adversary(ThreeOperands, missing="its path bakes the number of rows in"),
     "layer norm": Adversary(LayerNorm),
+    "order within rows": Adversary(OrderWithinRows),
     "sizes in Python": Adversary(PythonSizes),
     "sizes as floats": Adversary(SizesAsFloats, missing="float() bakes the number of rows in"),
     "triplets by NumPy": Adversary(NumpyTriplets, lambda: plain(cutoff=2.0), frozenset({"atoms", "edges", "angles"})),
+    "rows by NumPy": Adversary(NumpyRows, missing="compiling loops for ever"),
     "number of atoms in the graph": Adversary(CountedAtoms, counted),
     "detached": Adversary(Detached),
     "without gradients": Adversary(WithoutGradients, untrainable="no_grad is lost while capturing"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from adversaries import F, add_to
 from torch import Tensor, nn
-from toys import Gnn, Graph, gaussians, random_graph, seeded
+from toys import N_SPECIES, Gnn, Graph, gaussians, random_graph, seeded
 
 import distcompile
 from distcompile import LocalWorld
@@ -144,6 +144,7 @@ def test_training_on_forces(ranks: int) -> None:
 def test_a_stock_potential_in_a_dict() -> None:
     """A whole potential with forces and stress inside, that takes and returns dicts."""
     model = Gnn()
+    model.embedding = seeded(nn.Embedding(5, 8))
     for ranks in RANKS:
         torch._dynamo.reset()
         compiled = on_ranks(model, ranks)
@@ -152,6 +153,14 @@ def test_a_stock_potential_in_a_dict() -> None:
             assert found.keys() == expected.keys()
             for name in expected:
                 same(found[name].detach(), expected[name])
+
+
+@pytest.mark.xfail(strict=True, reason="a table of fewer than 4 rows among Dynamo's inputs is taken for a baked size")
+def test_a_model_of_three_species() -> None:
+    """Dynamo hands parameters over as inputs, so that a table of species looks like a table of the graph."""
+    model = EnergyOnly(species=N_SPECIES)
+    graph = graphs()[0]
+    same(on_ranks(model, 2)(graph["positions"], graph).detach(), model(graph["positions"], graph).detach())
 
 
 def test_sizes_are_symbolic_from_the_first_call_on() -> None:

@@ -1,0 +1,164 @@
+"""One process: the stock model beside ours, time and memory per atom against the number of atoms.
+
+    python benchmarks/single.py --models chgnet mace:medium --cells 3 5 --modes stock eager inductor
+
+Rocksalt MgO with displaced atoms, float32, energy and forces and stress. Every figure comes from a process of its own
+(memory is the growth of the resident set over the resting process). Modes: ``stock`` (the package, eager), ``compile``
+(the stock model under torch.compile), ``eager`` (ours, tiled), ``inductor`` (ours, regions compiled). Writes a table
+and, with --plot, a picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+MODES = ("stock", "compile", "eager", "inductor")
+
+
+def measure(name: str, cells: int, mode: str, threads: int) -> dict[str, Any]:
+    """Run in a process of its own: seconds and bytes of one evaluation."""
+    import torch
+    from ase.build import bulk
+
+    import distcompile
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(threads)
+    case = _case(name)
+    model = case.model.float().eval()
+    model.requires_grad_(False)
+
+    def graph(n: int) -> tuple[Any, ...]:
+        atoms = bulk("MgO", "rocksalt", a=4.21, cubic=True).repeat((n, n, n))
+        atoms.rattle(0.05, seed=1)
+        found = _single(case.graph(atoms))
+        return found if isinstance(found, tuple) else (found,)
+
+    start = time.perf_counter()
+    call: Any
+    if mode == "stock":
+        call = lambda *args: model(*args, **case.kwargs)  # noqa: E731
+    elif mode == "compile":
+        call = torch.compile(lambda *args: model(*args, **case.kwargs))
+    else:
+        compiled = distcompile.compile(model, graph(2), model_kwargs=case.kwargs, validate=False, lowering=mode)
+        call = compiled
+    call(*graph(2))  # includes what torch.compile does at a first call
+    prepared = time.perf_counter() - start
+    args = graph(cells)
+    resting = _resident()
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak of the resident set
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        call(*args)
+        times.append(time.perf_counter() - start)
+        if sum(times) > 120:
+            break
+    atoms = 8 * cells**3
+    return {
+        "model": name, "mode": mode, "atoms": atoms, "prepare s": prepared, "ms/atom": 1e3 * min(times) / atoms,
+        "MB/atom": (_peak() - resting) / atoms / 1e6,
+    }  # fmt: skip
+
+
+def _case(name: str) -> Any:
+    import zoo
+
+    function, *arguments = name.split(":")
+    return zoo.chgnet(double=False) if function == "chgnet" else getattr(zoo, function)(*map(_number, arguments))
+
+
+def _number(text: str) -> Any:
+    return int(text) if text.isdigit() else text
+
+
+def _single(graph: Any) -> Any:
+    """The graph in single precision."""
+    import torch
+
+    from distcompile.tree import flatten
+
+    leaves, tree = flatten(graph)
+    narrow = [leaf.tensor.float() if leaf.tensor.dtype == torch.float64 else leaf.tensor for leaf in leaves]
+    return tree.unflatten(
+        [n.detach().requires_grad_(leaf.tensor.requires_grad) for n, leaf in zip(narrow, leaves, strict=True)]
+    )
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def _peak() -> int:
+    (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["chgnet", "mace:medium", "matgl:TensorNet"])
+    parser.add_argument("--cells", nargs="+", type=int, default=[3, 5], help="n x n x n cubic cells of 8 atoms")
+    parser.add_argument("--modes", nargs="+", default=["stock", "eager", "inductor"], choices=MODES)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        name, cells, mode = options.one
+        print(json.dumps(measure(name, int(cells), mode, options.threads)))
+        return
+    rows = []
+    print(
+        f"{'model':<18} {'atoms':>7} {'mode':<9} {'ms/atom':>8} {'MB/atom':>8} {'faster':>7} {'leaner':>7} {'prepare s':>10}"
+    )
+    for name in options.models:
+        for cells in options.cells:
+            baseline: dict[str, Any] | None = None
+            for mode in options.modes:
+                command = [sys.executable, __file__, "--threads", str(options.threads), "--one", name, str(cells), mode]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    reason = (done.stderr.strip().splitlines() or [f"ended by signal {-done.returncode}"])[-1]
+                    print(f"{name:<18} {8 * cells**3:>7} {mode:<9} {reason[:80]}", flush=True)
+                    continue
+                row = json.loads(done.stdout.strip().splitlines()[-1])
+                baseline = baseline or row
+                faster, leaner = baseline["ms/atom"] / row["ms/atom"], baseline["MB/atom"] / max(row["MB/atom"], 1e-9)
+                rows.append(row)
+                print(
+                    f"{name:<18} {row['atoms']:>7} {mode:<9} {row['ms/atom']:>8.3f} {row['MB/atom']:>8.3f} "
+                    f"{faster:>6.1f}x {leaner:>6.1f}x {row['prepare s']:>10.1f}",
+                    flush=True,
+                )
+    if options.plot:
+        plot(rows, options.plot)
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Time and memory per atom against the number of atoms."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4))
+    for axis, quantity in zip(axes, ("ms/atom", "MB/atom"), strict=True):
+        for name, mode in dict.fromkeys((r["model"], r["mode"]) for r in rows):
+            line = [r for r in rows if (r["model"], r["mode"]) == (name, mode)]
+            axis.plot([r["atoms"] for r in line], [r[quantity] for r in line], "o-", label=f"{name} {mode}")
+        axis.set(xlabel="atoms", ylabel=quantity, xscale="log", yscale="log")
+    axes[0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()

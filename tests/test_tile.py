@@ -1,0 +1,138 @@
+"""Regions run block by block: same numbers for any block size, and no more memory than predicted."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toys
+from torch import Tensor, nn
+
+import distcompile
+from distcompile import LocalWorld
+from distcompile.runtime.tiles import Region
+from distcompile.tree import flatten
+
+
+def regions(model: distcompile.DistributedModel) -> list[Region]:
+    """The regions of a compiled model."""
+    tiled = model.program.tiled
+    assert tiled is not None
+    return [m for m in tiled.children() if isinstance(m, Region)]
+
+
+def largest_difference(one: Any, two: Any) -> float:
+    """Between all tensors of two results, relative to the largest value of each."""
+    pairs = zip(flatten(one)[0], flatten(two)[0], strict=True)
+    return max(float((a.tensor - b.tensor).abs().max() / b.tensor.abs().max().clamp(min=1e-6)) for a, b in pairs)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("block", [1, 7, 1000])
+@pytest.mark.parametrize("name", ["Pair", "Gnn", "ThreeBody"])
+def test_any_block_size_gives_the_same(name: str, block: int, parts: int) -> None:
+    """Blocks of one row, blocks that do not divide the rows, one block for all."""
+    model = getattr(toys, name)().eval()
+    options = {"angles": name == "ThreeBody"}
+    graph = toys.random_graph(24, 2, **options)
+    compiled = distcompile.compile(model, toys.random_graph(14, 1, **options), world=LocalWorld(parts), validate=False)
+    for region in regions(compiled):
+        region.block = block
+    assert largest_difference(compiled(graph), model(graph)) < 1e-12
+
+
+def test_work_on_edges_is_divided_into_blocks() -> None:
+    """All work on edges lies in regions; what these pass on is atoms' sums, not edges' features."""
+    compiled = distcompile.compile(toys.Gnn().eval(), toys.random_graph(14, 1), validate=False)
+    found = regions(compiled)
+    assert {r.spec.space for r in found} == {"atoms", "edges"}
+    assert sum(len(r.graph_module.graph.nodes) for r in found) > 30
+    results = [type(result).__name__ for r in found if r.spec.space == "edges" for result in r.spec.results]
+    assert results.count("Add") >= 4  # two layers forward, two backward
+    assert "edges" in compiled.explain()
+
+
+class Noisy(nn.Module):
+    """Weights each edge at random; the force on an atom is then made of the very numbers drawn."""
+
+    def forward(self, graph: dict[str, Tensor]) -> dict[str, Tensor]:
+        positions = graph["positions"].requires_grad_(True)
+        sender, receiver = graph["edge_index"]
+        weights = torch.rand_like(positions[sender])
+        squares = (positions[sender] * weights).sin() ** 2
+        per_atom = torch.zeros_like(positions).index_add(0, receiver, squares)
+        energy = (per_atom**2).sum()
+        (gradient,) = torch.autograd.grad(energy, positions)
+        factor = (
+            (2 * per_atom)[receiver] * 2 * (positions[sender] * weights).sin() * (positions[sender] * weights).cos()
+        )
+        expected = torch.zeros_like(positions).index_add(0, sender, factor * weights)
+        return {"gradient": gradient, "expected": expected}
+
+
+def test_random_numbers_are_drawn_once() -> None:
+    """A region that needs them again loads them: drawn again they would be others."""
+    compiled = distcompile.compile(Noisy(), toys.random_graph(14, 1), validate=False)
+    result = compiled(toys.random_graph(24, 2))
+    torch.testing.assert_close(result["gradient"], result["expected"], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_generated_code_gives_the_same() -> None:
+    """lowering="inductor" on 1 and 2 ranks, on a graph of another size, and on one without edges."""
+    model = toys.Gnn().eval()
+    compiled = distcompile.compile(model, toys.random_graph(14, 1), lowering="inductor", validate=False)
+    assert all(region.compiled is not None for region in regions(compiled))
+    graph = toys.random_graph(40, 2)
+    for parts in (1, 2):
+        assert largest_difference(compiled.on(LocalWorld(parts))(graph), model(graph)) < 1e-12
+    apart = toys.random_graph(5, 1, volume=1e6)
+    assert largest_difference(compiled(apart), model(apart)) < 1e-12
+
+
+def test_without_a_compiler_operators_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One warning that says what to install, and the same numbers."""
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    model = toys.Gnn().eval()
+    with pytest.warns(UserWarning, match=r"No C\+\+ compiler.*Install g\+\+"):
+        compiled = distcompile.compile(model, toys.random_graph(14, 1), lowering="inductor", validate=False)
+    graph = toys.random_graph(20, 2)
+    assert largest_difference(compiled(graph), model(graph)) < 1e-12
+
+
+def test_memory_is_as_predicted() -> None:
+    """The growth of the process over its resting size, against ``stats``: within 25 %."""
+    pytest.importorskip("chgnet")
+    script = f"""
+        import sys, warnings
+        warnings.simplefilter("ignore")
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from pathlib import Path
+        import distcompile, structures, zoo
+
+        def status(key):
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return next(int(line.split()[1]) * 1024 for line in lines if key in line)
+
+        case = zoo.chgnet(double=False)
+        model = distcompile.compile(case.model.eval(), case.graph(structures.oxide()), model_kwargs=case.kwargs,
+                                    validate=False)
+        graph = case.graph(structures.crystal((4, 4, 4)))
+        model(case.graph(structures.oxide()))
+        resting = status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        model(graph)
+        print(status("VmHWM") - resting, model.stats(graph)[0]["peak_memory"])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True, timeout=300
+    )
+    measured, predicted = map(int, done.stdout.split()[-2:])
+    assert measured > 50e6
+    assert predicted == pytest.approx(measured, rel=0.25)
