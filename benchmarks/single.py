@@ -119,9 +119,8 @@ def main() -> None:
         print(json.dumps(measure(name, int(cells), mode, options.threads)))
         return
     rows = []
-    print(
-        f"{'model':<18} {'atoms':>7} {'mode':<9} {'ms/atom':>8} {'MB/atom':>8} {'faster':>7} {'leaner':>7} {'prepare s':>10}"
-    )
+    titles = ("model", "atoms", "mode", "ms/atom", "MB/atom", "faster", "leaner", "prepare s")
+    print("{:<18} {:>7} {:<9} {:>8} {:>8} {:>7} {:>7} {:>10}".format(*titles))
     for name in options.models:
         for cells in options.cells:
             baseline: dict[str, Any] | None = None

@@ -267,10 +267,9 @@ def _compile_everywhere(compiled: DistributedModel, args: tuple[Any, ...]) -> Ex
     everyone = compiled.world.run(lambda comm: comm.all_gather_objects(report))[0]
     if problem is not None:
         raise problem
-    failed = {rank: error for rank, (error, _) in enumerate(everyone) if error}
+    failed = [(rank, reason) for rank, (reason, _) in enumerate(everyone) if reason]
     if failed:
-        rank, error = next(iter(failed.items()))
-        raise RankError(f"Rank {rank} could not compile the model: {error}")
+        raise RankError(f"Rank {failed[0][0]} could not compile the model: {failed[0][1]}")
     if len({digest for _, digest in everyone}) > 1:
         raise RankError(
             "The ranks compiled different programs or hold different weights. Every rank must compile the same model "

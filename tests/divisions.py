@@ -7,12 +7,12 @@ from unittest import mock
 
 import sympy
 import torch
-from distcompile.runtime import plan
-from distcompile.runtime.partition import Partition
 from hypothesis import strategies as st
 from torch import Tensor
 
 from distcompile.ir import Pointer, Space
+from distcompile.runtime import plan
+from distcompile.runtime.partition import Partition
 
 ATOMS, EDGES, ANGLES = SPACES = tuple(Space(name, sympy.Symbol(name)) for name in ("atoms", "edges", "angles"))
 POINTERS = (

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import toys
-from distcompile.runtime import halo
-from distcompile.runtime.world import communicator
 from torch import Tensor, nn
 
 import distcompile
 from distcompile import LocalWorld
+from distcompile.runtime import halo
+from distcompile.runtime.world import communicator
 
 MODELS = {"Pair": {}, "Gnn": {}, "Eam": {"half": True}}
 """Toy models, and the options of their graphs."""

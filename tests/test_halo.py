@@ -11,9 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from distcompile.runtime.halo import all_reduce, halo_exchange, halo_reduce
-from distcompile.runtime.plan import SpacePlan
-from distcompile.runtime.world import Communicator
 from divisions import Case, cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +19,9 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from distcompile import LocalWorld, RankError
+from distcompile.runtime.halo import all_reduce, halo_exchange, halo_reduce
+from distcompile.runtime.plan import SpacePlan
+from distcompile.runtime.world import Communicator
 
 WIDTH = 3
 PARTS = (1, 2, 3, 4)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from distcompile.runtime.partition import Partition, bisect, metis, partition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from toys import random_graph
+
+from distcompile.runtime.partition import Partition, bisect, metis, partition
 
 
 def loads(ranks: Tensor, work: Tensor, parts: int) -> Tensor:

@@ -9,9 +9,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from distcompile.runtime.halo import halo_exchange
-from distcompile.runtime.shard import gather_output, local_numbers, shard_inputs
-from distcompile.runtime.world import Communicator
 from divisions import ANGLES, ATOMS, EDGES, POINTERS, SPACES, Case, cases
 from hypothesis import given, settings
 from toys import Gnn, random_graph
@@ -19,6 +16,9 @@ from toys import Gnn, random_graph
 import distcompile
 from distcompile import LocalWorld
 from distcompile.ir import Input, Placement
+from distcompile.runtime.halo import halo_exchange
+from distcompile.runtime.shard import gather_output, local_numbers, shard_inputs
+from distcompile.runtime.world import Communicator
 
 
 def chain(n_atoms: int, parts: int, ranks: list[int] | None = None) -> Case:

@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import pytest
 import torch
 import torch.distributed as dist
-from distcompile.runtime.world import Communicator, communicator, default_world
 from torch import Tensor
 from toys import Gnn, random_graph
 
 import distcompile
 from distcompile import LocalWorld, ProcessGroupWorld, RankError
+from distcompile.runtime.world import Communicator, communicator, default_world
 
 T = TypeVar("T")
 SIZES = (1, 2, 3, 4)
