@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -275,3 +276,21 @@ def periodic(atoms: Atoms) -> Atoms:
         boxed.set_cell(np.diag(np.ptp(boxed.positions, axis=0) + 15.0))
     boxed.pbc = True
     return boxed
+
+
+OTHERS: dict[str, tuple[str, Callable[[], Case]]] = {
+    "TensorNet": ("matgl", lambda: matgl("TensorNet")),
+    "M3GNet": ("matgl", lambda: matgl("M3GNet")),
+    "SO3Net": ("matgl", lambda: matgl("SO3Net")),
+    "CHGNet (matgl)": ("matgl", lambda: matgl("CHGNet")),
+    "SevenNet-0": ("sevenn", sevennet),
+    "NequIP": ("nequip", lambda: nequip("NequIP")),
+    "Allegro": ("allegro", lambda: nequip("Allegro")),
+    "eSEN": ("fairchem", esen),
+}
+"""Models that have no test module of their own: the package that each needs, and how to make it."""
+
+
+def is_installed(name: str) -> bool:
+    """Whether this environment has the package of one of `OTHERS`."""
+    return importlib.util.find_spec(OTHERS[name][0]) is not None

@@ -2,35 +2,53 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
-
 import pytest
 import structures
 import zoo
+from processes import run_ranks
 
-from distcompile.testing import check_model
-
-CASES: dict[str, tuple[str, Callable[[], zoo.Case]]] = {
-    "TensorNet": ("matgl", lambda: zoo.matgl("TensorNet")),
-    "M3GNet": ("matgl", lambda: zoo.matgl("M3GNet")),
-    "SO3Net": ("matgl", lambda: zoo.matgl("SO3Net")),
-    "CHGNet (matgl)": ("matgl", lambda: zoo.matgl("CHGNet")),
-    "SevenNet-0": ("sevenn", zoo.sevennet),
-    "NequIP": ("nequip", lambda: zoo.nequip("NequIP")),
-    "Allegro": ("allegro", lambda: zoo.nequip("Allegro")),
-    "eSEN": ("fairchem", zoo.esen),
-}
+import distcompile
+from distcompile.testing import FLOOR, RELATIVE, check_model
+from distcompile.tree import flatten
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", zoo.OTHERS)
 def test_model(name: str) -> None:
     """A crystal with a vacancy, a film in vacuum, a cell smaller than the cutoff: one program, 2, 3 and 5 ranks."""
-    package, make = CASES[name]
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed in this environment")
-    case = make()
+    if not zoo.is_installed(name):
+        pytest.skip(f"{zoo.OTHERS[name][0]} is not installed in this environment")
+    case = zoo.OTHERS[name][1]()
     graphs = [case.graph(shape()) for shape in (structures.crystal, structures.film, structures.small_cell)]
     report = check_model(case.model, graphs[0], graphs[1:], ranks=(1, 2, 3, 5), model_kwargs=case.kwargs)
     assert report.captures == 1, "one program serves all structures"
     assert report.dtype.startswith("float64" if case.double else "float32")
+
+
+def differences(name: str) -> dict[str, tuple[float, float]]:
+    """On a rank of a process group: per output, the difference from the stock model and what is allowed."""
+    case = zoo.OTHERS[name][1]()
+    graphs = [case.graph(shape()) for shape in (structures.crystal, structures.small_cell)]
+    first, other = [g if isinstance(g, tuple) else (g,) for g in graphs]
+    model = distcompile.compile(
+        case.model, first if len(first) > 1 else first[0], model_kwargs=case.kwargs, validate=False
+    )
+    found, _ = flatten(model(*other))
+    expected, _ = flatten(case.model(*other, **case.kwargs))
+    return {
+        e.path: (
+            float((f.tensor - e.tensor).detach().abs().max()) if e.tensor.numel() else 0.0,
+            RELATIVE.get(e.tensor.dtype, 0.0) * max(float(e.tensor.detach().abs().max()), FLOOR),
+        )
+        for f, e in zip(found, expected, strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", zoo.OTHERS)
+def test_two_processes(name: str) -> None:
+    """Two gloo processes give what the stock model gives, in every output, on both."""
+    if not zoo.is_installed(name):
+        pytest.skip(f"{zoo.OTHERS[name][0]} is not installed in this environment")
+    for answer in run_ranks(2, differences, name, timeout=300.0):
+        assert isinstance(answer, dict), answer
+        for output, (difference, allowed) in answer.items():
+            assert difference <= allowed, f"{name} {output}"
