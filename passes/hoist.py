@@ -20,19 +20,12 @@ import torch
 from torch import fx
 
 from ..ir import Input, Output, Program, copy_graph, replace_graph
-from ..rules.indexing import index_operands
+from ..rules.indexing import INDEX_VIEWS, index_operands
 from ..runtime.host import host
 from ..sizes import size_nodes
 
 aten = torch.ops.aten
 
-_VIEWS = {
-    aten.expand.default,
-    aten.unsqueeze.default,
-    aten.reshape.default,
-    aten.permute.default,
-    aten.t.default,
-}
 _ROW_NUMBERS = {aten.arange.default, aten.arange.start, aten.arange.start_step, aten.linspace.default}
 
 
@@ -164,7 +157,7 @@ class _Builder:
         is differentiated must be computed from the inputs.
         """
         source = node.args[0] if node.target is operator.getitem else node
-        return node.target in _VIEWS or (not _is_integral(node) and not _data_dependent(source))  # type: ignore[arg-type]
+        return node.target in INDEX_VIEWS or (not _is_integral(node) and not _data_dependent(source))  # type: ignore[arg-type]
 
     def number(self, node: fx.Node) -> fx.Node:
         """A size or other symbolic number used as a number: the global one."""

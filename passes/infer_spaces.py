@@ -20,18 +20,11 @@ from torch import fx
 from ..errors import CaptureError, NoIndexSpaceError
 from ..ir import Access, Input, Pointer, Program, Space, copy_graph, replace_graph
 from ..rules.base import user_line
-from ..rules.indexing import accesses
+from ..rules.indexing import INDEX_VIEWS, accesses
 from ..runtime.checks import distinct_rows
 
 aten = torch.ops.aten
 
-_VIEWS = {
-    aten.expand.default,
-    aten.unsqueeze.default,
-    aten.reshape.default,
-    aten.permute.default,
-    aten.t.default,
-}
 _CASTS = {aten._to_copy.default, distinct_rows}
 
 
@@ -73,7 +66,7 @@ def infer_spaces(program: Program) -> Program:
 
 def pointer_root(index: fx.Node) -> fx.Node | None:
     """The input that an index is a view of; None for constants."""
-    while index.op == "call_function" and index.target in _VIEWS:
+    while index.op == "call_function" and index.target in INDEX_VIEWS:
         index = index.args[0]  # type: ignore[assignment]
     return index if index.op == "placeholder" else None
 
@@ -274,13 +267,13 @@ def _indexes(user: fx.Node, node: fx.Node) -> bool:
 
 def _used_as_data(node: fx.Node) -> bool:
     return any(
-        not _indexes(user, node) and not (user.target in _VIEWS and not _used_as_data(user)) for user in node.users
+        not _indexes(user, node) and not (user.target in INDEX_VIEWS and not _used_as_data(user)) for user in node.users
     )
 
 
 def _data_uses_to(node: fx.Node, twin: fx.Node) -> None:
     for user in list(node.users):
-        if user.target in _VIEWS and not _used_as_data(user):
+        if user.target in INDEX_VIEWS and not _used_as_data(user):
             continue
         if not _indexes(user, node):
             user.replace_input_with(node, twin)

@@ -35,6 +35,16 @@ _ELEMENTWISE = {aten.gather.default, aten.scatter_add.default, aten.scatter_redu
 """Their index has one entry per element; the other dimensions of index and table run in step."""
 
 
+INDEX_VIEWS = {
+    aten.expand.default,
+    aten.unsqueeze.default,
+    aten.reshape.default,
+    aten.permute.default,
+    aten.t.default,
+}
+"""Views through which an index is followed back to the pointer that it shows."""
+
+
 def accesses(node: fx.Node) -> list[Access]:
     """Every use of an index operand by `node`."""
     if node.op != "call_function":
