@@ -32,6 +32,7 @@ from torch.fx.experimental.symbolic_shapes import (
     ShapeEnv,
     StatelessSymbolicContext,
 )
+from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from .cures import Cures
 from .errors import CaptureError, DistcompileError
@@ -57,6 +58,8 @@ class Capture:
     result: Tree
     """The model's result with its tensors taken out."""
     shape_env: ShapeEnv
+    conditions: tuple[sympy.Symbol, ...] = ()
+    """Values that the model branched on; the graph returns the tensors that hold them after those of the result."""
     differentiates: bool = False
     """Whether the call takes gradients itself (forces)."""
 
@@ -79,7 +82,10 @@ class Capture:
         return {
             check.lhs: check.rhs
             for check in checks
-            if isinstance(check, sympy.Eq) and check.lhs.is_Symbol and check.lhs not in check.rhs.free_symbols
+            if isinstance(check, sympy.Eq)
+            and check.lhs.is_Symbol
+            and symbol_is_type(check.lhs, SymT.UNBACKED_INT)
+            and check.lhs not in check.rhs.free_symbols
         }
 
 
@@ -153,6 +159,7 @@ def capture(
                 except LeftTorch as left:
                     if not cures.learn_from(left):
                         raise _explained(left) from left
+            conditions = _keep_conditions(trace)
             functional = _functionalize(trace)
             trace.mode.forget(functional.graph)
     except DistcompileError:
@@ -160,7 +167,14 @@ def capture(
     except Exception as error:
         raise _explained(error) from error
     return Capture(
-        functional, tuple(leaves), trace.sizes, tree.numbers, trace.result, trace.shape_env, cures.differentiates
+        functional,
+        tuple(leaves),
+        trace.sizes,
+        tree.numbers,
+        trace.result,
+        trace.shape_env,
+        conditions,
+        cures.differentiates,
     )
 
 
@@ -207,6 +221,26 @@ def _trace(
     with mode, cures.applied(model, fakes), torch.enable_grad():
         traced = make_fx(flat_call, tracing_mode="real", _allow_non_fake_inputs=True, record_stack_traces=True)(*fakes)
     return _Trace(traced, fakes, result[-1], mode)
+
+
+def _keep_conditions(trace: _Trace) -> tuple[sympy.Symbol, ...]:
+    """Return the values that decided about branches as further results, to be looked at again for each graph."""
+    asserted = {
+        symbol
+        for asserts in trace.shape_env.deferred_runtime_asserts.values()
+        for one in asserts
+        for symbol in one.expr.free_symbols
+    }
+    found: dict[sympy.Symbol, fx.Node] = {}
+    for node in trace.graph_module.graph.nodes:
+        value = node.meta.get("val")
+        if node.target is torch.ops.aten._local_scalar_dense.default and hasattr(value, "node"):
+            for symbol in value.node._expr.free_symbols & asserted:  # before what the example made of it
+                found[symbol] = node.args[0]
+    (output,) = [n for n in trace.graph_module.graph.nodes if n.op == "output"]
+    output.args = ([*output.args[0], *found.values()],)
+    trace.graph_module.recompile()
+    return tuple(found)
 
 
 def _functionalize(trace: _Trace) -> fx.GraphModule:

@@ -153,9 +153,16 @@ class _Constructors(TorchFunctionMode):
         if leaves_torch(func, args):
             raise LeftTorch
         result = func(*args, **kwargs)
-        if func in _STOPS and isinstance(result, Tensor):
+        if isinstance(result, Tensor) and (func in _STOPS or _is_outside_of_gradients(func, args, result)):
             return stop_gradient(result)
         return result
+
+
+def _is_outside_of_gradients(func: Any, args: tuple[Any, ...], result: Tensor) -> bool:
+    """Whether a value was made under ``torch.no_grad()`` of one that carries gradients."""
+    if torch.is_grad_enabled() or not result.is_floating_point() or getattr(func, "__name__", "_").endswith("_"):
+        return False
+    return any(isinstance(a, Tensor) and a.requires_grad for a in args)
 
 
 _STOPS = (Tensor.detach, Tensor.data.__get__)  # type: ignore[attr-defined]

@@ -153,6 +153,8 @@ class Program:
     pointers: tuple[Pointer, ...] = ()
     ranges: tuple[tuple[int, int, str, bool], ...] = ()
     """(index output, rows of a constant table, label, negative allowed): values looked up in fixed tables."""
+    conditions: tuple[tuple[sympy.Symbol, int], ...] = ()
+    """(symbol, index output): values that the model branched on."""
     merged: tuple[tuple[sympy.Symbol, sympy.Symbol], ...] = ()
     """Symbols that inference found to be the size of one space, with its representative."""
 

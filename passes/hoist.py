@@ -32,16 +32,19 @@ _ROW_NUMBERS = {aten.arange.default, aten.arange.start, aten.arange.start_step, 
 def hoist(program: Program) -> Program:
     """Return `program` with `index_program`, `inputs` and `outputs` set."""
     source = program.graph
-    hoisted = _hoisted(source.graph)
+    (output,) = [n for n in source.graph.nodes if n.op == "output"]
+    results: list[Any] = list(output.args[0])  # type: ignore[arg-type]
+    n_conditions = len(program.capture.conditions)
+    conditions = results[len(results) - n_conditions :]
+    hoisted = _hoisted(source.graph, conditions)
     builder = _Builder(program, source, hoisted)
     for node in source.graph.nodes:
         if node.op == "call_function" and node not in hoisted:
             builder.copy(node)
-    (output,) = [n for n in source.graph.nodes if n.op == "output"]
-    return builder.finish(output)
+    return builder.finish(results[: len(results) - n_conditions], conditions)
 
 
-def _hoisted(graph: fx.Graph) -> set[fx.Node]:
+def _hoisted(graph: fx.Graph, conditions: list[fx.Node]) -> set[fx.Node]:
     """The nodes that belong to the index program."""
     hoisted: set[fx.Node] = {n for n in graph.nodes if n.op == "placeholder"}
     before = -1
@@ -54,6 +57,7 @@ def _hoisted(graph: fx.Graph) -> set[fx.Node]:
                     hoisted.add(node)
         # What an index needs is needed before the ranks part, be it computed from positions.
         wanted = [i for n in graph.nodes if n not in hoisted for i in (*index_operands(n), *_data_dependent(n))]
+        wanted += conditions
         while wanted:
             node = wanted.pop()
             if node not in hoisted and node.op == "call_function":
@@ -210,10 +214,10 @@ class _Builder:
             return self.size(value.meta["val"]) if shape else self.number(value)
         return self.value(value)
 
-    def finish(self, output: fx.Node) -> Program:
+    def finish(self, wanted: list[Any], conditions: list[fx.Node]) -> Program:
         results: list[fx.Node] = []
         outputs: list[Output] = []
-        for node in output.args[0]:  # type: ignore[union-attr]
+        for node in wanted:
             if not isinstance(node, fx.Node):
                 raise AssertionError("make_fx returns a node for every output")
             if node in self.hoisted:
@@ -223,6 +227,8 @@ class _Builder:
                 results.append(self.value(node))
         for symbol in self.program.capture.shape_env.deferred_runtime_asserts:
             self.witness(symbol)
+        for node in conditions:
+            self.take(node)
         self.graph.output(tuple(results))
         self.graph.erase_node(self.anchor)
         module = fx.GraphModule(self.source, self.graph)
@@ -233,6 +239,9 @@ class _Builder:
             index_program=self.index_program(),
             inputs=tuple(self.inputs),
             outputs=tuple(outputs),
+            conditions=tuple(
+                (s, self.take(n)) for s, n in zip(self.program.capture.conditions, conditions, strict=True)
+            ),
         )
 
     def witness(self, symbol: sympy.Symbol) -> None:

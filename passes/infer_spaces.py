@@ -17,6 +17,7 @@ import sympy
 import torch
 from torch import fx
 
+from ..capture import SMALLEST_SPACE
 from ..errors import CaptureError, NoIndexSpaceError
 from ..ir import Access, Input, Pointer, Program, Space, copy_graph, replace_graph
 from ..rules.base import user_line
@@ -126,7 +127,7 @@ def _merge(
 
 def _range(program: Program, access: Access, root: fx.Node, given: Input, rows: int) -> tuple[int, int, str, bool]:
     """Note that an input looks up rows of a table of fixed length."""
-    if rows > 1 and access.table.op == "placeholder":
+    if rows >= SMALLEST_SPACE and access.table.op == "placeholder":
         _baked(program, access, given)
     return (given.source, rows, given.label, access.node.target is aten.index.Tensor)
 

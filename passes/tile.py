@@ -78,7 +78,8 @@ class _Tiler:
         """Row-local values that somebody needs whole: as a table, a result, for a collective."""
         needed = set()
         for node, work in self.work.items():
-            if work.kind == "row" and any(self._wants_complete(user, node) for user in node.users):
+            users = [user for user in node.users if not is_size(user)]
+            if work.kind == "row" and any(self._wants_complete(user, node) for user in users):
                 needed.add(node)
         return needed
 

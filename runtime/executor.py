@@ -186,9 +186,12 @@ class Executor:
                     "Check that edges, batch and offsets refer to rows that exist."
                 ) from error
         for shape, value in zip(self._index_shapes, values, strict=True):
-            for size, n in zip(shape, getattr(value, "shape", ()), strict=True):
+            for size, n in zip(shape, getattr(value, "shape", ()), strict=False):  # values of conditions have no rows
                 if size.is_Symbol:
                     known.setdefault(size, n)
+        for symbol, position in self.program.conditions:
+            value = values[position].item()
+            known[symbol] = int(value) if isinstance(value, bool) else value
         check_guards(self.program, known)
         sizes = {s.name: known[s.symbol] for s in self.program.spaces}
         pointers = {i.name: values[i.source] for i in self._inputs if i.kind == "pointer"}
@@ -293,17 +296,18 @@ def bind_sizes(program: Program, leaves: Sequence[Leaf]) -> dict[sympy.Symbol, i
     return known
 
 
-def check_guards(program: Program, known: Mapping[sympy.Symbol, int]) -> None:
+def check_guards(program: Program, known: Mapping[sympy.Symbol, int | float]) -> None:
     """Branches that the model took on the example's sizes must be the branches for these sizes."""
     shape_env = program.capture.shape_env
     checks = [g.expr for g in shape_env.guards]
     checks += [a.expr for asserts in shape_env.deferred_runtime_asserts.values() for a in asserts]
+    values = {symbol: sympy.sympify(value) for symbol, value in known.items()}
     for check in checks:
-        expr = program.size(shape_env.replace(check)) if isinstance(check, sympy.Basic) else sympy.true
-        if (
-            expr.free_symbols <= set(known)
-            and expr.xreplace({k: sympy.Integer(v) for k, v in known.items()}) == sympy.false
-        ):
+        if not isinstance(check, sympy.Basic):
+            continue
+        # Values first: a value that decided about a branch was replaced by the example's when it did.
+        expr = program.size(shape_env.replace(check.xreplace(values)))
+        if expr.free_symbols <= set(known) and expr.xreplace(values) == sympy.false:
             raise GuardError(
                 f"This graph takes another branch of the model than the example did: {check} does not hold."
             )

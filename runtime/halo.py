@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import UnsupportedOp
 from .world import active, communicator
 
 
@@ -81,18 +82,22 @@ def _(value: Tensor, reduction: str = "sum") -> Tensor:
     return torch.empty_like(value)
 
 
-@torch.library.custom_op("distcompile::stop_gradient", mutates_args=())
+_library = torch.library.Library("distcompile", "FRAGMENT")
+_library.define("stop_gradient(Tensor value) -> Tensor")
+
+
+@torch.library.impl(_library, "stop_gradient", "CompositeExplicitAutograd")
 def _stop_gradient(value: Tensor) -> Tensor:
     """The same value, held fixed when a program is differentiated: what the model detached."""
     return value.clone()
 
 
-@_stop_gradient.register_fake
-def _(value: Tensor) -> Tensor:
-    return torch.empty_like(value)
+@torch.library.impl(_library, "stop_gradient", "Autograd")
+def _stop_gradient_autograd(value: Tensor) -> Tensor:
+    with torch._C._AutoDispatchBelowAutograd():
+        return stop_gradient(value)  # type: ignore[no-any-return]
 
 
-_stop_gradient.register_autograd(lambda ctx, gradient: None)
 stop_gradient = torch.ops.distcompile.stop_gradient.default
 halo_exchange = torch.ops.distcompile.halo_exchange.default
 halo_reduce = torch.ops.distcompile.halo_reduce.default
@@ -112,7 +117,7 @@ def _adjoint(operator: Any) -> Any:
         plan = [x for x in ctx.given if not isinstance(x, str)]
         how = {x for x in ctx.given if isinstance(x, str)} - {"sum"}
         if how:
-            raise NotImplementedError(f"{how.pop()} over ranks has no gradient: detach it, as a segment softmax may")
+            raise UnsupportedOp(f"{how.pop()} over ranks has no gradient. Detach it, as a segment softmax may.")
         with active(ctx.communicator):
             return operator(gradient.contiguous(), *plan), *[None] * len(ctx.given)
 

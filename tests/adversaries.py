@@ -766,9 +766,7 @@ ADVERSARIES = {
     "sums at both ends": Adversary(ToBothEnds),
     "sums at both ends, half list": Adversary(ToBothEnds, lambda: plain(half=True)),
     "softmax over receivers": Adversary(lambda: SegmentSoftmax("receiver")),
-    "softmax over senders": Adversary(
-        lambda: SegmentSoftmax("sender"), untrainable="what is detached is differentiated all the same"
-    ),
+    "softmax over senders": Adversary(lambda: SegmentSoftmax("sender")),
     "softmax over receivers, differentiated through": Adversary(lambda: SegmentSoftmax("receiver", detach=False)),
     "softmax over senders, differentiated through": Adversary(
         lambda: SegmentSoftmax("sender", detach=False), untrainable="a maximum over ranks has no gradient"
@@ -790,7 +788,7 @@ ADVERSARIES = {
     "computed pointers": Adversary(PointerArithmetic),
     "charge equilibration": Adversary(ChargeEquilibration),
     "global statistics": Adversary(GlobalStatistics),
-    "global max": Adversary(GlobalMax, untrainable="what is detached is differentiated all the same"),
+    "global max": Adversary(GlobalMax),
     "global max, differentiated through": Adversary(
         lambda: GlobalMax(detach=False), untrainable="a maximum over ranks has no gradient"
     ),
@@ -798,9 +796,7 @@ ADVERSARIES = {
     "species counts read back": Adversary(SpeciesCountsReadBack, missing="a table of data-dependent length"),
     "batch of four and more": Adversary(Batch, lambda: batches((5, 4, 7, 1))),
     "batch of two": Adversary(Batch, lambda: batches((2, 2, 2))),
-    "cells of a batch of two": Adversary(
-        CellsOfTwo, two_with_cells, missing="a given table of fewer than 4 rows is taken for a baked size"
-    ),
+    "cells of a batch of two": Adversary(CellsOfTwo, two_with_cells),
     "batch from offsets": Adversary(
         BatchFromOffsets, lambda: batches((5, 4, 7), offsets=True), missing="tables of n - 1 rows are not understood"
     ),
@@ -819,10 +815,10 @@ ADVERSARIES = {
     "sizes in Python": Adversary(PythonSizes),
     "sizes as floats": Adversary(SizesAsFloats, missing="float() bakes the number of rows in"),
     "triplets by NumPy": Adversary(NumpyTriplets, lambda: plain(cutoff=2.0), frozenset({"atoms", "edges", "angles"})),
-    "rows by NumPy": Adversary(NumpyRows, missing="compiling loops for ever"),
+    "rows by NumPy": Adversary(NumpyRows),
     "number of atoms in the graph": Adversary(CountedAtoms, counted),
     "detached": Adversary(Detached),
-    "without gradients": Adversary(WithoutGradients, untrainable="no_grad is lost while capturing"),
+    "without gradients": Adversary(WithoutGradients),
     "passed through": Adversary(PassThrough),
     "dataclass and named tuple": Adversary(FromDataclass, as_dataclasses),
     "nested dicts": Adversary(FromNestedDicts, as_nested_dicts),

@@ -155,7 +155,6 @@ def test_a_stock_potential_in_a_dict() -> None:
                 same(found[name].detach(), expected[name])
 
 
-@pytest.mark.xfail(strict=True, reason="a table of fewer than 4 rows among Dynamo's inputs is taken for a baked size")
 def test_a_model_of_three_species() -> None:
     """Dynamo hands parameters over as inputs, so that a table of species looks like a table of the graph."""
     model = EnergyOnly(species=N_SPECIES)
