@@ -302,11 +302,12 @@ def check_guards(program: Program, known: Mapping[sympy.Symbol, int | float]) ->
     checks = [g.expr for g in shape_env.guards]
     checks += [a.expr for asserts in shape_env.deferred_runtime_asserts.values() for a in asserts]
     values = {symbol: sympy.sympify(value) for symbol, value in known.items()}
+    decided = {symbol: values[symbol] for symbol, _ in program.conditions if symbol in values}
     for check in checks:
         if not isinstance(check, sympy.Basic):
             continue
-        # Values first: a value that decided about a branch was replaced by the example's when it did.
-        expr = program.size(shape_env.replace(check.xreplace(values)))
+        # Values that decided about a branch go in first: the example's took their place when they did.
+        expr = program.size(shape_env.replace(check.xreplace(decided)))
         if expr.free_symbols <= set(known) and expr.xreplace(values) == sympy.false:
             raise GuardError(
                 f"This graph takes another branch of the model than the example did: {check} does not hold."
