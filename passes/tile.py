@@ -78,16 +78,15 @@ class _Tiler:
         """Row-local values that somebody needs whole: as a table, a result, for a collective."""
         needed = set()
         for node, work in self.work.items():
+            if work.kind != "row" or is_fresh(node):  # what is all zeros is made anew where it is needed
+                continue
             users = [user for user in node.users if not is_size(user)]
-            if work.kind == "row" and any(self._wants_complete(user, node) for user in users):
+            if any(self._wants_complete(user, node) for user in users):
                 needed.add(node)
         return needed
 
     def _wants_complete(self, user: fx.Node, node: fx.Node) -> bool:
-        if user.op == "output" or self.work[user].kind == "whole":
-            return True
-        is_base = self.work[user].kind == "scatter" and user.args[0] is node
-        return is_base if is_fresh(node) and is_base else is_base or node in tables_of(user)
+        return user.op == "output" or self.work[user].kind == "whole" or node in tables_of(user)
 
     def _operands(self, node: fx.Node, space: Space) -> list[fx.Node]:
         """Operands that are rows of `space`, computed by row-local operators."""
@@ -275,7 +274,7 @@ def _result(node: fx.Node, work: Work) -> Result:
         return Reduce(node.meta[META].reduction)
     (access,) = accesses(node)
     base: Any = node.args[0]
-    return Add(access.dim, reduction(node), not access.dense, is_fresh(base) or len(base.users) == 1)
+    return Add(access.dim, reduction(node), not access.dense, is_fresh(base))
 
 
 def _row_bytes(program: Program, graph: fx.Graph, space: Space) -> float:

@@ -76,6 +76,24 @@ class Noisy(nn.Module):
         return {"gradient": gradient, "expected": expected}
 
 
+class OntoView(nn.Module):
+    """Adds to a view of a value that is needed again, unchanged."""
+
+    def forward(self, graph: dict[str, Tensor]) -> dict[str, Tensor]:
+        sender, _ = graph["edge_index"]
+        h = graph["positions"].sin()
+        summed = h.t().index_add(1, sender, h[sender].cos().t())
+        return {"summed": summed, "again": h[sender].sum(0), "kept": h}
+
+
+def test_adding_to_a_view_leaves_what_it_shows() -> None:
+    """Regions add in place only to tables that were made for it."""
+    compiled = distcompile.compile(OntoView(), toys.random_graph(14, 1), validate=False)
+    graph = toys.random_graph(24, 2)
+    for parts in (1, 2):
+        assert largest_difference(compiled.on(LocalWorld(parts))(graph), OntoView()(graph)) < 1e-12
+
+
 def test_random_numbers_are_drawn_once() -> None:
     """A region that needs them again loads them: drawn again they would be others."""
     compiled = distcompile.compile(Noisy(), toys.random_graph(14, 1), validate=False)
