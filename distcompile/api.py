@@ -20,7 +20,7 @@ from .passes import PIPELINE
 from .passes.lower import lower
 from .printer import show_program
 from .progress import compiling
-from .runtime.executor import Executor
+from .runtime.executor import Executor, fingerprint
 from .runtime.plan import Division
 from .runtime.world import World, default_world
 from .tree import Leaf, Tree, flatten
@@ -68,7 +68,7 @@ def compile(
     call = functools.partial(model, **(model_kwargs or {}))
     module = model if isinstance(model, nn.Module) else _module_of(model)
     compiled = DistributedModel(call, module, world or default_world(), memory, lowering)
-    args = _arguments(example_graph)
+    args = arguments(example_graph)
     executor = _compile_everywhere(compiled, args)
     if validate:
         _validate(compiled, executor, args)
@@ -233,7 +233,8 @@ def _outgrows(leaves: Sequence[Leaf], example: Sequence[Leaf]) -> bool:
     )
 
 
-def _arguments(graph: Any) -> tuple[Any, ...]:
+def arguments(graph: Any) -> tuple[Any, ...]:
+    """The positional arguments that a graph object stands for: a tuple is several, a named tuple is one."""
     return graph if isinstance(graph, tuple) and not hasattr(graph, "_fields") else (graph,)
 
 
@@ -263,7 +264,7 @@ def _compile_everywhere(compiled: DistributedModel, args: tuple[Any, ...]) -> Ex
         executor = compiled.executor_for(*args)
     except Exception as error:  # whatever it is, the other ranks must hear of it
         problem = error
-    report = (str(problem or ""), _digest(executor, compiled) if executor is not None else "")
+    report = (str(problem or ""), _digest(executor) if executor is not None else "")
     everyone = compiled.world.run(lambda comm: comm.all_gather_objects(report))[0]
     if problem is not None:
         raise problem
@@ -279,15 +280,11 @@ def _compile_everywhere(compiled: DistributedModel, args: tuple[Any, ...]) -> Ex
     return executor
 
 
-def _digest(executor: Executor, compiled: DistributedModel) -> str:
+def _digest(executor: Executor) -> str:
     """Different for different programs, numbers or weights."""
-    digest = hashlib.sha256(show_program(executor.program).encode())
-    digest.update(repr(executor.program.capture.numbers).encode())
-    for name, tensor in executor.constants():
-        if compiled.world.size > 1 and tensor.numel():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    program = executor.program
+    weights = fingerprint(executor.constants()) if executor.world.size > 1 else ""
+    return hashlib.sha256(f"{show_program(program)}{program.capture.numbers}{weights}".encode()).hexdigest()[:16]
 
 
 def _validate(compiled: DistributedModel, executor: Executor, args: tuple[Any, ...]) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .account import collectives
-from .api import compile
+from .api import arguments, compile
 from .errors import ValidationError
 from .runtime.world import LocalWorld
 from .tree import flatten
@@ -123,7 +123,7 @@ def check_model(
     for n in ranks:
         compiled = first.on(LocalWorld(n))
         for name, g in graphs.items():
-            found = {leaf.path: leaf.tensor for leaf in flatten(compiled(*_arguments(g)))[0]}
+            found = {leaf.path: leaf.tensor for leaf in flatten(compiled(*arguments(g)))[0]}
             differences += [
                 _difference(name, n, path, found.get(path), expected, relative)
                 for path, expected in stock[name].items()
@@ -144,12 +144,8 @@ def check_model(
     return report
 
 
-def _arguments(graph: Any) -> tuple[Any, ...]:
-    return graph if isinstance(graph, tuple) and not hasattr(graph, "_fields") else (graph,)
-
-
 def _stock(model: Any, graph: Any, kwargs: dict[str, Any]) -> dict[str, Tensor]:
-    leaves, tree = flatten(_arguments(graph))
+    leaves, tree = flatten(arguments(graph))
     copies = [leaf.tensor.detach().clone().requires_grad_(leaf.tensor.requires_grad) for leaf in leaves]
     with torch.enable_grad():
         result, _ = flatten(model(*tree.unflatten(copies), **kwargs))

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from ..ir import META, Halo, Placement, Program, Space
+from ..ir import META, Placement, Program, Space
 from ..rules.indexing import accesses, is_zero
 
 aten = torch.ops.aten
@@ -125,8 +125,7 @@ def _work(node: fx.Node, found: dict[fx.Node, Work]) -> Work:
             return Work("scatter", _level(locals_, rest, found), over.space)
     elif source is not None and tables:
         pass  # several indices at once: done on complete values
-    elif (mine is not None and not isinstance(node.meta[META], tuple)) or _is_row_tuple(node):
-        assert mine is not None
+    elif mine is not None:
         locals_ = [n for n in node.all_input_nodes if n not in tables]
         if all(_is_local(n, mine.space) for n in locals_):
             return Work("row", _level(locals_, tables, found), mine.space)
@@ -138,11 +137,6 @@ def _work(node: fx.Node, found: dict[fx.Node, Work]) -> Work:
                 return Work("reduce", _level(node.all_input_nodes, set(), found), space)
     inputs = [found[n] for n in node.all_input_nodes if n in found]
     return Work("whole", max((w.available for w in inputs), default=0))
-
-
-def _is_row_tuple(node: fx.Node) -> bool:
-    """Several results, all over the same rows."""
-    return isinstance(node.meta[META], tuple) and rows_of(node) is not None
 
 
 def _is_simple(node: fx.Node) -> bool:
@@ -179,9 +173,3 @@ def _level(rows: Any, complete: Any, found: dict[fx.Node, Work]) -> int:
 def is_getitem(node: fx.Node) -> bool:
     """Whether a node picks one of several results."""
     return node.target is operator.getitem
-
-
-def has_halo(node: fx.Node) -> bool:
-    """Whether a value has halo rows."""
-    placement = node.meta.get(META)
-    return isinstance(placement, Placement) and any(isinstance(f, Halo) for dim in placement.dims for f in dim)

@@ -108,8 +108,6 @@ def choose(
     """
     graph = nx.DiGraph()
     pending, seen = list(roots), set(roots)
-    for root in pending:
-        graph.add_edge((root, "out"), "sink", capacity=math.inf)
     while pending:
         node = pending.pop()
         cost, effort = load_cost(node), work(node)

@@ -27,12 +27,16 @@ from .shard import Order, gather_output
 from .world import Communicator, World, active, communicator
 
 
-class _Enter(Function):
+class _Identity(Function):
+    """The value as it is; what crosses the border is its gradient."""
+
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
         ctx.communicator = communicator()
         return value.view_as(value)
 
+
+class _Enter(_Identity):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
         with active(ctx.communicator):
@@ -51,12 +55,7 @@ class _Total(Function):
             return _Enter.apply(gradient)
 
 
-class _Leave(Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        ctx.communicator = communicator()
-        return value.view_as(value)
-
+class _Leave(_Identity):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
         with active(ctx.communicator):

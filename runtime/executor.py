@@ -73,6 +73,7 @@ class Executor:
         leaf_of = {n: i for i, n in enumerate(n for n in self._index_program.graph.nodes if n.op == "placeholder")}
         self._leaf_of = {i: leaf_of[n] for i, n in enumerate(output.args[0]) if n in leaf_of}
         self._layout: Layout | None = None
+        self._accepted: Layout | None = None
 
     def __call__(
         self,
@@ -109,8 +110,9 @@ class Executor:
             assert prepared is not None
             if not layouts:  # virtual ranks share what the first one worked out
                 layouts.append(self.layout(prepared))
-                if accept is not None:
+                if accept is not None and layouts[0] is not self._accepted:
                     accept(prepared.sizes, layouts[0].division)
+                    self._accepted = layouts[0]
             return self._run(comm, prepared, layouts[0], dict(zip(wanted, values, strict=False)))
 
         if not wanted:
@@ -119,9 +121,9 @@ class Executor:
             return Lockstep(self.world, work)(list(wanted.values()))
         return self.world.run(lambda comm: work(comm, list(wanted.values())))[0]
 
-    def constants(self) -> list[tuple[str, Tensor]]:
+    def constants(self) -> list[Leaf]:
         """Parameters and constant tensors of the program, by name."""
-        return sorted((name, value) for name, value in self._constants.items() if isinstance(value, Tensor))
+        return [Leaf(name, value) for name, value in sorted(self._constants.items()) if isinstance(value, Tensor)]
 
     def _differentiated(self, leaves: Sequence[Leaf]) -> dict[str | int, Tensor]:
         """The inputs to which results carry gradients: parameters by name, inputs of the program by position."""

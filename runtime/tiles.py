@@ -85,10 +85,10 @@ class Region(nn.Module):
         """
         spec = self.spec
         inputs, tables = args[: len(spec.inputs)], iter(args[len(spec.inputs) :])
-        results: list[Any] = [
-            (t if r.reuse else t.clone()) if isinstance(r, Add) and (t := next(tables)) is not None else None
-            for r in spec.results
-        ]
+        results: list[Any] = [next(tables) if isinstance(r, Add) else None for r in spec.results]
+        for i, result in enumerate(spec.results):
+            if isinstance(result, Add) and not result.reuse:
+                results[i] = results[i].clone()
         run = self.compiled if self.compiled is not None and rows else self.graph_module
         for start in range(0, max(rows, 1), self.block):
             n = min(self.block, rows - start)
