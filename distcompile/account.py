@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +15,7 @@ from torch import fx
 from .ir import META, Halo, Placement, Program
 from .printer import short
 from .rules.base import user_frame
+from .rules.shape import VIEWS
 from .runtime.halo import COLLECTIVES, all_reduce
 from .runtime.tiles import Region
 
@@ -114,24 +114,9 @@ def _is_result(node: fx.Node) -> bool:
     return any(n.op == "call_module" for n in node.all_input_nodes)
 
 
-_VIEWS = {
-    torch.ops.aten.expand.default,
-    torch.ops.aten.unsqueeze.default,
-    torch.ops.aten.permute.default,
-    torch.ops.aten.t.default,
-    torch.ops.aten.transpose.int,
-    torch.ops.aten.select.int,
-    torch.ops.aten.slice.Tensor,
-    torch.ops.aten.squeeze.dim,
-    torch.ops.aten.unbind.int,
-    torch.ops.aten.split_with_sizes.default,
-    operator.getitem,
-}
-
-
 def _storage(node: fx.Node) -> fx.Node:
     """The node whose memory `node` looks at."""
-    while node.op == "call_function" and (node.target in _VIEWS):
+    while node.op == "call_function" and node.target in VIEWS:
         node = node.args[0]  # type: ignore[assignment]
     return node
 

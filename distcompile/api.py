@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from .account import collectives, peak_bytes
-from .capture import SMALLEST_SPACE, capture
+from .capture import capture
 from .errors import GuardError, InputError, RankError
 from .explain import explain
 from .ir import Program
@@ -23,6 +23,7 @@ from .progress import compiling
 from .runtime.executor import Executor, fingerprint
 from .runtime.plan import Division
 from .runtime.world import World, default_world
+from .sizes import SMALLEST_SPACE
 from .tree import Leaf, Tree, flatten
 from .validate import CHECKED, compare, smaller_graph, warn_unchecked
 
@@ -146,26 +147,18 @@ class DistributedModel:
         executor = self.executor_for(*graph)
         prepared = executor.prepare(leaves)
         division = executor.layout(prepared).division
-        spaces = [s for s in executor.program.spaces if s.sharded]
-        owned = {s.name: division.counts(s.name) for s in spaces}
-        halo = {s.name: division.halo_counts(s.name) for s in spaces}
         moved = [c for c in collectives(executor.program) if c.space]
-        everyone = []
-        for rank in range(self.world.size):
-            rows = {name: counts[rank] for name, counts in owned.items()}
-            halos = {name: counts[rank] for name, counts in halo.items()}
-            sizes = {**prepared.sizes, **rows}
-            everyone.append(
-                {
-                    "rank": rank,
-                    "owned": rows,
-                    "halo": halos,
-                    "bytes": sum(c.row_bytes * halos[c.space] for c in moved),
-                    "peak_memory": peak_bytes(executor.program, sizes, halos),
-                    "partition": division.partition.method,
-                }
-            )
-        return everyone
+        return [
+            {
+                "rank": rank,
+                "owned": rows,
+                "halo": halos,
+                "bytes": sum(c.row_bytes * halos[c.space] for c in moved),
+                "peak_memory": peak_bytes(executor.program, {**prepared.sizes, **rows}, halos),
+                "partition": division.partition.method,
+            }
+            for rank, (rows, halos) in enumerate(_rows_of_ranks(division))
+        ]
 
     def _flatten(self, graph: tuple[Any, ...]) -> tuple[list[Leaf], Tree]:
         leaves, tree = flatten(graph, counts=True)
@@ -208,11 +201,8 @@ class DistributedModel:
 
     def _check_memory(self, executor: Executor, sizes: dict[str, int], division: Division) -> None:
         """Refuse, on every rank, a graph whose fullest rank would need more than `memory`."""
-        worst = 0
-        for rank in range(self.world.size):
-            rows = {name: division.counts(name)[rank] for name in division.ranks}
-            halos = {name: division.halo_counts(name)[rank] for name in division.ranks}
-            worst = max(worst, peak_bytes(executor.program, {**sizes, **rows}, halos))
+        ranks = _rows_of_ranks(division)
+        worst = max(peak_bytes(executor.program, {**sizes, **rows}, halos) for rows, halos in ranks)
         assert self.memory is not None
         if worst > self.memory:
             raise InputError(
@@ -220,6 +210,16 @@ class DistributedModel:
                 f"memory={self.memory} ({self.memory / 1e9:.2f} GB). Use {-(-worst // self.memory) * self.world.size} "
                 "ranks or more, or raise memory=."
             )
+
+
+def _rows_of_ranks(division: Division) -> list[tuple[dict[str, int], dict[str, int]]]:
+    """Per rank, the rows owned and the halo rows of every space."""
+    owned = {name: division.counts(name) for name in division.ranks}
+    halo = {name: division.halo_counts(name) for name in division.ranks}
+    return [
+        ({name: n[rank] for name, n in owned.items()}, {name: n[rank] for name, n in halo.items()})
+        for rank in range(division.parts)
+    ]
 
 
 def _outgrows(leaves: Sequence[Leaf], example: Sequence[Leaf]) -> bool:

@@ -37,10 +37,8 @@ from torch.utils._sympy.symbol import SymT, symbol_is_type
 from .cures import Cures
 from .errors import CaptureError, DistcompileError
 from .host import LeftTorch
+from .sizes import SMALLEST_SPACE
 from .tree import Leaf, Tree, flatten
-
-SMALLEST_SPACE = 4
-"""Dimensions shorter than this are never index spaces: vectors, cells and counts of graphs have 1 to 3 rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +254,7 @@ def _functionalize(trace: _Trace) -> fx.GraphModule:
     return functional
 
 
-_CONDITIONS = {torch.ops.aten.where.self, torch.ops.aten.where.ScalarSelf, torch.ops.aten.where.ScalarOther}
+_WITH_MASKS = {torch.ops.aten.where.self, torch.ops.aten.where.ScalarSelf, torch.ops.aten.where.ScalarOther}
 """Their first operand must stay boolean."""
 
 
@@ -271,7 +269,7 @@ def _fix_dtypes(module: fx.GraphModule) -> None:
         if not operands:
             if schema is not None and any(a.name == "dtype" for a in schema.arguments):
                 node.update_kwarg("dtype", node.kwargs.get("dtype") or value.dtype)
-        elif node.target in _CONDITIONS:
+        elif node.target in _WITH_MASKS:
             continue
         elif torch.Tag.pointwise in getattr(node.target, "tags", ()) and not any(
             n.meta["val"].is_floating_point() or n.meta["val"].is_complex() for n in operands

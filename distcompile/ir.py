@@ -193,6 +193,10 @@ def copy_graph(module: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx
     return fx.GraphModule(module, graph), nodes
 
 
+def anchor() -> None:
+    """Marks the end of the placeholders of a graph while it is built: those that are found late go before it."""
+
+
 def replace_graph(program: Program, module: fx.GraphModule, **changes: Any) -> Program:
     """Return `program` with a rewritten graph, checked and compiled."""
     module.graph.lint()

@@ -10,6 +10,9 @@ import sympy
 from torch import fx
 from torch.utils._sympy.functions import FloorDiv
 
+SMALLEST_SPACE = 4
+"""Dimensions shorter than this are never index spaces: vectors, cells and counts of graphs have 1 to 3 rows."""
+
 _FUNCTIONS = {sympy.Mul: operator.mul, sympy.Add: operator.add, FloorDiv: operator.floordiv}
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .sizes import SMALLEST_SPACE
+
 # Objects of these types never hold the tensors of a graph, so they are not searched.
 _OPAQUE = (
     *(str, bytes, int, float, complex, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType),
@@ -46,7 +48,7 @@ class Tree:
         return self.rebuild(iter(leaves))
 
 
-COUNTS = range(4, 10**8)
+COUNTS = range(SMALLEST_SPACE, 10**8)
 """Python integers that may be the number of rows of an index space."""
 
 

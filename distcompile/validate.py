@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .capture import SMALLEST_SPACE
 from .errors import ValidationError
 from .ir import Program
+from .sizes import SMALLEST_SPACE
 from .tree import Leaf
 
 RELATIVE = {torch.float64: 1e-8, torch.float32: 2e-3}

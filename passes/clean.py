@@ -5,11 +5,10 @@
     a = select(e, 0, 0); b = select(e, 0, 0)  =>  b -> a
     b = cat([add(e, 0)])                     b -> e
     v = view(x, [n, -1])                     v = reshape(x, [n, 3])
-    z = new_zeros(x, [n, 3])                 z = full([n, 3], 0)
 
-The graph is functional here, so copies and detachments say nothing. ``view`` asks for strides that a later pass
-may change (a halo exchange returns a contiguous table); ``reshape`` asks for nothing. A size of -1 cannot be worked
-out on a rank without rows.
+The graph is functional here, so copies say nothing, nor do detachments: those that the model asked for are operators
+of their own. ``view`` asks for strides that a later pass may change (a halo exchange returns a contiguous table);
+``reshape`` asks for nothing. A size of -1 cannot be worked out on a rank without rows.
 """
 
 from __future__ import annotations
@@ -41,7 +40,6 @@ def clean(program: Program) -> Program:
     """Return `program` without identities, with shared common subexpressions and without dead code."""
     module, _ = copy_graph(program.graph)
     _explicit_shapes(program, module.graph)
-    _plain_creation(module.graph)
     _sizes_from_inputs(program, module.graph)
     seen: dict[Any, fx.Node] = {}
     merged: dict[sympy.Symbol, sympy.Symbol] = {}
@@ -115,29 +113,6 @@ def _explicit_squeeze(node: fx.Node) -> None:
     dims = [d % max(len(shape), 1) for d in ([given] if isinstance(given, int) else given)]
     node.target = aten.squeeze.dims
     node.args = (node.args[0], [d for d in dims if isinstance(shape[d], int) and shape[d] == 1])
-
-
-_FILLED = {
-    aten.new_zeros.default: 0,
-    aten.new_ones.default: 1,
-    aten.zeros.default: 0,
-    aten.ones.default: 1,
-    aten.new_full.default: None,
-}
-
-
-def _plain_creation(graph: fx.Graph) -> None:
-    """Make new tensors depend on their sizes only: ``x.new_zeros(...)`` needs x for its dtype and device."""
-    for node in list(graph.nodes):
-        if node.target not in _FILLED:
-            continue
-        value = node.meta["val"]
-        sizes = node.args[0] if node.target in (aten.zeros.default, aten.ones.default) else node.args[1]
-        fill = node.args[2] if node.target is aten.new_full.default else _FILLED[node.target]
-        with graph.inserting_before(node):
-            new = graph.call_function(aten.full.default, (sizes, fill), {"dtype": value.dtype, "device": value.device})
-        new.meta = dict(node.meta)
-        _replace(node, new)
 
 
 def _sizes_from_inputs(program: Program, graph: fx.Graph) -> None:

@@ -19,7 +19,7 @@ import sympy
 import torch
 from torch import fx
 
-from ..ir import Input, Output, Program, copy_graph, replace_graph
+from ..ir import Input, Output, Program, anchor, copy_graph, replace_graph
 from ..rules.indexing import INDEX_VIEWS, index_operands
 from ..runtime.host import host
 from ..sizes import size_nodes
@@ -106,7 +106,7 @@ class _Builder:
         self.program, self.hoisted = program, hoisted
         self.source = source
         self.graph = fx.Graph()
-        self.anchor = self.graph.create_node("call_function", _anchor)  # placeholders go before it
+        self.anchor = self.graph.create_node("call_function", anchor)  # placeholders go before it
         self.new: dict[fx.Node, fx.Node] = {}
         self.sizes: dict[sympy.Expr, fx.Node] = {}
         self.inputs: list[Input] = []
@@ -227,8 +227,7 @@ class _Builder:
                 results.append(self.value(node))
         for symbol in self.program.capture.shape_env.deferred_runtime_asserts:
             self.witness(symbol)
-        for node in conditions:
-            self.take(node)
+        positions = [self.take(node) for node in conditions]
         self.graph.output(tuple(results))
         self.graph.erase_node(self.anchor)
         module = fx.GraphModule(self.source, self.graph)
@@ -239,9 +238,7 @@ class _Builder:
             index_program=self.index_program(),
             inputs=tuple(self.inputs),
             outputs=tuple(outputs),
-            conditions=tuple(
-                (s, self.take(n)) for s, n in zip(self.program.capture.conditions, conditions, strict=True)
-            ),
+            conditions=tuple(zip(self.program.capture.conditions, positions, strict=True)),
         )
 
     def witness(self, symbol: sympy.Symbol) -> None:
@@ -262,10 +259,6 @@ class _Builder:
         module.graph.eliminate_dead_code()
         module.recompile()
         return module
-
-
-def _anchor() -> None:
-    """Marks the end of the placeholders while a graph is built."""
 
 
 def _constants(graph: fx.Graph) -> set[fx.Node]:

@@ -17,12 +17,12 @@ import sympy
 import torch
 from torch import fx
 
-from ..capture import SMALLEST_SPACE
 from ..errors import CaptureError, NoIndexSpaceError
 from ..ir import Access, Input, Pointer, Program, Space, copy_graph, replace_graph
 from ..rules.base import user_line
 from ..rules.indexing import INDEX_VIEWS, accesses
 from ..runtime.checks import distinct_rows
+from ..sizes import SMALLEST_SPACE
 
 aten = torch.ops.aten
 

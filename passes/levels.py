@@ -11,14 +11,13 @@ operators of one space and level form a region, which can run block by block.
 from __future__ import annotations
 
 import dataclasses
-import operator
 from typing import Any, Literal
 
 import torch
 from torch import fx
 
 from ..ir import META, Placement, Program, Space
-from ..rules.indexing import accesses, is_zero
+from ..rules.indexing import accesses
 
 aten = torch.ops.aten
 
@@ -101,7 +100,7 @@ def is_fresh(node: fx.Node) -> bool:
     """Whether a value is made of zeros (or another neutral value) only, padding for halo rows included."""
     if node.target is aten.constant_pad_nd.default:
         return is_fresh(node.args[0])  # type: ignore[arg-type]
-    return is_zero(node) or node.target in (aten.full.default, aten.full_like.default)
+    return node.target is aten.full.default
 
 
 def levels(program: Program) -> dict[fx.Node, Work]:
@@ -168,8 +167,3 @@ def _level(rows: Any, complete: Any, found: dict[fx.Node, Work]) -> int:
         if node in found:
             level = max(level, found[node].available)
     return level
-
-
-def is_getitem(node: fx.Node) -> bool:
-    """Whether a node picks one of several results."""
-    return node.target is operator.getitem

@@ -9,7 +9,7 @@
     scatter_reduce(x, 0, p, v, "mean")   =>  scatter_add(x, 0, p, v) / how many went into each row
     index_put(x, [p], v, accumulate)     =>  index_add(x, 0, p, v)
     mean(x, rows)                        =>  sum(x, rows) / number of rows, of all ranks
-    zeros_like(x)                        =>  full([n, 64], 0)                    of x nothing but its sizes is needed
+    zeros_like(x), x.new_zeros(n, 64)    =>  full([n, 64], 0)                    of x nothing but its sizes is needed
 
 Later passes then know only gathers, scatters that add or compare, and sums.
 """
@@ -103,10 +103,15 @@ def _row_by_row(node: fx.Node) -> fx.Node | None:
     return columns if is_all and same and columns.meta["val"].dim() == 1 else None
 
 
+def _one_column(write: _Writer, columns: fx.Node) -> fx.Node:
+    """A number for each row, as the index of a gather along dimension 1."""
+    return write(aten.unsqueeze.default, write(aten._to_copy.default, columns, dtype=torch.int64), 1)
+
+
 def _index(write: _Writer, node: fx.Node) -> fx.Node | None:
     columns = _row_by_row(node)
     if columns is not None:
-        index = write(aten.unsqueeze.default, write(aten._to_copy.default, columns, dtype=torch.int64), 1)
+        index = _one_column(write, columns)
         return write(aten.squeeze.dim, write(aten.gather.default, node.args[0], 1, index), 1)
     found = _one_index(node)
     if found is None or not _is_mask(found[1]):
@@ -129,7 +134,7 @@ def _index_put(write: _Writer, node: fx.Node) -> fx.Node | None:
     values: Any = node.args[2]
     columns = _row_by_row(node)
     if columns is not None and len(node.args) > 3 and node.args[3] and values.meta["val"].dim() == 1:
-        index = write(aten.unsqueeze.default, write(aten._to_copy.default, columns, dtype=torch.int64), 1)
+        index = _one_column(write, columns)
         return write(aten.scatter_add.default, base, 1, index, write(aten.unsqueeze.default, values, 1))
     found = _one_index(node)
     if found is None:
@@ -202,17 +207,27 @@ def _scatter_reduce(write: _Writer, node: fx.Node) -> fx.Node | None:
     return write(aten.div.Tensor, total, count)
 
 
+def _summed_rows(node: fx.Node, position: int = 1) -> list[int]:
+    """The dimensions that a reduction runs over, if rows may be among them; none if it is within each row."""
+    source: Any = node.args[0]
+    given: Any = node.args[position] if len(node.args) > position else None
+    chosen = range(_ndim(source)) if given is None or given == [] else [given] if isinstance(given, int) else given
+    dims = [d % _ndim(source) for d in chosen]
+    return dims if any(isinstance(source.meta["val"].shape[d], torch.SymInt) for d in dims) else []
+
+
+def _flag(node: fx.Node, position: int) -> bool:
+    return bool(node.args[position]) if len(node.args) > position else False
+
+
 def _mean(write: _Writer, node: fx.Node) -> fx.Node | None:
     source: Any = node.args[0]
-    ndim = source.meta["val"].dim()
-    dims: Any = node.args[1] if len(node.args) > 1 and node.args[1] else range(ndim)
-    dims = [d % ndim for d in ([dims] if isinstance(dims, int) else dims)]
-    if not any(isinstance(source.meta["val"].shape[d], torch.SymInt) for d in dims):
+    dims = _summed_rows(node)
+    if not dims:
         return None
     if node.kwargs.get("dtype") is not None:
         source = write(aten._to_copy.default, source, dtype=node.kwargs["dtype"])
-    keep = bool(node.args[2]) if len(node.args) > 2 else False
-    total = write(aten.sum.dim_IntList, source, dims, keep)
+    total = write(aten.sum.dim_IntList, source, dims, _flag(node, 2))
     for dim in dims:
         total = write(aten.div.Tensor, total, write.size(source, dim))
     return total
@@ -221,24 +236,18 @@ def _mean(write: _Writer, node: fx.Node) -> fx.Node | None:
 def _norm(write: _Writer, node: fx.Node) -> fx.Node | None:
     """The 2-norm over rows."""
     source: Any = node.args[0]
-    ndim = source.meta["val"].dim()
-    order = node.args[1] if len(node.args) > 1 else 2
-    dims: Any = node.args[2] if len(node.args) > 2 and node.args[2] is not None else range(ndim)
-    dims = [d % ndim for d in ([dims] if isinstance(dims, int) else dims)]
-    if order != 2 or not any(isinstance(source.meta["val"].shape[d], torch.SymInt) for d in dims):
+    dims = _summed_rows(node, 2)
+    if not dims or (len(node.args) > 1 and node.args[1] != 2):
         return None
     square = write(aten.mul.Tensor, source, source)
-    keep = bool(node.args[3]) if len(node.args) > 3 else False
-    return write(aten.sqrt.default, write(aten.sum.dim_IntList, square, dims, keep))
+    return write(aten.sqrt.default, write(aten.sum.dim_IntList, square, dims, _flag(node, 3)))
 
 
 def _var(write: _Writer, node: fx.Node) -> fx.Node | None:
     """The variance over rows, by its definition."""
     source: Any = node.args[0]
-    ndim = source.meta["val"].dim()
-    dims: Any = node.args[1] if len(node.args) > 1 and node.args[1] else range(ndim)
-    dims = [d % ndim for d in dims]
-    if not any(isinstance(source.meta["val"].shape[d], torch.SymInt) for d in dims):
+    dims = _summed_rows(node)
+    if not dims:
         return None
     correction: Any = node.kwargs.get("correction", 1)
     count: Any = 1
@@ -247,9 +256,8 @@ def _var(write: _Writer, node: fx.Node) -> fx.Node | None:
         count = write(operator.mul, count, n) if isinstance(n, fx.Node) or isinstance(count, fx.Node) else count * n
     average = write(aten.div.Tensor, write(aten.sum.dim_IntList, source, dims, True), count)
     off = write(aten.sub.Tensor, source, average)
-    square = write(
-        aten.sum.dim_IntList, write(aten.mul.Tensor, off, off), dims, bool(node.kwargs.get("keepdim", False))
-    )
+    keep = bool(node.kwargs.get("keepdim", False))
+    square = write(aten.sum.dim_IntList, write(aten.mul.Tensor, off, off), dims, keep)
     return write(aten.div.Tensor, square, write(operator.sub, count, 1 if correction is None else correction))
 
 
@@ -259,22 +267,34 @@ def _std(write: _Writer, node: fx.Node) -> fx.Node | None:
     return None if variance is None else write(aten.sqrt.default, variance)
 
 
-def _filled_like(write: _Writer, node: fx.Node) -> fx.Node:
-    """``zeros_like(x)`` and its kin: a new tensor does not depend on x, which may be partial or not kept."""
-    like: Any = node.args[0]
-    fill = node.args[1] if node.target is aten.full_like.default else _FILLS[node.target]
-    return _filled(write, like, fill, node.meta["val"].dtype)
+_FILLS: dict[Any, Any] = {
+    **dict.fromkeys((aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default), 0),
+    **dict.fromkeys((aten.ones.default, aten.new_ones.default, aten.ones_like.default), 1),
+}
+"""What operators that make tensors of one value fill them with; the others say so in their last argument."""
 
 
-def _filled(write: _Writer, like: fx.Node, fill: Any, dtype: torch.dtype | None = None) -> fx.Node:
-    """A tensor of one value, of the sizes of another."""
-    fake: Tensor = like.meta["val"]
-    sizes = [write.size(like, dim) for dim in range(fake.dim())]
-    value = fake.new_empty(fake.shape, dtype=dtype or fake.dtype)
+def _created(write: _Writer, node: fx.Node) -> fx.Node:
+    """``zeros_like(x)``, ``x.new_zeros(...)`` and their kin depend on sizes only; x may be partial or not kept."""
+    given: Any = node.args[0]
+    fill = _FILLS.get(node.target, node.args[-1])
+    if isinstance(given, fx.Node):
+        sizes = node.args[1] if "new_" in str(node.target) else [write.size(given, d) for d in range(_ndim(given))]
+    else:
+        sizes = given
+    value = node.meta["val"]
     return write(aten.full.default, sizes, fill, value=value, dtype=value.dtype, device=value.device)
 
 
-_FILLS: dict[Any, int] = {aten.zeros_like.default: 0, aten.ones_like.default: 1}
+def _filled(write: _Writer, like: fx.Node, fill: Any) -> fx.Node:
+    """A tensor of one value, of the sizes and dtype of another."""
+    sizes = [write.size(like, dim) for dim in range(_ndim(like))]
+    value = like.meta["val"]
+    return write(aten.full.default, sizes, fill, value=torch.empty_like(value), dtype=value.dtype, device=value.device)
+
+
+def _ndim(node: fx.Node) -> int:
+    return node.meta["val"].dim()  # type: ignore[no-any-return]
 
 
 def _index_add(write: _Writer, node: fx.Node) -> fx.Node | None:
@@ -289,9 +309,7 @@ def _index_add(write: _Writer, node: fx.Node) -> fx.Node | None:
 
 
 _REWRITES = {
-    aten.zeros_like.default: _filled_like,
-    aten.ones_like.default: _filled_like,
-    aten.full_like.default: _filled_like,
+    **dict.fromkeys((*_FILLS, aten.full_like.default, aten.new_full.default), _created),
     aten.index_add.default: _index_add,
     aten.scatter_add.default: _index_add,
     aten.index.Tensor: _index,

@@ -23,31 +23,14 @@ from torch import fx
 from ..ir import Program
 from ..rules.indexing import accesses
 from ..rules.pointwise import is_pointwise
-from .levels import is_getitem
+from ..rules.shape import VIEWS
 
 aten = torch.ops.aten
 
 FLOPS_PER_BYTE = 6.0
 """Floating-point operations in the time in which one byte is read: what makes matrix products worth storing."""
 
-_FREE = {
-    aten.expand.default,
-    aten.unsqueeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.squeeze.default,
-    aten.permute.default,
-    aten.t.default,
-    aten.transpose.int,
-    aten.select.int,
-    aten.slice.Tensor,
-    aten.reshape.default,
-    aten.unbind.int,
-    aten.split_with_sizes.default,
-    aten.split.Tensor,
-    aten.diagonal.default,
-    aten.full.default,
-}
+_FREE = VIEWS | {aten.reshape.default, aten.full.default}
 """Views, and constants."""
 
 _PRODUCTS = {aten.mm.default: 0, aten.bmm.default: 0, aten.addmm.default: 1, aten.baddbmm.default: 1}
@@ -74,7 +57,7 @@ def work_per_row(program: Program, node: fx.Node) -> float:
     """What computing one row of an operator costs, in bytes moved in the same time."""
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         return math.inf  # a random number drawn again is another one
-    if node.target in _FREE or is_getitem(node):
+    if node.target in _FREE:
         return 0.0
     size = bytes_per_row(program, node)
     if not math.isfinite(size):

@@ -19,7 +19,7 @@ import sympy
 import torch
 from torch import fx
 
-from ..ir import META, Program, Space
+from ..ir import META, Program, Space, anchor
 from ..rules.indexing import accesses, reduction
 from ..runtime.tiles import Add, Reduce, Region, RegionSpec, Result, Slice, Store
 from ..sizes import size_nodes
@@ -185,7 +185,7 @@ class _Body:
         self.tiler, self.space = tiler, space
         self.graph = fx.Graph()
         self.rows = self.graph.placeholder("rows")
-        self.end = self.graph.create_node("call_function", _anchor)
+        self.end = self.graph.create_node("call_function", anchor)
         self.given: list[fx.Node] = []
         self.slices: list[Slice | None] = []
         self.inside: dict[tuple[fx.Node, bool], fx.Node] = {}
@@ -257,11 +257,8 @@ def _is_number(tiler: _Tiler, node: fx.Node) -> bool:
     return any(_is_number(tiler, n) for n in node.all_input_nodes)
 
 
-def _anchor() -> None:
-    """Marks the end of the placeholders while a body is built."""
-
-
 def _getitem(values: Any, position: int) -> Any:
+    """A result of a region: unlike what ``operator.getitem`` picks, memory of its own (see `account`)."""
     return values[position]
 
 

@@ -19,9 +19,7 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
-
-SMALLEST_SPACE = 4
-"""Dimensions of results shorter than this are taken as fixed."""
+from ..sizes import SMALLEST_SPACE
 
 
 @dataclasses.dataclass(frozen=True)

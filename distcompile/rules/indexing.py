@@ -179,7 +179,5 @@ def overwrite_in_rows(ctx: Context, node: fx.Node) -> Placement:
 
 
 def is_zero(node: fx.Node) -> bool:
-    """Whether a node is a tensor of zeros by construction."""
-    if node.target in (aten.full.default, aten.full_like.default, aten.new_full.default):
-        return bool(node.args[-1] == 0)
-    return node.target in (aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default)
+    """Whether a node is a tensor of zeros by construction; normalised programs make all new tensors by ``full``."""
+    return node.target is aten.full.default and bool(node.args[1] == 0)

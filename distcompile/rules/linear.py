@@ -5,38 +5,24 @@ Everything else needs the whole value first, so that the place pass asks for an 
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
 from torch import fx
 
 from ..runtime.halo import stop_gradient
+from .shape import VIEWS
 
 aten = torch.ops.aten
 
-_UNARY = {
+_UNARY = VIEWS | {
     stop_gradient,
     aten.neg.default,
     aten.reshape.default,
-    aten.expand.default,
-    aten.unsqueeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.squeeze.default,
-    aten.permute.default,
-    aten.t.default,
-    aten.transpose.int,
-    aten.select.int,
-    aten.unbind.int,
-    aten.slice.Tensor,
     aten.select_backward.default,
     aten.slice_backward.default,
     aten.sum.default,
     aten.sum.dim_IntList,
-    aten.split_with_sizes.default,
-    aten.split.Tensor,
-    operator.getitem,
 }
 _ALL = {aten.add.Tensor, aten.sub.Tensor, aten.cat.default, aten.stack.default}
 _ONE = {

@@ -7,6 +7,7 @@ cat     [atoms, 8], [atoms, 4] along 1 -> [atoms, 12]
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import sympy
@@ -17,6 +18,25 @@ from ..ir import Dim, Factor, Halo, Placement, Space
 from .base import Context, Refused, argument, arguments, one_row_dimension, rank, rule, wrap
 
 aten = torch.ops.aten
+
+VIEWS = {
+    aten.expand.default,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.squeeze.default,
+    aten.permute.default,
+    aten.t.default,
+    aten.transpose.int,
+    aten.select.int,
+    aten.slice.Tensor,
+    aten.unbind.int,
+    aten.split_with_sizes.default,
+    aten.split.Tensor,
+    aten.diagonal.default,
+    operator.getitem,
+}
+"""Operators whose results look at the memory of their operand."""
 
 
 def _size(factor: Factor) -> sympy.Expr:
