@@ -60,12 +60,19 @@ def compile(
         A callable that returns what ``model(graph, **model_kwargs)`` returns, whole, on every rank.
 
     Raises:
+        TypeError, ValueError: an argument is none of what it may be.
         CaptureError: the call cannot become one graph, or a size was baked in.
         UnsupportedOp: an operator touches a distributed dimension in a way that no rule covers.
         ValidationError: the program does not reproduce the stock model.
     """
     if lowering not in ("eager", "inductor"):
         raise ValueError(f"unknown lowering {lowering!r}: choose 'eager' or 'inductor'")
+    if not callable(model):
+        raise TypeError(f"model must be a module or a function that takes a graph, not {type(model).__name__}")
+    if not isinstance(world, World | None):
+        raise TypeError(f"world must be LocalWorld(n) or ProcessGroupWorld(), not {world!r}")
+    if not isinstance(memory, int | None):
+        raise TypeError(f"memory must be a number of bytes (2 * 10**9), not {memory!r}")
     call = functools.partial(model, **(model_kwargs or {}))
     module = model if isinstance(model, nn.Module) else _module_of(model)
     compiled = DistributedModel(call, module, world or default_world(), memory, lowering)
@@ -223,12 +230,17 @@ def _rows_of_ranks(division: Division) -> list[tuple[dict[str, int], dict[str, i
 
 
 def _outgrows(leaves: Sequence[Leaf], example: Sequence[Leaf]) -> bool:
-    """Whether a graph has rows where the example had so few (2 atoms) that they were taken for a fixed size."""
+    """Whether a graph has rows where the example had so few (2 atoms) that they were taken for a fixed size.
+
+    Only tensors that were small altogether tell: where one dimension of the example counted rows, another size of
+    another dimension is a mistake (positions of 14 x 3 given as 3 x 14).
+    """
     if [leaf.path for leaf in leaves] != [leaf.path for leaf in example]:
         return False
     return any(
         small < SMALLEST_SPACE <= n
         for leaf, known in zip(leaves, example, strict=True)
+        if max(known.tensor.shape, default=0) < SMALLEST_SPACE
         for n, small in zip(leaf.tensor.shape, known.tensor.shape, strict=False)
     )
 

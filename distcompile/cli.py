@@ -59,8 +59,12 @@ def check(
     except ValueError:
         _stop(f"--ranks takes numbers separated by commas, not {ranks!r}.")
     try:
-        model, graph, *rest = load(factory)()
-        other, kwargs, *_ = [*rest, None, None][:2]
+        made = load(factory)()
+        if not isinstance(made, tuple) or not 2 <= len(made) <= 4:
+            raise ValueError(
+                f"{factory} returns {type(made).__name__}; it has to return a model and a graph: see --help."
+            )
+        model, graph, other, kwargs = (*made, None, None)[:4]
         print(check_model(model, graph, other, numbers, model_kwargs=kwargs))
     except (DistcompileError, ValueError, TypeError) as error:
         _stop(str(error))
@@ -137,7 +141,7 @@ def _evaluate(structure: Path, name: str, check: bool, output: Path | None) -> N
     try:
         atoms = read(structure)
     except Exception as error:  # readers of ASE raise whatever their format makes them raise
-        problem = f"ASE cannot read {structure}: {error}."
+        problem = f"ASE cannot read {structure}: {str(error) or type(error).__name__}."
     try:
         calculator = load_calculator(name)
         if check and first and not problem:

@@ -265,6 +265,11 @@ def check_leaves(program: Program, leaves: Sequence[Leaf]) -> None:
                 f"{leaf.path} is {tensor.dtype}, the model was compiled for {model.dtype}: "
                 f"convert it with .to({model.dtype}), or compile again."
             )
+        if tensor.device.type != model.device.type:
+            raise InputError(
+                f"{leaf.path} is on {tensor.device}, the model was compiled on {model.device}: "
+                f"move it with .to({str(model.device)!r}), or compile again."
+            )
         if tensor.dim() != model.dim() or any(
             size.is_Integer and n != int(size) for size, n in zip(sizes, tensor.shape, strict=False)
         ):
@@ -323,7 +328,7 @@ def fingerprint(leaves: Sequence[Leaf]) -> str:
         digest.update(f"{leaf.path}{tuple(leaf.tensor.shape)}{leaf.tensor.dtype}".encode())
         if leaf.tensor.dtype == torch.bool and leaf.tensor.stride() == (0,):
             continue  # a Python integer, given as a size
-        if leaf.tensor.numel():  # what has no bytes has no view as bytes
+        if leaf.tensor.numel() and not leaf.tensor.is_meta:  # what has no bytes has no view as bytes
             tensor = leaf.tensor.detach().cpu().contiguous()
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -165,6 +165,10 @@ def attend_to_all(h: Tensor) -> Tensor:
 
 WRONG = [
     # The graph is not what the model was compiled for.
+    case("positions the other way round", with_(positions=OTHER["positions"].T.contiguous()), InputError,
+         "graph['positions'] has shape (3, ", "compiled for (*, 3)"),
+    case("positions on another device", with_(positions=OTHER["positions"].to("meta")), InputError,
+         "graph['positions'] is on meta", "compiled on cpu", ".to('cpu')"),
     case("float32 positions", with_(positions=OTHER["positions"].float()), InputError,
          "graph['positions'] is torch.float32", "compiled for torch.float64", ".to(torch.float64)"),
     case("int32 edges", with_(edge_index=OTHER["edge_index"].int()), InputError, "graph['edge_index'] is torch.int32"),
@@ -259,6 +263,9 @@ WRONG = [
     # Options.
     case("too little memory", lambda: distcompile.compile(Gnn(), EXAMPLE, memory=1000, validate=False)(OTHER),
          InputError, "memory=1000", "ranks or more"),
+    case("a model by its name", compiling("mace"), TypeError, "module or a function", "not str"),
+    case("a world by its size", compiling(Gnn(), world=2), TypeError, "LocalWorld(n)", "not 2"),
+    case("memory in words", compiling(Gnn(), memory="2GB"), TypeError, "number of bytes", "'2GB'"),
     case("an unknown lowering", compiling(Gnn(), lowering="cuda"), ValueError, "unknown lowering 'cuda'", "eager"),
     case("a world without ranks", lambda: LocalWorld(0), ValueError, "at least one rank, not 0"),
     case("no process group", ProcessGroupWorld, RankError, "not initialised", "torchrun"),
