@@ -11,14 +11,18 @@ from .hoist import hoist
 from .infer_spaces import infer_spaces
 from .insert_all_reduces import insert_all_reduces
 from .insert_halos import insert_halos
+from .join_parts import join_parts
 from .normalize import normalize
 from .place import place
 from .share_exchanges import share_exchanges
+from .sparse_constants import sparse_constants
 from .tile import tile
 
 PIPELINE: tuple[Callable[[Program], Program], ...] = (
     normalize,
     clean,
+    join_parts,
+    sparse_constants,
     hoist,
     infer_spaces,
     choose_owners,

@@ -157,8 +157,11 @@ def _simpler(node: fx.Node) -> fx.Node | None:
     """An earlier node that holds the same value."""
     args: Any = node.args
     target = node.target
-    if target in _IDENTITIES or _is_no_cast(node) or _is_plus_zero(node):
+    if target in _IDENTITIES or _is_no_cast(node) or _is_plus_zero(node) or _is_same_view(node) or _is_times_one(node):
         return args[0]  # type: ignore[no-any-return]
+    if target is aten.reshape.default and args[0].target is aten.reshape.default:
+        node.update_arg(0, args[0].args[0])
+        return _simpler(node)
     if target in _PARTS and _same_shape(node, args[_PARTS[target]]):
         return args[_PARTS[target]]  # type: ignore[no-any-return]
     if target is aten.copy.default and _same_shape(args[0], args[1]) and _dtype(args[0]) == _dtype(args[1]):
@@ -185,6 +188,22 @@ def _is_plus_zero(node: fx.Node) -> bool:
         return False
     before, after = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
     return before.dtype == after.dtype and not after.dtype.is_floating_point
+
+
+def _is_same_view(node: fx.Node) -> bool:
+    """Whether a view shows its operand as it is."""
+    args: Any = node.args
+    if node.target is aten.permute.default:
+        return [d % len(args[1]) for d in args[1]] == list(range(len(args[1])))
+    if node.target in (aten.reshape.default, aten.expand.default):
+        return _same_shape(node, args[0])
+    return node.target is aten.squeeze.dims and not args[1]
+
+
+def _is_times_one(node: fx.Node) -> bool:
+    if node.target not in (aten.mul.Tensor, aten.mul.Scalar) or isinstance(node.args[1], fx.Node | bool):
+        return False
+    return node.args[1] == 1 and _dtype(node) == _dtype(node.args[0])  # type: ignore[arg-type]
 
 
 def _dtype(node: fx.Node) -> torch.dtype:

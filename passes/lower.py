@@ -1,4 +1,4 @@
-"""Pass 11: hand the body of each region to a code generator.
+"""Pass 13: hand the body of each region to a code generator.
 
     region body: 40 operators, each a pass over memory    =>    a few C++ loops that keep values in registers
 
@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import sympy
@@ -29,6 +30,7 @@ INDUCTOR = {
     "assert_indirect_indexing": False,  # pointers were checked on the whole graph
     "size_asserts": False,
     "nan_asserts": False,
+    "cpp.threads": 1,  # blocks run side by side instead
 }
 
 
@@ -87,13 +89,29 @@ def _compile(program: Program, region: Region) -> Callable[..., Sequence[Any]]:
     from torch._inductor.compile_fx import compile_fx
 
     examples = _Examples(program, region)
-    with torch.no_grad(), inductor_config.patch(INDUCTOR):
+    with torch.no_grad(), inductor_config.patch(INDUCTOR), _without_gil():
         compiled: Any = compile_fx(region.graph_module, examples.inputs)
 
     def run(rows: int, *args: Any) -> Any:
         return compiled(rows, *[a.contiguous() if isinstance(a, Tensor) else a for a in args])
 
     return run
+
+
+@contextmanager
+def _without_gil() -> Iterator[None]:
+    """Let generated code run without Python's lock, so that blocks run side by side; arguments are read with it."""
+    from torch._inductor.codecache import CppPythonBindingsCodeCache as Bindings
+
+    before = Bindings.call_entry_function
+    Bindings.call_entry_function = (
+        "[](auto... args) {{ auto* thread = PyEval_SaveThread(); kernel(args...); PyEval_RestoreThread(thread); }}"
+        "({}); Py_RETURN_NONE;"
+    )
+    try:
+        yield
+    finally:
+        Bindings.call_entry_function = before
 
 
 class _Examples:

@@ -1,4 +1,4 @@
-"""Pass 6: give every value its placement.
+"""Pass 8: give every value its placement.
 
     positions          [atoms, 3]
     index(positions, sender)   [edges, 3]

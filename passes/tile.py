@@ -1,4 +1,4 @@
-"""Pass 10: run each stretch of row-local work block by block.
+"""Pass 12: run each stretch of row-local work block by block.
 
     h = gather(x, sender)            [edges, 64]
     m = mul(h, weights)              [edges, 64]      y = region(n_edges, x, sender, weights, receiver, zeros)
@@ -30,8 +30,8 @@ aten = torch.ops.aten
 
 HOLD = 32.0
 """What holding a byte until it is read costs, in bytes moved: how dear memory is against time."""
-BLOCK_BYTES = 16 * 2**20
-"""Bytes that a block's values may take: what fits the last-level cache."""
+BLOCK_BYTES = 8 * 2**20
+"""Bytes that a block's values may take: what fits the share of the last-level cache that one thread has."""
 
 
 def tile(program: Program) -> Program:
@@ -144,7 +144,7 @@ class _Tiler:
             tuple(_result(n, self.work[n]) for n in roots),
             _row_bytes(self.program, body.module.graph, space),
         )
-        block = max(64, int(BLOCK_BYTES / max(spec.row_bytes, 1.0)))
+        block = max(16, int(BLOCK_BYTES / max(spec.row_bytes, 1.0)))
         self.regions[name] = Region(spec, body.module, block)
         tables = [self._table(n) for n in roots if self.work[n].kind == "scatter"]
         size = self._rows(space, body)

@@ -13,6 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .blocks import in_order
+
+WORTH_A_THREAD = 2**18
+"""Bytes of intermediate values below which a block is not worth handing to a thread."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
@@ -90,17 +95,33 @@ class Region(nn.Module):
             if isinstance(result, Add) and not result.reuse:
                 results[i] = results[i].clone()
         run = self.compiled if self.compiled is not None and rows else self.graph_module
-        for start in range(0, max(rows, 1), self.block):
-            n = min(self.block, rows - start)
+        threads, block = self.schedule(rows, inputs)
+
+        def work(i: int) -> list[Any]:
+            start = i * block
+            n = min(block, rows - start)
             given = [
                 a if s is None else a.narrow(s.dim, start * s.factor, n * s.factor)
                 for a, s in zip(inputs, spec.inputs, strict=True)
             ]
-            values = iter(run(n, *given))
-            del given
-            for i, result in enumerate(spec.results):
-                results[i] = _collect(result, results[i], values, start, n, rows)
+            return list(run(n, *given))
+
+        def take(i: int, values: list[Any]) -> None:
+            start, each = i * block, iter(values)
+            for j, result in enumerate(spec.results):
+                results[j] = _collect(result, results[j], each, start, min(block, rows - start), rows)
+
+        in_order(-(-max(rows, 1) // block), threads, work, take)
         return results
+
+    def schedule(self, rows: int, inputs: Sequence[Any] = ()) -> tuple[int, int]:
+        """(threads, rows of a block): blocks that the cache holds, as even as possible among threads."""
+        on_cpu = all(a.device.type == "cpu" for a in inputs if isinstance(a, Tensor))
+        threads = torch.get_num_threads() if on_cpu else 1
+        worth = int(rows * self.spec.row_bytes / WORTH_A_THREAD)
+        threads = max(1, min(threads, worth))
+        rounds = max(1, -(-rows // (self.block * threads)))
+        return threads, max(1, -(-rows // (rounds * threads)))
 
 
 def _collect(result: Result, so_far: Any, values: Any, start: int, n: int, rows: int) -> Tensor:

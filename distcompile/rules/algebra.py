@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from ..ir import Dim, Placement
+from ..runtime.sparse import sparse_mm
 from .base import Context, Refused, argument, arguments, rank, rule, wrap
 
 aten = torch.ops.aten
@@ -40,6 +41,15 @@ def product(ctx: Context, node: fx.Node) -> Placement:
     if sum(bool(d) for d in dims) > 1:
         raise Refused("a product of every row with every row")
     return Placement(tuple(dims), partial)
+
+
+@rule(sparse_mm)
+def sparse_product(ctx: Context, node: fx.Node) -> Placement:
+    """A product with a constant: each row by itself."""
+    rows, inner = ctx.dims(arguments(node)[0])
+    if inner:
+        raise Refused("a product that sums over rows")
+    return Placement((rows, ()))
 
 
 @rule(aten.addmm.default, aten.baddbmm.default)
