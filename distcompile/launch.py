@@ -48,7 +48,14 @@ def launch(ranks: int, max_restarts: int, checkpoint: Path | None) -> int:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks have said what is wrong
     # -P: a folder called distcompile where the user stands must not hide the installed package.
     command = [sys.executable, "-P", "-m", "distcompile.cli", *sys.argv[1:]]
-    options = ["--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={max_restarts}", "--no-python", *command]
+    options = [
+        "--standalone",
+        f"--nproc-per-node={ranks}",
+        f"--max-restarts={max_restarts}",
+        "--no-python",
+        "--",
+        *command,
+    ]
     with tempfile.TemporaryDirectory() as folder:
         os.environ[VOICE] = f"{folder}/voice"
         try:
