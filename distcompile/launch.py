@@ -45,6 +45,7 @@ def launch(ranks: int, max_restarts: int, checkpoint: Path | None) -> int:
     from torch.distributed.run import run as torchrun
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of ranks: their store warns with stack traces
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks have said what is wrong
     # -P: a folder called distcompile where the user stands must not hide the installed package.
     command = [sys.executable, "-P", "-m", "distcompile.cli", *sys.argv[1:]]
@@ -95,6 +96,7 @@ def joined(checkpoint: Path | None) -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     store, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=5)))
+    store = PrefixStore(f"distcompile {restarts()}", store)  # torchrun keeps what ranks wrote before it restarted them
     watch = Watch(store, rank, size, say, lambda: last(checkpoint))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=size)

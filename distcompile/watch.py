@@ -43,7 +43,7 @@ class Watch:
     def __init__(
         self, store: Store, rank: int, size: int, say: Callable[[str, bool], None], report: Callable[[], str]
     ) -> None:
-        self._store = PrefixStore("distcompile/watch", store.clone())  # type: ignore[attr-defined]
+        self._store = PrefixStore("watch", store.clone())  # type: ignore[attr-defined]
         self._store.set_timeout(timedelta(seconds=ANSWER))
         self._rank, self._size, self._say, self._report = rank, size, say, report
         self._over = threading.Event()
