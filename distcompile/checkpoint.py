@@ -114,7 +114,7 @@ def resume(path: Path, atoms: Atoms, run: Mapping[str, Any]) -> Checkpoint:
             f"{path} is a checkpoint of another structure: atom {atom} has atomic number {found.numbers[atom]} there, "
             f"{atoms.numbers[atom]} here. Give the structure that the run was started with."
         )
-    for name in found.run.keys() | run.keys():
+    for name in {**found.run, **run}:
         if found.run.get(name) != run.get(name):
             raise CheckpointError(
                 f"{path} is a checkpoint of another run: {name} is {found.run.get(name)} there, {run.get(name)} here. "

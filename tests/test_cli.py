@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,51 +14,10 @@ import pytest
 import structures
 from ase import Atoms
 from ase.io import read, write
+from springs import SpringCalculator
 from typer.testing import CliRunner
 
 from distcompile.cli import app
-
-CALCULATOR = '''
-import torch
-from ase.calculators.calculator import Calculator, all_changes
-from ase.neighborlist import neighbor_list
-
-
-class Springs(torch.nn.Module):
-    """Energy of neighbours as a function of their distance."""
-
-    def __init__(self):
-        super().__init__()
-        self.weights = torch.nn.Parameter(torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64))
-
-    def forward(self, graph):
-        positions = graph["positions"].clone().requires_grad_()
-        sender, receiver = graph["edge_index"]
-        lengths = (positions[sender] + graph["shifts"] - positions[receiver]).norm(dim=-1)
-        powers = torch.stack([lengths / 3, (lengths / 3) ** 2, (lengths / 3) ** 3], dim=-1)
-        edges = (powers @ self.weights) * (1 - (lengths / 3) ** 2) ** 3
-        energies = torch.zeros_like(positions[:, 0]).index_add(0, receiver, edges)
-        energy = energies.sum()
-        return {"energy": energy, "forces": -torch.autograd.grad(energy, positions)[0]}
-
-
-class SpringCalculator(Calculator):
-    implemented_properties = ["energy", "forces"]
-
-    def __init__(self):
-        super().__init__()
-        self.model = Springs()
-
-    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
-        super().calculate(atoms, properties, system_changes)
-        receiver, sender, shifts = neighbor_list("ijS", atoms, 3.0)
-        result = self.model({
-            "positions": torch.tensor(atoms.positions),
-            "edge_index": torch.stack([torch.tensor(sender), torch.tensor(receiver)]),
-            "shifts": torch.tensor(shifts @ atoms.cell.array),
-        })
-        self.results = {"energy": float(result["energy"]), "forces": result["forces"].detach().numpy()}
-'''
 
 
 def distcompile(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -83,16 +43,14 @@ def folder(tmp_path: Path) -> Path:
     """A folder with a structure (MgO with a vacancy), a file that is none, and a calculator of the user's."""
     write(tmp_path / "oxide.extxyz", structures.crystal((2, 1, 1)))
     (tmp_path / "notes.extxyz").write_text("not a structure\n")
-    (tmp_path / "springs.py").write_text(CALCULATOR)
+    shutil.copy(Path(__file__).parent / "springs.py", tmp_path)
     return tmp_path
 
 
 def stock_springs(atoms: Atoms) -> Atoms:
     """The user's calculator without distcompile."""
-    module: dict[str, object] = {}
-    exec(CALCULATOR, module)
     atoms = atoms.copy()
-    atoms.calc = module["SpringCalculator"]()  # type: ignore[operator]
+    atoms.calc = SpringCalculator()
     return atoms
 
 
