@@ -15,7 +15,7 @@ import numpy as np
 import typer
 
 from .calculator import distribute, load_calculator, statistics
-from .checkpoint import last
+from .checkpoint import last, resume
 from .dynamics import Ensemble, Md, Output, Relaxation, relax, run_md
 from .errors import DistcompileError, OutOfMemory, RankError, SimulationError
 from .guards import Guard, unknown_species
@@ -109,6 +109,8 @@ def perform(job: Job) -> None:
             distribute(calculator)
         except TypeError as error:  # no model inside
             stop(str(error))
+        if job.resume and job.md.checkpoint is not None:  # before anything is compiled
+            resume(job.md.checkpoint, atoms.copy(), job.md.identity(job.calculator))
         atoms.calc = calculator
         Guard(atoms).check_distances(0)
         first_time = _first_evaluation(atoms)

@@ -118,6 +118,108 @@ def test_mistakes_are_named_in_one_line(
     assert re.search(said, refused(done.exit_code, done.stdout, done.stderr))
 
 
+SPRINGS = ["oxide.extxyz", "--calculator", "springs.py:SpringCalculator"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--check", "--task", "md"], "--check compares one evaluation"),
+        (["--checkpoint", "c.npz"], "use --checkpoint and --resume with --task md"),
+        (["--task", "md", "--resume"], "say which with --checkpoint"),
+        (["--task", "md", "--max-restarts", "2"], "say which with --checkpoint"),
+        (["--task", "md", "--resume", "--checkpoint", "c.npz"], r"There is no checkpoint c\.npz to resume from"),
+        (["--task", "md", "--checkpoint", "notes.extxyz"], "a checkpoint notes.extxyz already"),
+        (["--task", "md", "--resume", "--checkpoint", "notes.extxyz"], "is no checkpoint, or was cut short"),
+        (["--trajectory", "t.traj"], "One evaluation has no --trajectory"),
+        (["--task", "md", "--trajectory", "t.xyz"], r"name it \.traj, not 't\.xyz'"),
+        (["--task", "md", "--log", "nowhere/l.log"], "nowhere is no folder"),
+        (["--task", "md", "--pressure", "1"], "--pressure acts on the cell"),
+        (["--task", "relax", "--pressure", "1"], "--pressure acts on the cell"),
+        (["--task", "md", "--ensemble", "nvt", "--temperature", "0"], "cannot hold 0 K"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    """Said in one line before any work."""
+    monkeypatch.chdir(folder)
+    done = CliRunner().invoke(app, ["run", *SPRINGS, *arguments])
+    assert isinstance(done.exception, SystemExit), done.exception
+    assert re.search(said, refused(done.exit_code, done.stdout, done.stderr))
+
+
+def test_structures_that_cannot_be_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Atoms on top of each other, a species that the calculator does not know: the step and the atom are named."""
+    monkeypatch.chdir(folder)
+    close, strange = read("oxide.extxyz"), read("oxide.extxyz")
+    close.positions[3] = close.positions[8] + 0.1
+    strange.numbers[6] = 54
+    for atoms, said in ((close, r"Step 0: atoms 3 .* and 8 .* are 0\.173 A"), (strange, r"not know Xe \(atom 6\)")):
+        write("oxide.extxyz", atoms)
+        done = CliRunner().invoke(app, ["run", *SPRINGS])
+        assert isinstance(done.exception, SystemExit), done.exception
+        assert re.search(said, refused(done.exit_code, done.stdout, done.stderr))
+
+
+def test_npt_on_two_processes(folder: Path) -> None:
+    """As ASE itself does it with the stock calculator; one voice; files of one writer."""
+    from ase import units
+    from ase.md.nose_hoover_chain import MTKNPT
+
+    arguments = ["--task", "md", "--ensemble", "npt", "--temperature", "500", "--pressure", "2", "--steps", "25"]
+    files = ["--trajectory", "t.traj", "--log", "l.log", "--interval", "5", "-o", "o.traj"]
+    start = read(folder / "oxide.extxyz").repeat((1, 1, 2))
+    start.set_momenta(np.random.default_rng(0).normal(size=(30, 3)))
+    write(folder / "oxide.traj", start)
+    done = distcompile(folder, "run", "oxide.traj", *SPRINGS[1:], *arguments, *files, "--ranks", "2")
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall("steps 0 to 25, NPT", done.stdout)) == 1
+    assert re.search(r"NPT: step 25 of 25, .* ns/day, 00:00:00 left", done.stdout)
+    atoms = stock_springs(start)
+    MTKNPT(
+        atoms, units.fs, temperature_K=500, pressure_au=2 * units.GPa, tdamp=100 * units.fs, pdamp=1000 * units.fs
+    ).run(25)
+    frames = read(folder / "t.traj", ":")
+    assert len(frames) == 6
+    found = read(folder / "o.traj")
+    for last in (frames[-1], found):
+        np.testing.assert_allclose(last.positions, atoms.positions, rtol=0, atol=1e-8)
+        np.testing.assert_allclose(last.cell, atoms.cell, rtol=0, atol=1e-8)
+        assert last.get_potential_energy() == pytest.approx(atoms.get_potential_energy(), abs=1e-8)
+    np.testing.assert_allclose(found.get_stress(), atoms.get_stress(), rtol=0, atol=1e-10)
+    assert len((folder / "l.log").read_text().splitlines()) == 7
+
+
+def test_relaxation_of_a_supercell(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--repeat, --relax-cell; what is written is relaxed."""
+    monkeypatch.chdir(folder)
+    options = ["--task", "relax", "--relax-cell", "--repeat", "1", "2", "1", "--fmax", "0.2", "-o", "o.extxyz"]
+    done = CliRunner().invoke(app, ["run", *SPRINGS, *options])
+    assert done.exit_code == 0, done.output
+    assert re.search(r"relaxed in \d+ steps", done.stdout)
+    found, start = read("o.extxyz"), read("oxide.extxyz")
+    assert len(found) == 2 * len(start)
+    assert np.linalg.norm(found.get_forces(), axis=1).max() < 0.2
+    assert np.abs(found.cell[1] - 2 * start.cell[1]).max() > 0.01
+
+
+def test_doctor() -> None:
+    """Versions, what ranks talk through, the compiler, and the packages of this environment."""
+    from importlib.metadata import version
+
+    import torch
+
+    done = CliRunner().invoke(app, ["doctor"])
+    assert done.exit_code == 0, done.output
+    rows = {row[1]: row[2] for row in (re.split(r" *│ *", line) for line in done.stdout.splitlines()) if len(row) > 3}
+    assert rows["torch"] == torch.__version__
+    assert rows["gloo"] == "available"
+    assert rows["C++ compiler"] == (shutil.which("g++") or shutil.which("clang++"))
+    assert rows["chgnet"] == f"{version('chgnet')}, works"
+    assert rows["sevenn"] == "not installed"
+
+
 @pytest.mark.parametrize("output", ["no_such_folder/o.extxyz", "o.unknown"])
 def test_output_that_cannot_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch, output: str) -> None:
     """Said in one line, as other mistakes are."""

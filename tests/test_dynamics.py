@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import structures
-import zoo
 from ase import Atoms
 from ase.filters import FrechetCellFilter
 from ase.io import read
@@ -57,36 +56,6 @@ def test_trajectories_do_not_depend_on_ranks(ensemble: Ensemble) -> None:
     np.testing.assert_allclose(ours.cell, stock.cell, rtol=0, atol=1e-10)
     assert np.abs(expected[-1] - expected[0]).max() > 0.3
     assert (np.abs(ours.cell - oxide().cell).max() > 0.005) == (ensemble is Ensemble.npt)
-
-
-def test_mace_through_time(tmp_path: Path) -> None:
-    """A model file loaded by the stock calculator, in float64: NPT on 3 ranks, positions and cell to 1e-8."""
-    pytest.importorskip("mace")
-    import torch
-    from mace.calculators import MACECalculator
-
-    torch.save(zoo.mace().model, tmp_path / "small.model")
-
-    def make() -> Any:
-        return MACECalculator(model_paths=str(tmp_path / "small.model"), default_dtype="float64")
-
-    how = Md(Ensemble.npt, steps=5, timestep=2.0, temperature=600.0)
-    stock, ours = oxide(0, make), oxide(3, make)
-    expected, found = trajectory(stock, how), trajectory(ours, how)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8)
-    np.testing.assert_allclose(ours.cell, stock.cell, rtol=0, atol=1e-8)
-
-
-def test_chgnet_through_time() -> None:
-    """NVE of the pretrained model, run in float64, on 3 ranks: positions to 1e-8, the same energy drift."""
-    pytest.importorskip("chgnet")
-    with zoo.chgnet_calculator() as make:
-        how = Md(steps=5, timestep=2.0, temperature=600.0)
-        stock, ours = oxide(0, make), oxide(3, make)
-        expected, found = trajectory(stock, how), trajectory(ours, how)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8)
-        assert ours.get_total_energy() == pytest.approx(stock.get_total_energy(), abs=1e-8)
-        np.testing.assert_allclose(ours.get_magnetic_moments(), stock.get_magnetic_moments(), atol=1e-7)
 
 
 def test_stress_is_the_derivative_of_the_energy() -> None:
