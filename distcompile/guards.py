@@ -10,8 +10,8 @@ from ase.neighborlist import neighbor_list
 
 from .errors import SimulationError
 
-CLOSEST = 0.5
-"""Atoms may come as close as this part of the sum of their covalent radii: H-H 0.31 A, O-H 0.49 A, C-C 0.76 A."""
+CLOSEST = 0.4
+"""Atoms may come as close as this part of the sum of their covalent radii: H-H 0.25 A, O-H 0.39 A, C-C 0.61 A."""
 SKIN = 1.0
 """Pairs that are this much further apart, in A, are remembered, so that not every step must look for pairs."""
 
