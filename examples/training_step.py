@@ -41,7 +41,7 @@ target = {"energy": torch.tensor(-3.0, dtype=torch.float64), "forces": torch.zer
 model = Network().train()
 world = None if dist.is_initialized() else distcompile.LocalWorld(2)
 compiled = distcompile.compile(model, graph, world=world)
-optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+optimizer = torch.optim.Adam(model.parameters(), lr=5e-4)
 for step in range(20):
     optimizer.zero_grad()
     found = compiled(graph)
