@@ -104,7 +104,7 @@ def perform(job: Job) -> None:
     except ValueError as error:
         problem = problem or str(error)
     stop_together(problem)
-    with _explained():
+    with _explained(job.md.checkpoint):
         try:
             distribute(calculator)
         except TypeError as error:  # no model inside
@@ -129,15 +129,17 @@ def perform(job: Job) -> None:
 
 
 @contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Turn errors that are meant for users into a message."""
+def _explained(checkpoint: Path | None) -> Iterator[None]:
+    """Turn errors that are meant for users into a message; a full disk's names the last checkpoint."""
     try:
         yield
     except OutOfMemory as error:  # of one rank, which has to say it itself
         say(str(error), True)
         raise typer.Exit(1) from error
-    except (DistcompileError, OSError) as error:
+    except DistcompileError as error:
         stop(str(error))
+    except OSError as error:
+        stop(f"A file cannot be read or written: {error}. {last(checkpoint)}".strip())
 
 
 def _first_evaluation(atoms: Any) -> float:

@@ -46,26 +46,34 @@ class Watch:
         self._store = PrefixStore("watch", store.clone())  # type: ignore[attr-defined]
         self._store.set_timeout(timedelta(seconds=ANSWER))
         self._rank, self._size, self._say, self._report = rank, size, say, report
+        self._local: dict[int, int] = {}
         self._over = threading.Event()
         self._ended, self._others_ended = threading.Event(), threading.Event()
-        self._beat("0")
+        self._others = [q for q in range(size) if q != rank]
+        self._beats = 0
+        self._answered = 0
+        self._heard: dict[int, str] = {}
+        self._store.set(f"beat {rank}", "0")
         self._store.set(f"place {rank}", f"{socket.gethostname()} {os.getpid()}")
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        # Where the store's process is stopped, a question to it never returns: who asks cannot be who watches.
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._talk, self._watch)]
 
     def start(self) -> None:
         """Begin to watch, when all ranks have joined."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def end(self) -> None:
         """This rank has nothing more to do, or has said itself why it ends: nobody misses it from now on."""
         self._ended.set()
         with contextlib.suppress(RuntimeError):
-            self._beat(ENDED)
+            self._store.set(f"beat {self._rank}", ENDED)
 
     def stop(self) -> None:
         """Watch no more: all ranks have ended."""
         self._over.set()
-        self._thread.join(ANSWER)
+        for thread in self._threads:
+            thread.join(ANSWER)
 
     def wait(self) -> bool:
         """A collective failed: give the watch time to find out who is gone, which ends this process.
@@ -75,41 +83,55 @@ class Watch:
         """
         return self._others_ended.wait((SILENT + 3) * BEAT)
 
-    def _beat(self, value: str) -> None:
-        self._store.set(f"beat {self._rank}", value)
-
-    def _run(self) -> None:
-        others = [q for q in range(self._size) if q != self._rank]
-        beats = [f"beat {q}" for q in others]
-        seen = dict.fromkeys(others, "")
-        missed = dict.fromkeys(others, 0)
+    def _talk(self) -> None:
+        """Beat, and hear the others' beats."""
+        names = [f"beat {q}" for q in self._others]
         try:
-            places = dict(zip(others, self._store.multi_get([f"place {q}" for q in others]), strict=True))
-            local = {q: int(p.split()[1]) for q, p in places.items() if p.decode().split()[0] == socket.gethostname()}
-            for n in range(1, sys.maxsize):
-                if self._over.wait(BEAT):
-                    return
+            places = self._store.multi_get([f"place {q}" for q in self._others])
+            self._local = {
+                q: int(place.split()[1])
+                for q, place in zip(self._others, places, strict=True)
+                if place.decode().split()[0] == socket.gethostname()
+            }
+            while not self._over.wait(BEAT):
                 if not self._ended.is_set():
-                    self._beat(str(n))
-                now = {q: beat.decode() for q, beat in zip(others, self._store.multi_get(beats), strict=True)}
-                missed = {q: missed[q] + 1 if now[q] == seen[q] else 0 for q in others}
-                seen = now
-                if ENDED in now.values():
-                    self._others_ended.set()
-                lost = {q: how for q in others if now[q] != ENDED and (how := _fate(missed[q], local.get(q)))}
-                if lost:
-                    self._lose(lost, local)
-        except RuntimeError:  # whoever holds the store is gone
-            if not self._over.is_set() and not self._ended.is_set():
-                self._leave("The process that holds the job's store (torchrun, or rank 0) was lost.", True)
+                    self._store.set(f"beat {self._rank}", str(self._beats))
+                beats = self._store.multi_get(names)
+                self._heard = {q: beat.decode() for q, beat in zip(self._others, beats, strict=True)}
+                self._answered = self._beats
+        except RuntimeError as error:  # whoever holds the store is gone
+            self._lose_store(f"was lost ({str(error).splitlines()[0][:80]})")
 
-    def _lose(self, lost: dict[int, str], local: dict[int, int]) -> None:
+    def _watch(self) -> None:
+        """Count beats of one's own, and see whose have stopped."""
+        missed = dict.fromkeys(self._others, 0)
+        seen = dict(self._heard)
+        while not self._over.wait(BEAT):
+            self._beats += 1
+            if self._beats - self._answered >= SILENT:
+                self._lose_store(f"has not answered for {SILENT * BEAT:.0f} s")
+            heard = dict(self._heard)
+            missed = {q: missed[q] + 1 if heard.get(q) == seen.get(q) else 0 for q in self._others}
+            seen = heard
+            if ENDED in heard.values():
+                self._others_ended.set()
+            lost = {
+                q: how for q in self._others if heard.get(q) != ENDED and (how := _fate(missed[q], self._local.get(q)))
+            }
+            if lost:
+                self._lose(lost)
+
+    def _lose(self, lost: dict[int, str]) -> None:
         """Say who is lost, leave nothing of them on this machine, and end this rank."""
         first = min(set(range(self._size)) - lost.keys())
-        for q in lost.keys() & local.keys():
+        for q in lost.keys() & self._local.keys():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(local[q], signal.SIGKILL)  # what is stopped hears nothing else
+                os.kill(self._local[q], signal.SIGKILL)  # what is stopped hears nothing else
         self._leave(" ".join(f"Rank {q} was lost: it {how}." for q, how in lost.items()), self._rank == first)
+
+    def _lose_store(self, how: str) -> None:
+        if not self._over.is_set() and not self._ended.is_set():
+            self._leave(f"The process that holds the job's store (torchrun, or rank 0) {how}.", True)
 
     def _leave(self, message: str, speaks: bool) -> None:
         self._say(f"{message} {self._report()}".strip(), speaks)

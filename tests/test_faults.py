@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from runs import Run, check_resumes, one_message
 
 import distcompile
 from distcompile import LocalWorld, OutOfMemory, checkpoint
+from distcompile.watch import SILENT, STOPPED, _fate
 
 Start = Callable[..., Run]
 
@@ -85,6 +87,24 @@ def test_the_launcher_is_killed(start: Start) -> None:
         assert time.monotonic() < deadline, "ranks are left"
         time.sleep(0.2)
     assert "torchrun, or rank 0" in one_message(run.launcher.communicate()[1])
+
+
+def test_who_is_lost() -> None:
+    """A rank elsewhere by its silence; one of this machine by its process, however long it is silent."""
+    own, ended = os.getpid(), subprocess.Popen(["true"])
+    ended.wait()
+    assert _fate(SILENT - 1, None) == ""
+    assert _fate(SILENT, None) == "has not answered for 22 s"
+    assert _fate(1000, own) == "", "busy in one long call"
+    assert _fate(0, ended.pid) == "was killed or crashed"
+    stopped = subprocess.Popen(["sleep", "60"])
+    stopped.send_signal(signal.SIGSTOP)
+    while "T" not in Path(f"/proc/{stopped.pid}/stat").read_text().rpartition(")")[2]:
+        time.sleep(0.01)
+    assert _fate(STOPPED - 1, stopped.pid) == ""
+    assert _fate(STOPPED, stopped.pid) == "has been stopped for 12 s"
+    stopped.kill()
+    stopped.wait()
 
 
 # ---- memory
