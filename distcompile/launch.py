@@ -109,7 +109,7 @@ def joined(checkpoint: Path | None) -> Iterator[None]:
     except BaseException as error:
         said = isinstance(error, typer.Exit) or (is_collective(error) and watch.wait())
         if not said:
-            say(_unexpected(error), True)
+            say(f"{_unexpected(error)} {last(checkpoint)}".strip(), True)
         watch.end()
         sys.stdout.flush()
         os._exit(
@@ -190,5 +190,7 @@ def is_collective(error: BaseException) -> bool:
 
 
 def _unexpected(error: BaseException) -> str:
-    """An error that nobody foresaw, with where it came from."""
+    """An error that nobody foresaw, with where it came from; Ctrl-C is none."""
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted."
     return "".join(traceback.format_exception(error)).rstrip()
