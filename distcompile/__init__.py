@@ -16,28 +16,35 @@ from .api import DistributedModel, compile
 from .calculator import distribute
 from .errors import (
     CaptureError,
+    CheckpointError,
     DistcompileError,
     GuardError,
     InputError,
+    OutOfMemory,
     RankError,
+    SimulationError,
     UnsupportedOp,
     ValidationError,
 )
-from .runtime.world import LocalWorld, ProcessGroupWorld
+from .runtime.world import LocalWorld, ProcessGroupWorld, is_first
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CaptureError",
+    "CheckpointError",
     "DistcompileError",
     "DistributedModel",
     "GuardError",
     "InputError",
     "LocalWorld",
+    "OutOfMemory",
     "ProcessGroupWorld",
     "RankError",
+    "SimulationError",
     "UnsupportedOp",
     "ValidationError",
     "compile",
     "distribute",
+    "is_first",
 ]

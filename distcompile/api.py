@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from .account import collectives, peak_bytes
 from .capture import capture
-from .errors import GuardError, InputError, RankError
+from .errors import GuardError, InputError, OutOfMemory, RankError
 from .explain import explain
 from .ir import Program
 from .passes import PIPELINE
@@ -102,6 +102,7 @@ class DistributedModel:
         Raises:
             InputError: the graph does not fit the model (dtype, shape, pointer range, species, NaN).
             RankError: the ranks were given different graphs.
+            OutOfMemory: this rank could not get the memory it needs.
         """
         leaves, tree = self._flatten(graph)
         for executor in self._matching(leaves, tree):
@@ -199,12 +200,32 @@ class DistributedModel:
 
     def _evaluate(self, executor: Executor, leaves: list[Leaf]) -> Any:
         accept = functools.partial(self._check_memory, executor) if self.memory is not None else None
-        return executor.program.capture.result.unflatten(executor(leaves, self._is_differentiable(executor), accept))
+        try:
+            results = executor(leaves, self._is_differentiable(executor), accept)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise OutOfMemory(self._explain_memory(executor, leaves)) from error
+        return executor.program.capture.result.unflatten(results)
 
     def _is_differentiable(self, executor: Executor) -> bool:
         """Whether results carry gradients: a model that takes its gradients itself does so for training only."""
         training = self._module is not None and self._module.training
         return torch.is_grad_enabled() and (training or not executor.program.capture.differentiates)
+
+    def _explain_memory(self, executor: Executor, leaves: list[Leaf]) -> str:
+        """What an evaluation that ran out of memory was predicted to need, and what to do."""
+        prepared = executor.prepare(leaves)
+        ranks = _rows_of_ranks(executor.layout(prepared).division)
+        needs = [peak_bytes(executor.program, {**prepared.sizes, **rows}, halos) for rows, halos in ranks]
+        mine = getattr(self.world, "rank", None)
+        who, need = (f"Rank {mine} of {self.world.size}", needs[mine]) if mine is not None else ("A rank", max(needs))
+        return (
+            f"{who} ran out of memory: its share of this graph needs about {need / 1e9:.2f} GB beside parameters and "
+            f"the graph itself. Use more ranks, or machines with more memory. memory={max(needs)} is the smallest that "
+            "would accept this graph; set it to what a rank really has, and graphs too large are refused before they "
+            "start."
+        )
 
     def _check_memory(self, executor: Executor, sizes: dict[str, int], division: Division) -> None:
         """Refuse, on every rank, a graph whose fullest rank would need more than `memory`."""
@@ -217,6 +238,11 @@ class DistributedModel:
                 f"memory={self.memory} ({self.memory / 1e9:.2f} GB). Use {-(-worst // self.memory) * self.world.size} "
                 "ranks or more, or raise memory=."
             )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an error is one of the several that Python and torch have for memory that is not to be had."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _rows_of_ranks(division: Division) -> list[tuple[dict[str, int], dict[str, int]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from .api import DistributedModel, Lowering, compile
@@ -90,8 +91,11 @@ class _Forward:
         if key not in self._models:
             stock = _WithTensors(self._stock) if with_tensors else self._stock
             self._models[key] = compile(stock, graph, model_kwargs=options, **self._options)
-        self.last = (self._models[key], graph)
-        return self._models[key](*graph)
+        model = self._models[key]
+        self.last = (model, graph)
+        # A model that takes its forces itself returns plain numbers, in training mode too; the calculator counts on it.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not model.program.capture.differentiates):
+            return model(*graph)
 
 
 class _WithTensors:

@@ -33,3 +33,15 @@ class RankError(DistcompileError):
 
 class ValidationError(DistcompileError):
     """The compiled program does not reproduce the stock model."""
+
+
+class OutOfMemory(DistcompileError, MemoryError):  # noqa: N818  an error of memory, as Python and torch call theirs
+    """A rank could not get the memory that its share of a graph needs."""
+
+
+class SimulationError(DistcompileError):
+    """A relaxation or a trajectory left what its model can describe: infinite forces, atoms on top of each other."""
+
+
+class CheckpointError(DistcompileError):
+    """A checkpoint could not be written or read, or belongs to another run."""

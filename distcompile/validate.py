@@ -81,6 +81,7 @@ def smaller_graph(program: Program, leaves: Sequence[Leaf], values: Sequence[Any
     if any(int(k.sum()) < SMALLEST_SPACE for k in keep.values()):
         return None
     numbers = {name: k.cumsum(0) - 1 for name, k in keep.items()}
+    counts = {sizes[name]: int(k.sum()) for name, k in reversed(keep.items())}  # of equal sizes, the first space's
     cut = []
     for i, (leaf, shape) in enumerate(zip(leaves, program.capture.sizes, strict=True)):
         tensor = leaf.tensor.detach().clone()
@@ -88,12 +89,20 @@ def smaller_graph(program: Program, leaves: Sequence[Leaf], values: Sequence[Any
         for space, where in targets[""].get(i, {}).items():
             flat[where] = numbers[space][flat[where].long()].to(flat.dtype)
         tensor = flat.reshape(tensor.shape)
+        if all(size.is_Integer for size in shape) and i not in targets[""] and _is_integer(tensor):
+            tensor = (
+                tensor.cpu().apply_(lambda n: counts.get(n, n)).to(tensor.device)
+            )  # num_atoms = [15], ptr = [0, 15]
         for dim, size in enumerate(shape):
             found = spaces.get(program.size(size))
             if found is not None:
                 tensor = tensor.index_select(dim, keep[found.name].nonzero().flatten())
         cut.append(tensor)
     return cut
+
+
+def _is_integer(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
 
 
 def _cluster(n_atoms: int, pointers: Sequence[Tensor]) -> Tensor:

@@ -251,3 +251,15 @@ class _ProcessGroupCommunicator(Communicator):
 def default_world() -> World:
     """The default process group if there is one, else one rank."""
     return ProcessGroupWorld() if dist.is_initialized() else LocalWorld(1)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that prints and writes: rank 0, or the only process.
+
+    Every rank runs the same script, and energies and forces are whole on all of them::
+
+        energy = atoms.get_potential_energy()  # on every rank
+        if distcompile.is_first():
+            print(energy)
+    """
+    return not dist.is_initialized() or dist.get_rank() == 0

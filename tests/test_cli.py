@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,51 +14,10 @@ import pytest
 import structures
 from ase import Atoms
 from ase.io import read, write
+from springs import SpringCalculator
 from typer.testing import CliRunner
 
 from distcompile.cli import app
-
-CALCULATOR = '''
-import torch
-from ase.calculators.calculator import Calculator, all_changes
-from ase.neighborlist import neighbor_list
-
-
-class Springs(torch.nn.Module):
-    """Energy of neighbours as a function of their distance."""
-
-    def __init__(self):
-        super().__init__()
-        self.weights = torch.nn.Parameter(torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64))
-
-    def forward(self, graph):
-        positions = graph["positions"].clone().requires_grad_()
-        sender, receiver = graph["edge_index"]
-        lengths = (positions[sender] + graph["shifts"] - positions[receiver]).norm(dim=-1)
-        powers = torch.stack([lengths / 3, (lengths / 3) ** 2, (lengths / 3) ** 3], dim=-1)
-        edges = (powers @ self.weights) * (1 - (lengths / 3) ** 2) ** 3
-        energies = torch.zeros_like(positions[:, 0]).index_add(0, receiver, edges)
-        energy = energies.sum()
-        return {"energy": energy, "forces": -torch.autograd.grad(energy, positions)[0]}
-
-
-class SpringCalculator(Calculator):
-    implemented_properties = ["energy", "forces"]
-
-    def __init__(self):
-        super().__init__()
-        self.model = Springs()
-
-    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
-        super().calculate(atoms, properties, system_changes)
-        receiver, sender, shifts = neighbor_list("ijS", atoms, 3.0)
-        result = self.model({
-            "positions": torch.tensor(atoms.positions),
-            "edge_index": torch.stack([torch.tensor(sender), torch.tensor(receiver)]),
-            "shifts": torch.tensor(shifts @ atoms.cell.array),
-        })
-        self.results = {"energy": float(result["energy"]), "forces": result["forces"].detach().numpy()}
-'''
 
 
 def distcompile(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -83,16 +43,14 @@ def folder(tmp_path: Path) -> Path:
     """A folder with a structure (MgO with a vacancy), a file that is none, and a calculator of the user's."""
     write(tmp_path / "oxide.extxyz", structures.crystal((2, 1, 1)))
     (tmp_path / "notes.extxyz").write_text("not a structure\n")
-    (tmp_path / "springs.py").write_text(CALCULATOR)
+    shutil.copy(Path(__file__).parent / "springs.py", tmp_path)
     return tmp_path
 
 
 def stock_springs(atoms: Atoms) -> Atoms:
     """The user's calculator without distcompile."""
-    module: dict[str, object] = {}
-    exec(CALCULATOR, module)
     atoms = atoms.copy()
-    atoms.calc = module["SpringCalculator"]()  # type: ignore[operator]
+    atoms.calc = SpringCalculator()
     return atoms
 
 
@@ -158,6 +116,108 @@ def test_mistakes_are_named_in_one_line(
     done = CliRunner().invoke(app, ["run", *arguments])
     assert isinstance(done.exception, SystemExit), done.exception
     assert re.search(said, refused(done.exit_code, done.stdout, done.stderr))
+
+
+SPRINGS = ["oxide.extxyz", "--calculator", "springs.py:SpringCalculator"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--check", "--task", "md"], "--check compares one evaluation"),
+        (["--checkpoint", "c.npz"], "use --checkpoint and --resume with --task md"),
+        (["--task", "md", "--resume"], "say which with --checkpoint"),
+        (["--task", "md", "--max-restarts", "2"], "say which with --checkpoint"),
+        (["--task", "md", "--resume", "--checkpoint", "c.npz"], r"There is no checkpoint c\.npz to resume from"),
+        (["--task", "md", "--checkpoint", "notes.extxyz"], "a checkpoint notes.extxyz already"),
+        (["--task", "md", "--resume", "--checkpoint", "notes.extxyz"], "is no checkpoint, or was cut short"),
+        (["--trajectory", "t.traj"], "One evaluation has no --trajectory"),
+        (["--task", "md", "--trajectory", "t.xyz"], r"name it \.traj, not 't\.xyz'"),
+        (["--task", "md", "--log", "nowhere/l.log"], "nowhere is no folder"),
+        (["--task", "md", "--pressure", "1"], "--pressure acts on the cell"),
+        (["--task", "relax", "--pressure", "1"], "--pressure acts on the cell"),
+        (["--task", "md", "--ensemble", "nvt", "--temperature", "0"], "cannot hold 0 K"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    """Said in one line before any work."""
+    monkeypatch.chdir(folder)
+    done = CliRunner().invoke(app, ["run", *SPRINGS, *arguments])
+    assert isinstance(done.exception, SystemExit), done.exception
+    assert re.search(said, refused(done.exit_code, done.stdout, done.stderr))
+
+
+def test_structures_that_cannot_be_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Atoms on top of each other, a species that the calculator does not know: the step and the atom are named."""
+    monkeypatch.chdir(folder)
+    close, strange = read("oxide.extxyz"), read("oxide.extxyz")
+    close.positions[3] = close.positions[8] + 0.1
+    strange.numbers[6] = 54
+    for atoms, said in ((close, r"Step 0: atoms 3 .* and 8 .* are 0\.173 A"), (strange, r"not know Xe \(atom 6\)")):
+        write("oxide.extxyz", atoms)
+        done = CliRunner().invoke(app, ["run", *SPRINGS])
+        assert isinstance(done.exception, SystemExit), done.exception
+        assert re.search(said, refused(done.exit_code, done.stdout, done.stderr))
+
+
+def test_npt_on_two_processes(folder: Path) -> None:
+    """As ASE itself does it with the stock calculator; one voice; files of one writer."""
+    from ase import units
+    from ase.md.nose_hoover_chain import MTKNPT
+
+    arguments = ["--task", "md", "--ensemble", "npt", "--temperature", "500", "--pressure", "2", "--steps", "25"]
+    files = ["--trajectory", "t.traj", "--log", "l.log", "--interval", "5", "-o", "o.traj"]
+    start = read(folder / "oxide.extxyz").repeat((1, 1, 2))
+    start.set_momenta(np.random.default_rng(0).normal(size=(30, 3)))
+    write(folder / "oxide.traj", start)
+    done = distcompile(folder, "run", "oxide.traj", *SPRINGS[1:], *arguments, *files, "--ranks", "2")
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall("steps 0 to 25, NPT", done.stdout)) == 1
+    assert re.search(r"NPT: step 25 of 25, .* ns/day, 00:00:00 left", done.stdout)
+    atoms = stock_springs(start)
+    MTKNPT(
+        atoms, units.fs, temperature_K=500, pressure_au=2 * units.GPa, tdamp=100 * units.fs, pdamp=1000 * units.fs
+    ).run(25)
+    frames = read(folder / "t.traj", ":")
+    assert len(frames) == 6
+    found = read(folder / "o.traj")
+    for last in (frames[-1], found):
+        np.testing.assert_allclose(last.positions, atoms.positions, rtol=0, atol=1e-8)
+        np.testing.assert_allclose(last.cell, atoms.cell, rtol=0, atol=1e-8)
+        assert last.get_potential_energy() == pytest.approx(atoms.get_potential_energy(), abs=1e-8)
+    np.testing.assert_allclose(found.get_stress(), atoms.get_stress(), rtol=0, atol=1e-10)
+    assert len((folder / "l.log").read_text().splitlines()) == 7
+
+
+def test_relaxation_of_a_supercell(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--repeat, --relax-cell; what is written is relaxed."""
+    monkeypatch.chdir(folder)
+    options = ["--task", "relax", "--relax-cell", "--repeat", "1", "2", "1", "--fmax", "0.2", "-o", "o.extxyz"]
+    done = CliRunner().invoke(app, ["run", *SPRINGS, *options])
+    assert done.exit_code == 0, done.output
+    assert re.search(r"relaxed in \d+ steps", done.stdout)
+    found, start = read("o.extxyz"), read("oxide.extxyz")
+    assert len(found) == 2 * len(start)
+    assert np.linalg.norm(found.get_forces(), axis=1).max() < 0.2
+    assert np.abs(found.cell[1] - 2 * start.cell[1]).max() > 0.01
+
+
+def test_doctor() -> None:
+    """Versions, what ranks talk through, the compiler, and the packages of this environment."""
+    from importlib.metadata import version
+
+    import torch
+
+    done = CliRunner().invoke(app, ["doctor"])
+    assert done.exit_code == 0, done.output
+    rows = {row[1]: row[2] for row in (re.split(r" *│ *", line) for line in done.stdout.splitlines()) if len(row) > 3}
+    assert rows["torch"] == torch.__version__
+    assert rows["gloo"] == "available"
+    assert rows["C++ compiler"] == (shutil.which("g++") or shutil.which("clang++"))
+    assert rows["chgnet"] == f"{version('chgnet')}, works"
+    assert rows["sevenn"] == "not installed"
 
 
 @pytest.mark.parametrize("output", ["no_such_folder/o.extxyz", "o.unknown"])

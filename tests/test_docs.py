@@ -1,21 +1,30 @@
-"""What the documentation shows is run: every Python block of the README, in order, and the names it mentions."""
+"""What the documentation shows is run: Python blocks, commands, examples; and links lead somewhere."""
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import structures
+from ase.io import write
+from typer.testing import CliRunner
+
+from distcompile.cli import app
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = {"README.md": (ROOT / "README.md").read_text()}
+PAGES |= {f"docs/{page.name}": page.read_text() for page in (ROOT / "docs").glob("*.md")}
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, page: str = "README.md") -> list[str]:
     """The fenced blocks of a language."""
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", PAGES[page], re.DOTALL)
 
 
 def test_python_blocks_run(tmp_path: Path) -> None:
@@ -30,18 +39,115 @@ def test_python_blocks_run(tmp_path: Path) -> None:
     assert "Collectives of one evaluation" in done.stdout
 
 
-def test_commands_exist() -> None:
-    """The make targets and subcommands that the README names are there."""
+def test_no_block_is_left_out() -> None:
+    """Python blocks are in the README, commands in the README and in running.md; others are pictures."""
+    found = {page: set(re.findall(r"^```(\w+)", text, re.MULTILINE)) for page, text in PAGES.items()}
+    assert {page: languages for page, languages in found.items() if languages} == {
+        "README.md": {"bash", "python"},
+        "docs/running.md": {"bash"},
+    }
+
+
+def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = re.findall(r"^make (\S+)", "\n".join(blocks("bash")), re.MULTILINE)
     assert {"demo", "test"} <= set(targets)
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
-    usage = subprocess.run(
-        [sys.executable, "-m", "distcompile.cli", "--help"], capture_output=True, text=True, timeout=60
-    )
-    for command in re.findall(r"^distcompile (\S+)", "\n".join(blocks("bash")), re.MULTILINE):
-        assert command in usage.stdout
+
+
+MODEL = """
+import toys
+
+def make():
+    return toys.Pair().eval(), toys.random_graph(14, 1), toys.random_graph(20, 2)
+"""
+
+
+def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every ``distcompile`` command, one after the other in one folder, on one rank, with a small calculator.
+
+    Ranks, checks against pretrained models and restarts have tests of their own.
+    """
+    lines = "\n".join(block for page in ("README.md", "docs/running.md") for block in blocks("bash", page))
+    commands = re.findall(r"^distcompile (.*)", lines, re.MULTILINE)
+    assert len(commands) >= 12
+    write(tmp_path / "structure.cif", structures.crystal((1, 1, 1)))
+    (tmp_path / "my_model.py").write_text(MODEL)
+    shutil.copy(Path(__file__).parent / "springs.py", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    steps = 0
+    for command in commands:
+        words = shlex.split(command, comments=True)
+        if words[0] == "run":
+            steps += 2  # more than before, so that what is resumed has something to do
+            command = re.sub("--calculator chgnet", "--calculator springs.py:SpringCalculator", shlex.join(words))
+            command = re.sub(r" --ranks \d+| --max-restarts \d+| --steps \d+", "", command)
+            words = shlex.split(command) + (["--steps", str(steps)] if "--task" in command else [])
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, f"{command}\n{done.output}\n{done.exception!r}"
+    assert {"out.extxyz", "relaxed.extxyz", "md.npz", "md.log", "run.traj"} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_job_scripts_are_shell() -> None:
+    """Blocks for several machines: their syntax, and that their commands' options exist."""
+    found = [b for b in blocks("bash", "docs/running.md") if "torchrun --nnodes" in b or "srun" in b]
+    assert len(found) == 2
+    for block in found:
+        subprocess.run(["bash", "-n"], input=block, text=True, check=True)
+        usage = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).stdout
+        for option in re.findall(r"(--[\w-]+)", block.partition("distcompile run")[2]):
+            assert option in usage
+
+
+def test_the_torchrun_command(tmp_path: Path) -> None:
+    """As running.md has it, with one machine of two ranks."""
+    (block,) = [b for b in blocks("bash", "docs/running.md") if "torchrun --nnodes" in b]
+    changes = {
+        "torchrun ": f"{sys.executable} -m torch.distributed.run ",
+        "--nnodes 2 --nproc-per-node 8": "--nnodes 1 --nproc-per-node 2",
+        "head:29500": "localhost:0",
+        "distcompile run": f"{sys.executable} -P -m distcompile.cli run",
+        "--calculator chgnet": "--calculator springs.py:SpringCalculator --steps 3 --log md.log",
+    }
+    for words, others in changes.items():
+        assert words in block
+        block = block.replace(words, others)
+    write(tmp_path / "structure.cif", structures.crystal((1, 1, 1)))
+    shutil.copy(Path(__file__).parent / "springs.py", tmp_path)
+    done = subprocess.run(["bash", "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("steps 0 to 3, NVE") == 1
+
+
+@pytest.mark.parametrize(
+    ("example", "ranks", "said"),
+    [
+        ("scale_calculator.py", 1, r"-\d+\.\d+ eV, largest force .*16 moments"),
+        ("md_torchrun.py", 1, r"step 5: -\d+\.\d+ eV"),
+        ("own_model.py", 1, r"largest difference of a force: \d\.\de-1[5-9]"),
+        ("torch_compile.py", 1, r"largest difference of a force: (\d\.\de-1[5-9]|0\.0e\+00)"),
+        ("training_step.py", 2, r"step 19: loss \d+\.\d+"),
+    ],
+)
+def test_examples(example: str, ranks: int, said: str, tmp_path: Path) -> None:
+    """Each runs as it is, under torchrun too where it says so; one rank speaks."""
+    if "CHGNet" in (ROOT / "examples" / example).read_text():
+        pytest.importorskip("chgnet")
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    command = [sys.executable, "-W", "ignore", *start, str(ROOT / "examples" / example)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(re.findall(said, done.stdout)) == 1, done.stdout
+    losses = [float(loss) for loss in re.findall(r"loss (\S+)", done.stdout)]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_every_example_is_tried() -> None:
+    tried = {mark.args[1][i][0] for mark in test_examples.pytestmark for i in range(len(mark.args[1]))}
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == tried
+    assert all(f"examples/{name}" in PAGES["README.md"] for name in tried)
 
 
 def test_links_lead_somewhere() -> None:

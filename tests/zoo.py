@@ -76,6 +76,21 @@ def chgnet(double: bool = True) -> Case:
     return Case(running, graph, {"task": "efsm"})
 
 
+@contextmanager
+def chgnet_calculator() -> Iterator[Callable[[], Any]]:
+    """A function that makes the stock CHGNetCalculator; inside, its package runs in float64."""
+    from chgnet.graph import converter
+    from chgnet.model import CHGNet, dynamics, model
+
+    def make() -> Any:
+        stock = CHGNet.load(use_device="cpu", verbose=False).double()
+        stock.composition_model.float()  # it casts its input to float32
+        return dynamics.CHGNetCalculator(stock, use_device="cpu")
+
+    with in_double(converter, model):
+        yield make
+
+
 @cache
 def mace(size: str = "small") -> Case:
     """A MACE in float64 with random weights: small, or of the published MP-0 medium architecture."""

@@ -1,0 +1,220 @@
+"""What ``distcompile run`` does on every rank: read, load, distribute, then evaluate, relax or run a trajectory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import typer
+
+from .calculator import distribute, load_calculator, statistics
+from .checkpoint import last, resume
+from .dynamics import Ensemble, Md, Output, Relaxation, relax, run_md
+from .errors import DistcompileError, OutOfMemory, RankError, SimulationError
+from .guards import Guard, unknown_species
+from .launch import is_collective, say, stop, stop_together
+from .progress import stepping
+from .report import report_check, report_end, report_results
+from .runtime.world import is_first
+
+
+class Task(StrEnum):
+    """What is done with a structure."""
+
+    energy = "energy"
+    relax = "relax"
+    md = "md"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One call of ``distcompile run``."""
+
+    structure: Path
+    calculator: str
+    task: Task
+    repeat: tuple[int, int, int]
+    check: bool
+    output: Path | None
+    relaxation: Relaxation
+    md: Md
+    files: Output
+    resume: bool
+
+
+def problem_of(job: Job, pressed: bool, max_restarts: int) -> str:
+    """What is wrong with the options of a job, as far as can be said before it starts; empty if nothing is.
+
+    Args:
+        job: the job.
+        pressed: whether a pressure was given.
+        max_restarts: how many times ranks are started again.
+    """
+    md = job.task is Task.md
+    if not job.structure.exists():
+        return f"There is no file {job.structure}."
+    if job.check and job.task is not Task.energy:
+        return "--check compares one evaluation: use it with --task energy."
+    if not md and (job.md.checkpoint is not None or job.resume):
+        return "Checkpoints are of trajectories: use --checkpoint and --resume with --task md."
+    if (job.resume or max_restarts) and job.md.checkpoint is None:
+        return "--resume and --max-restarts go on from a checkpoint: say which with --checkpoint."
+    if job.task is Task.energy and (job.files.trajectory is not None or job.files.log is not None):
+        return "One evaluation has no --trajectory and no --log: use --output, or --task relax or md."
+    if pressed and not ((md and job.md.ensemble is Ensemble.npt) or (job.task is Task.relax and job.relaxation.cell)):
+        return "--pressure acts on the cell: use it with --task md --ensemble npt or --task relax --relax-cell."
+    if md and job.md.temperature == 0 and job.md.ensemble is not Ensemble.nve:
+        return f"A thermostat cannot hold 0 K: use --temperature above 0 with --ensemble {job.md.ensemble}."
+    if job.files.trajectory is not None and job.files.trajectory.suffix != ".traj":
+        return f"--trajectory writes ASE's format: name it .traj, not {job.files.trajectory.name!r}."
+    checkpoint = job.md.checkpoint
+    if md and checkpoint is not None and checkpoint.exists() and not job.resume:
+        return f"There is a checkpoint {checkpoint} already: go on from it with --resume, or delete it."
+    for path in (job.output, job.files.trajectory, job.files.log, checkpoint):
+        folder = path.absolute().parent if path is not None else Path()
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            return f"Results cannot be written to {path}: {folder} is no folder that can be written to."
+    return _format_problem(job.output) if job.output is not None else ""
+
+
+def perform(job: Job) -> None:
+    """Do a job, on every rank; ends the process with a message if it cannot be done."""
+    from ase.io import read
+
+    first = is_first()
+    problem = ""
+    atoms: Any = None
+    calculator: Any = None
+    stock: tuple[dict[str, Any], float] | None = None
+    try:
+        atoms = read(job.structure) * job.repeat
+    except Exception as error:  # readers of ASE raise whatever their format makes them raise
+        problem = f"ASE cannot read {job.structure}: {str(error) or type(error).__name__}."
+    try:
+        calculator = load_calculator(job.calculator)
+        if job.check and first and not problem:
+            stock = _evaluate(calculator, atoms)
+    except ValueError as error:
+        problem = problem or str(error)
+    stop_together(problem)
+    with _explained(job.md.checkpoint):
+        try:
+            distribute(calculator)
+        except TypeError as error:  # no model inside
+            stop(str(error))
+        if job.resume and job.md.checkpoint is not None:  # before anything is compiled
+            resume(job.md.checkpoint, atoms.copy(), job.md.identity(job.calculator))
+        atoms.calc = calculator
+        Guard(atoms).check_distances(0)
+        first_time = _first_evaluation(atoms)
+        if job.task is Task.energy:
+            results, seconds = _evaluate(calculator, atoms)
+            rows = statistics(calculator)
+            if first:
+                report_results(atoms, results, rows, first_time, seconds)
+                if stock is not None:
+                    report_check(results, *stock, seconds)
+        else:
+            _move(job, atoms)
+            results = _consistent(calculator.results)
+        if first and job.output is not None:
+            _write(job.output, atoms, results)
+
+
+@contextlib.contextmanager
+def _explained(checkpoint: Path | None) -> Iterator[None]:
+    """Turn errors that are meant for users into a message; a full disk's names the last checkpoint."""
+    try:
+        yield
+    except OutOfMemory as error:  # of one rank, which has to say it itself
+        say(str(error), True)
+        raise typer.Exit(1) from error
+    except DistcompileError as error:
+        stop(str(error))
+    except OSError as error:
+        stop(f"A file cannot be read or written: {error}. {last(checkpoint)}".strip())
+
+
+def _first_evaluation(atoms: Any) -> float:
+    """Compile and evaluate; the seconds it took. A species that the model does not know is named."""
+    start = time.perf_counter()
+    try:
+        _evaluate(atoms.calc, atoms)
+    except (OutOfMemory, RankError):
+        raise
+    except Exception as error:  # calculators raise whatever their tables raise
+        unknown = "" if is_collective(error) else unknown_species(atoms)
+        if not unknown:
+            raise
+        raise SimulationError(unknown) from error
+    return time.perf_counter() - start
+
+
+def _move(job: Job, atoms: Any) -> None:
+    """Relax, or run a trajectory."""
+    if job.task is Task.relax:
+        with stepping("Relaxation", job.relaxation.steps, len(atoms)) as done:
+            converged, steps = relax(atoms, job.relaxation, job.files, done)
+        title = f"relaxed in {steps} steps" if converged else f"not relaxed after {steps} steps"
+    else:
+        if job.resume:
+            print(f"Resuming. {last(job.md.checkpoint)}", flush=True)
+        with stepping(job.md.ensemble.upper(), job.md.steps, len(atoms), job.md.timestep) as done:
+            start = run_md(atoms, job.md, job.files, done, calculator=job.calculator, resume=job.resume)
+        title = f"steps {start} to {max(start, job.md.steps)}, {job.md.ensemble.upper()}"
+    atoms.get_potential_energy()  # on every rank, so that the report of the first finds it
+    atoms.get_forces()
+    rows = statistics(atoms.calc)
+    if is_first():
+        report_end(atoms, title, rows)
+
+
+def _evaluate(calculator: Any, atoms: Any) -> tuple[dict[str, Any], float]:
+    """All results that the calculator has for a structure, and the seconds they took."""
+    wanted = [p for p in ("energy", "forces", "stress", "magmoms") if p in calculator.implemented_properties]
+    if not atoms.pbc.all() and "stress" in wanted:
+        wanted.remove("stress")  # ASE refuses a stress without a cell
+    calculator.reset()
+    start = time.perf_counter()
+    calculator.calculate(atoms.copy(), wanted, ["positions", "numbers", "cell", "pbc"])
+    seconds = time.perf_counter() - start
+    return _consistent(calculator.results), seconds
+
+
+def _consistent(results: dict[str, Any]) -> dict[str, Any]:
+    """Results with the stress as six numbers: some calculators give nine."""
+    from ase.stress import full_3x3_to_voigt_6_stress
+
+    if np.shape(results.get("stress", 0)) == (3, 3):
+        return {**results, "stress": full_3x3_to_voigt_6_stress(results["stress"])}
+    return dict(results)
+
+
+def _write(output: Path, atoms: Any, results: dict[str, Any]) -> None:
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.io import write
+
+    kept = ("energy", "forces", "stress", "magmoms", "energies")
+    atoms.calc = SinglePointCalculator(atoms, **{k: v for k, v in results.items() if k in kept})
+    write(output, atoms)
+    print(f"Results written to {output}.")
+
+
+def _format_problem(output: Path) -> str:
+    """Why ASE cannot write a file of that name; empty if it can."""
+    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+
+    try:
+        known = ioformats[filetype(str(output), read=False)]
+    except (UnknownFileTypeError, KeyError):
+        return f"Results cannot be written to {output}: ASE knows no format of that name. Use .extxyz or .traj."
+    if not known.can_write:
+        return f"Results cannot be written to {output}: ASE cannot write {known.name}. Use .extxyz or .traj."
+    return ""

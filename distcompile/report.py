@@ -1,0 +1,80 @@
+"""Tables that the command line prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+
+def report_results(
+    atoms: Any, results: dict[str, Any], rows: list[dict[str, Any]], first: float, seconds: float
+) -> None:
+    """Energy, forces, stress and moments of a structure, and how it was divided."""
+    table = Table(title=f"{atoms.get_chemical_formula()}: {len(atoms)} atoms", show_header=False)
+    table.add_row(
+        "energy", f"{float(results['energy']):.6f} eV", f"{float(results['energy']) / len(atoms):.6f} eV/atom"
+    )
+    if "forces" in results:
+        norms = np.linalg.norm(results["forces"], axis=1)
+        table.add_row("largest force", f"{norms.max():.6f} eV/A", f"atom {int(norms.argmax())}")
+    if "stress" in results:
+        table.add_row("stress (xx yy zz yz xz xy)", " ".join(f"{s:.5f}" for s in results["stress"]), "eV/A^3")
+    if "magmoms" in results:
+        table.add_row("largest moment", f"{float(np.abs(results['magmoms']).max()):.4f} muB", "")
+    table.add_row("time", f"{seconds:.2f} s", f"first call, compiling: {first:.1f} s")
+    _print(table)
+    report_ranks(rows)
+
+
+def report_ranks(rows: list[dict[str, Any]]) -> None:
+    """Rows owned, halo rows and bytes of every rank."""
+    if rows:
+        spaces = list(rows[0]["owned"])
+        table = Table("rank", *[f"{s} owned + halo" for s in spaces], "MB exchanged", title="Ranks")
+        for row in rows:
+            counts = [f"{row['owned'][s]} + {row['halo'][s]}" for s in spaces]
+            table.add_row(str(row["rank"]), *counts, f"{row['bytes'] / 1e6:.2f}")
+        _print(table)
+
+
+def report_check(results: dict[str, Any], stock: dict[str, Any], stock_time: float, seconds: float) -> None:
+    """How much results differ from those of the stock model."""
+    table = Table("", "largest difference", "largest value", title="Against the stock model")
+    for name in ("energy", "forces", "stress", "magmoms"):
+        if name in results and name in stock:
+            ours, theirs = np.asarray(results[name]), np.asarray(stock[name])
+            table.add_row(name, f"{np.abs(ours - theirs).max():.2e}", f"{np.abs(theirs).max():.4f}")
+    table.add_row("time", f"{seconds:.2f} s", f"stock: {stock_time:.2f} s")
+    _print(table)
+
+
+def report_end(atoms: Any, title: str, rows: list[dict[str, Any]]) -> None:
+    """Where a relaxation or a trajectory ended."""
+    energy = float(atoms.get_potential_energy())
+    table = Table(title=f"{atoms.get_chemical_formula()}: {title}", show_header=False)
+    table.add_row("energy", f"{energy:.6f} eV", f"{energy / len(atoms):.6f} eV/atom")
+    forces = np.linalg.norm(atoms.get_forces(), axis=1)
+    table.add_row("largest force", f"{forces.max():.6f} eV/A", f"atom {int(forces.argmax())}")
+    if atoms.has("momenta"):
+        table.add_row("temperature", f"{atoms.get_temperature():.1f} K", "")
+    if atoms.cell.rank == 3:
+        table.add_row("volume", f"{atoms.get_volume():.4f} A^3", f"{atoms.get_volume() / len(atoms):.4f} A^3/atom")
+    _print(table)
+    report_ranks(rows)
+
+
+def report_doctor(machine: Sequence[tuple[str, str]], models: Sequence[tuple[str, str]]) -> None:
+    """What `distcompile.doctor` found."""
+    for title, rows in (("This machine", machine), ("Models", models)):
+        table = Table(title=title, show_header=False)
+        for row in rows:
+            table.add_row(*row)
+        _print(table)
+
+
+def _print(table: Table) -> None:
+    Console(highlight=False).print(table)
