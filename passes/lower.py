@@ -8,6 +8,7 @@ regions that are the same program. Compiled code is cached on disk by Inductor.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import shutil
 import warnings
@@ -25,12 +26,14 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from ..ir import Program
 from ..printer import show_graph
 from ..runtime.tiles import Region
+from ..side_by_side import fill_cache
 
 INDUCTOR = {
     "assert_indirect_indexing": False,  # pointers were checked on the whole graph
     "size_asserts": False,
     "nan_asserts": False,
     "cpp.threads": 1,  # blocks run side by side instead
+    "cpp_cache_precompile_headers": True,  # most of a kernel is headers
 }
 
 
@@ -46,14 +49,17 @@ def lower(program: Program, notify: Callable[[int, int], None] | None = None) ->
     same: dict[str, list[Region]] = {}
     for region in _regions(program):
         same.setdefault(_key(region), []).append(region)
-    for done, regions in enumerate(same.values()):
+
+    def report(done: int) -> None:
         if notify is not None:
             notify(done, len(same))
+
+    fill_cache({key: functools.partial(_compile, program, regions[0]) for key, regions in same.items()}, report)
+    for regions in same.values():
         compiled = _compile(program, regions[0])
         for region in regions:
             region.compiled = compiled
-    if notify is not None:
-        notify(len(same), len(same))
+    report(len(same))
 
 
 def _regions(program: Program) -> Iterable[Region]:

@@ -50,8 +50,8 @@ class _Constants:
                 if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.device.type == "cpu":
                     self._known[node] = value.detach()
                     self._constant.add(node)
-            elif node.op == "call_function" and node.all_input_nodes:
-                if all(n in self._constant for n in node.all_input_nodes):
+            elif node.all_input_nodes and all(n in self._constant for n in node.all_input_nodes):
+                if node.op == "call_function" and not _is_random(node):
                     self._constant.add(node)
 
     def value(self, node: fx.Node) -> Tensor | None:
@@ -66,16 +66,16 @@ class _Constants:
         return found if isinstance(found, Tensor) else None
 
 
+def _is_random(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
 def _rewrite(module: fx.GraphModule, node: fx.Node, constants: _Constants) -> None:
     left, right = node.all_input_nodes if len(node.all_input_nodes) == 2 else (None, None)
-    if left is None or right is None or node.args != (left, right):
+    if left is None or right is None or node.args != (left, right) or constants.value(left) is not None:
         return
     shape = right.meta["val"].shape
-    if (
-        not all(isinstance(n, int) for n in shape)
-        or shape[0] * shape[1] < WORTHWHILE
-        or constants.value(left) is not None
-    ):
+    if not all(isinstance(n, int) for n in shape) or shape[0] * shape[1] < WORTHWHILE:
         return
     table = constants.value(right)
     if table is None or not table.is_floating_point() or table.count_nonzero() > DENSITY * table.numel():

@@ -1,0 +1,63 @@
+"""Compile on all cores: child processes fill the code generator's cache on disk, from which this process then loads."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def fill_cache(compilations: Mapping[str, Callable[[], Any]], report: Callable[[int], None]) -> None:
+    """Run every compilation that was not run on this machine before, each in one of several child processes.
+
+    A child that fails leaves its work to this process, which meets the same error and can raise it.
+
+    Args:
+        compilations: by a key that names what is compiled.
+        report: called with the number of compilations done, as they go on.
+    """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    folder = Path(cache_dir()) / "distcompile" / torch.__version__
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = {key: run for key, run in compilations.items() if not (folder / key).exists()}
+    children = min(len(missing), len(os.sched_getaffinity(0)))
+    if children < 2 or torch.cuda.is_initialized():  # a process that uses a GPU cannot be forked
+        return
+    context = multiprocessing.get_context("fork")
+    taken, done = context.Value("i", 0), context.Value("i", 0)
+
+    def child() -> None:
+        import torch._inductor.config as inductor_config
+
+        torch.set_num_threads(1)  # the threads of the parent do not exist here
+        with inductor_config.patch(compile_threads=1):
+            while True:
+                with taken.get_lock():
+                    number, taken.value = taken.value, taken.value + 1
+                if number >= len(missing):
+                    return
+                key = list(missing)[number]
+                missing[key]()
+                (folder / key).touch()
+                with done.get_lock():
+                    done.value += 1
+
+    processes = [context.Process(target=_quietly, args=(child,), daemon=True) for _ in range(children)]
+    for process in processes:
+        process.start()
+    while any(process.is_alive() for process in processes):
+        report(len(compilations) - len(missing) + done.value)
+        time.sleep(0.1)
+
+
+def _quietly(work: Callable[[], None]) -> None:
+    """Run a child's work without a word: what goes wrong here goes wrong in the parent again."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        work()
