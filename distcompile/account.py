@@ -70,7 +70,7 @@ def place(node: fx.Node) -> str:
 def peak_bytes(program: Program, sizes: Mapping[str, int], halos: Mapping[str, int]) -> int:
     """Bytes of live tensors at the peak of one rank's run of the graph, inputs included, parameters not.
 
-    A region holds its inputs and results whole and the values of its body for one block of rows.
+    A region holds its inputs and results whole and the values of its body for one block of rows a thread.
 
     Args:
         program: a tiled program.
@@ -94,7 +94,9 @@ def peak_bytes(program: Program, sizes: Mapping[str, int], halos: Mapping[str, i
         if node.op == "call_module":
             region = program.tiled.get_submodule(str(node.target))
             assert isinstance(region, Region)
-            block = int(min(region.block, sizes[region.spec.space]) * region.spec.row_bytes)
+            rows = sizes[region.spec.space]
+            threads, length = region.schedule(rows)
+            block = int(min(threads * length, rows) * region.spec.row_bytes)
             made = list(node.users)  # its results, which exist from the first block on
         else:
             made = [node] if _storage(node) is node and not _is_result(node) else []

@@ -203,7 +203,7 @@ def _is_same_view(node: fx.Node) -> bool:
 def _is_times_one(node: fx.Node) -> bool:
     if node.target not in (aten.mul.Tensor, aten.mul.Scalar) or isinstance(node.args[1], fx.Node | bool):
         return False
-    return node.args[1] == 1 and _dtype(node) == _dtype(node.args[0])  # type: ignore[arg-type]
+    return bool(node.args[1] == 1) and _dtype(node) == _dtype(node.args[0])  # type: ignore[arg-type]
 
 
 def _dtype(node: fx.Node) -> torch.dtype:

@@ -50,9 +50,8 @@ class _Constants:
                 if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.device.type == "cpu":
                     self._known[node] = value.detach()
                     self._constant.add(node)
-            elif node.all_input_nodes and all(n in self._constant for n in node.all_input_nodes):
-                if node.op == "call_function" and not _is_random(node):
-                    self._constant.add(node)
+            elif node.op == "call_function" and not _is_random(node) and 0 < len(inputs := node.all_input_nodes):
+                self._constant |= {node} if self._constant.issuperset(inputs) else set()
 
     def value(self, node: fx.Node) -> Tensor | None:
         """The value of a constant; None of what is none."""
