@@ -50,8 +50,13 @@ class _Constants:
                 if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.device.type == "cpu":
                     self._known[node] = value.detach()
                     self._constant.add(node)
-            elif node.op == "call_function" and not _is_random(node) and 0 < len(inputs := node.all_input_nodes):
-                self._constant |= {node} if self._constant.issuperset(inputs) else set()
+            elif self._is_constant(node):
+                self._constant.add(node)
+
+    def _is_constant(self, node: fx.Node) -> bool:
+        operands = node.all_input_nodes
+        computed = node.op == "call_function" and bool(operands) and not _is_random(node)
+        return computed and self._constant.issuperset(operands)
 
     def value(self, node: fx.Node) -> Tensor | None:
         """The value of a constant; None of what is none."""
