@@ -14,6 +14,7 @@ from .insert_halos import insert_halos
 from .join_parts import join_parts
 from .normalize import normalize
 from .place import place
+from .reassociate import reassociate
 from .share_exchanges import share_exchanges
 from .sparse_constants import sparse_constants
 from .tile import tile
@@ -23,6 +24,7 @@ PIPELINE: tuple[Callable[[Program], Program], ...] = (
     clean,
     join_parts,
     sparse_constants,
+    reassociate,
     hoist,
     infer_spaces,
     choose_owners,

@@ -1,4 +1,4 @@
-"""Pass 7: decide through which pointer each space follows its owner.
+"""Pass 8: decide through which pointer each space follows its owner.
 
     edges: sender, receiver -> atoms        receiver gathers and scatters more bytes: edges follow receiver
     bonds: first edge -> edges              the only pointer: bonds follow their first edge

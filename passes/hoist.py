@@ -1,4 +1,4 @@
-"""Pass 5: split the graph into the index program and the tensor program.
+"""Pass 6: split the graph into the index program and the tensor program.
 
     edge_index ── select ── [sender]  ┐ index program: runs once on the whole graph object,
     batch ─────── index ─── [heads]   ┘ its results are cut into rows and renumbered for each rank

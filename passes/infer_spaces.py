@@ -1,4 +1,4 @@
-"""Pass 6: find the index spaces and the pointers between them.
+"""Pass 7: find the index spaces and the pointers between them.
 
     x[sender]: x is [s4, 3], y[sender]: y is [s9, 64]   =>  s4 and s9 are one space
     sender: [s7], x[sender]: [s7, 3]                    =>  sender points from space s7 to space s4

@@ -1,4 +1,4 @@
-"""Pass 9: put communication where a pointer may leave the rank.
+"""Pass 10: put communication where a pointer may leave the rank.
 
     gather through a pointer that leaves the rank:
         y = index_select(x, 0, p)        =>   h = halo_exchange(x);  y = index_select(h, 0, p)

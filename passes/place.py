@@ -1,4 +1,4 @@
-"""Pass 8: give every value its placement.
+"""Pass 9: give every value its placement.
 
     positions          [atoms, 3]
     index(positions, sender)   [edges, 3]

@@ -1,4 +1,4 @@
-"""Pass 12: run each stretch of row-local work block by block.
+"""Pass 13: run each stretch of row-local work block by block.
 
     h = gather(x, sender)            [edges, 64]
     m = mul(h, weights)              [edges, 64]      y = region(n_edges, x, sender, weights, receiver, zeros)
