@@ -5,6 +5,7 @@
 
 Two sizes are one space if a guard made them so while tracing (broadcast, comparison), or if one pointer runs over
 tables of both. A value used both as a pointer and as data becomes two inputs, since pointers are renumbered.
+A table may also be as long as another size says (``s7 - 1`` structures between s7 offsets); every rank has it whole.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import NoReturn
 import sympy
 import torch
 from torch import fx
+from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from ..errors import CaptureError, NoIndexSpaceError
 from ..ir import Access, Input, Pointer, Program, Space, copy_graph, replace_graph
@@ -48,21 +50,31 @@ def infer_spaces(program: Program) -> Program:
     merged = _merge(program, found, inputs, origins)
     program = dataclasses.replace(program, merged=(*program.merged, *merged.items()))
 
-    targets: dict[fx.Node, sympy.Symbol] = {}
+    targets: dict[fx.Node, sympy.Expr] = {}
     fixed: dict[fx.Node, Access] = {}
     ranges: set[tuple[int, int, str, bool]] = set()
     for access, root in found:
         size = program.shape(access.table)[access.dim]
-        if size.is_Symbol:
+        if not size.is_Integer:
             targets[root] = size
         elif inputs[root.name].kind == "rows":
             fixed[root] = access
             ranges.add(_range(program, access, root, inputs[root.name], int(size)))
-    for root in fixed.keys() & targets.keys():
-        _baked(program, fixed[root], inputs[root.name])
+    # How many kinds of something there are in the graph may be another number than there are in a table of the model.
+    both = [root for root in targets if root in fixed]
+    for root in both:
+        if not _depends_on_values(targets[root]):
+            _baked(program, fixed[root], inputs[root.name])
     spaces = _spaces(program, module, targets, inputs)
+    for root in both:
+        if targets[root] in {s.symbol for s in spaces if s.sharded}:
+            _baked(program, fixed[root], inputs[root.name])
     program = dataclasses.replace(program, spaces=spaces, ranges=tuple(sorted(ranges)))
     return _with_pointers(program, module, targets, inputs, origins)
+
+
+def _depends_on_values(size: sympy.Expr) -> bool:
+    return all(symbol_is_type(symbol, SymT.UNBACKED_INT) for symbol in size.free_symbols)
 
 
 def pointer_root(index: fx.Node) -> fx.Node | None:
@@ -99,29 +111,36 @@ class _Origins:
 
 def _merge(
     program: Program, found: list[tuple[Access, fx.Node]], inputs: dict[str, Input], origins: _Origins
-) -> dict[sympy.Symbol, sympy.Symbol]:
+) -> dict[sympy.Symbol, sympy.Expr]:
     """Union the sizes of all tables that one pointer runs over."""
-    parent: dict[sympy.Symbol, sympy.Symbol] = {}
+    parent: dict[sympy.Symbol, sympy.Expr] = {}
 
-    def find(symbol: sympy.Symbol) -> sympy.Symbol:
-        while symbol in parent:
-            symbol = parent[symbol]
-        return symbol
+    def find(size: sympy.Expr) -> sympy.Expr:
+        while size.free_symbols & parent.keys():
+            size = size.xreplace(parent)
+        return size
 
-    first: dict[str, sympy.Symbol] = {}
+    first: dict[str, sympy.Expr] = {}
     for access, root in found:
         size = program.shape(access.table)[access.dim]
         given = inputs[root.name]
-        if not size.is_Symbol or given.kind != "rows":
+        if size.is_Integer or given.kind != "rows":
             continue
-        tables = [size]
-        if origins.is_identity(given.source):
-            tables.append(program.shape(root)[0])  # row i of one is row i of the other
+        tables, rows = [size], program.shape(root)[0]
+        if origins.is_identity(given.source) and rows.is_Symbol:
+            tables.append(rows)  # row i of one is row i of the other
         for table in tables:
             name = origins.name(given.source)
             a, b = find(first.setdefault(name, table)), find(table)
-            if a != b:
+            if a != b and b.is_Symbol and b not in a.free_symbols:
                 parent[b] = a
+            elif a != b and a.is_Symbol and a not in b.free_symbols:
+                parent[a] = b
+            elif a != b:
+                raise CaptureError(
+                    f"{given.label} points at rows of a table of {a} rows and at rows of one of {b}, which cannot be "
+                    f"the same number.\n  {user_line(access.node)}\nGive tables that one index is for one length."
+                )
     return {symbol: find(symbol) for symbol in parent}
 
 
@@ -144,16 +163,16 @@ def _baked(program: Program, access: Access, given: Input) -> NoReturn:
 
 
 def _spaces(
-    program: Program, module: fx.GraphModule, targets: dict[fx.Node, sympy.Symbol], inputs: dict[str, Input]
+    program: Program, module: fx.GraphModule, targets: dict[fx.Node, sympy.Expr], inputs: dict[str, Input]
 ) -> tuple[Space, ...]:
     """Every symbolic size that is reached from the atoms, named for people."""
-    links: dict[sympy.Symbol, dict[sympy.Symbol, set[str]]] = defaultdict(lambda: defaultdict(set))
+    links: dict[sympy.Expr, dict[sympy.Expr, set[str]]] = defaultdict(lambda: defaultdict(set))
     for root, target in targets.items():
         for size in program.shape(root):
             if size.is_Symbol and size != target:
                 links[size][target].add(root.name)
     atoms = _atoms(links, program)
-    names: dict[sympy.Symbol, str] = {atoms: "atoms"}
+    names: dict[sympy.Expr, str] = {atoms: "atoms"}
     pending = [s for s in links if s != atoms]
     while pending:
         # The space with the fewest pointers to spaces that have no name yet comes next.
@@ -169,7 +188,7 @@ def _spaces(
     return tuple(spaces)
 
 
-def _atoms(links: dict[sympy.Symbol, dict[sympy.Symbol, set[str]]], program: Program) -> sympy.Symbol:
+def _atoms(links: dict[sympy.Expr, dict[sympy.Expr, set[str]]], program: Program) -> sympy.Expr:
     """The space that another space points into twice (both ends of an edge) and that is no such space itself."""
     double = [t for s in links for t, via in links[s].items() if len(via) > 1]
     sinks = [t for t in double if not any(len(via) > 1 for via in links.get(t, {}).values())]
@@ -186,7 +205,7 @@ def _atoms(links: dict[sympy.Symbol, dict[sympy.Symbol, set[str]]], program: Pro
     return max(candidates, key=candidates.count)
 
 
-def _name(links: dict[sympy.Symbol, set[str]], names: dict[sympy.Symbol, str]) -> str:
+def _name(links: dict[sympy.Expr, set[str]], names: dict[sympy.Expr, str]) -> str:
     known = {names[t]: len(via) for t, via in links.items() if t in names}
     if any(n != "atoms" and count > 1 for n, count in known.items()):
         return "angles"
@@ -197,7 +216,7 @@ def _name(links: dict[sympy.Symbol, set[str]], names: dict[sympy.Symbol, str]) -
     return "rows"
 
 
-def _unused(name: str, names: dict[sympy.Symbol, str]) -> str:
+def _unused(name: str, names: dict[sympy.Expr, str]) -> str:
     taken = set(names.values())
     return name if name not in taken else next(f"{name}{i}" for i in range(2, 99) if f"{name}{i}" not in taken)
 
@@ -205,7 +224,7 @@ def _unused(name: str, names: dict[sympy.Symbol, str]) -> str:
 def _with_pointers(
     program: Program,
     module: fx.GraphModule,
-    targets: dict[fx.Node, sympy.Symbol],
+    targets: dict[fx.Node, sympy.Expr],
     inputs: dict[str, Input],
     origins: _Origins,
 ) -> Program:
@@ -237,8 +256,10 @@ def _with_pointers(
             continue
         source = next((spaces[s] for s in program.shape(node) if s in spaces), None)
         if source is None:
+            at = "\n  ".join({user_line(user) for user in node.users})
             raise CaptureError(
-                f"{given.label} points at rows of {target} but has no varying size itself: pick rows by a graph input."
+                f"{given.label} points at rows of {target} but is no list of rows of anything: its shape is "
+                f"{tuple(map(str, program.shape(node)))}.\n  {at}\nPick rows by a graph input or a mask."
             )
         if _used_as_data(node):
             with module.graph.inserting_after(node):

@@ -195,7 +195,7 @@ class Executor:
             value = values[position].item()
             known[symbol] = int(value) if isinstance(value, bool) else value
         check_guards(self.program, known)
-        sizes = {s.name: known[s.symbol] for s in self.program.spaces}
+        sizes = {s.name: int(s.symbol.xreplace(known)) for s in self.program.spaces}
         pointers = {i.name: values[i.source] for i in self._inputs if i.kind == "pointer"}
         self._check_ranges(values, sizes)
         atoms = self.program.spaces[0]
@@ -286,7 +286,7 @@ def check_leaves(program: Program, leaves: Sequence[Leaf]) -> None:
 
 
 def bind_sizes(program: Program, leaves: Sequence[Leaf]) -> dict[sympy.Symbol, int]:
-    """The value of every size symbol, from the shapes of the leaves."""
+    """The value of every size symbol, from the shapes of the leaves; sizes made of others must agree with them."""
     known: dict[sympy.Symbol, int] = {}
     first: dict[sympy.Symbol, str] = {}
     for leaf, sizes in zip(leaves, program.capture.sizes, strict=True):
@@ -300,6 +300,14 @@ def bind_sizes(program: Program, leaves: Sequence[Leaf]) -> dict[sympy.Symbol, i
                     "each of the same things (atoms, edges)."
                 )
             first.setdefault(symbol, leaf.path)
+    for leaf, sizes in zip(leaves, program.capture.sizes, strict=True):
+        for size, n in zip(sizes, leaf.tensor.shape, strict=True):
+            expected = program.size(size)
+            if expected.free_symbols <= known.keys() and int(expected.xreplace(known)) != n:
+                raise InputError(
+                    f"{leaf.path} has {n} rows, not the {expected.xreplace(known)} that "
+                    f"{first[min(expected.free_symbols, key=str)]} makes necessary."
+                )
     return known
 
 
