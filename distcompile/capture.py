@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from torch import Tensor, fx, nn
 from torch._dynamo.source import ConstantSource
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.func import functionalize
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import PythonKeyTracer, make_fx
 from torch.fx.experimental.symbolic_shapes import (
     DimDynamic,
     PropagateUnbackedSymInts,
@@ -37,6 +38,7 @@ from torch.utils._sympy.symbol import SymT, symbol_is_type
 from .cures import Cures
 from .errors import CaptureError, DistcompileError
 from .host import LeftTorch
+from .shadows import replaced
 from .sizes import SMALLEST_SPACE
 from .tree import Leaf, Tree, flatten
 
@@ -216,7 +218,7 @@ def _trace(
         result.append(out_tree)
         return [leaf.tensor for leaf in out_leaves]
 
-    with mode, cures.applied(model, fakes), torch.enable_grad():
+    with mode, cures.applied(model, fakes), torch.enable_grad(), _helpers_recorded():
         traced = make_fx(flat_call, tracing_mode="real", _allow_non_fake_inputs=True, record_stack_traces=True)(*fakes)
     return _Trace(traced, fakes, result[-1], mode)
 
@@ -292,6 +294,20 @@ def _fake(mode: FakeTensorMode, tensor: Tensor, index: int) -> Tensor:
 
 
 @contextmanager
+def _helpers_recorded() -> Iterator[None]:
+    """Let the tracer note every frame of the model's code with an operator, not only those called ``forward``."""
+    elsewhere = (torch.__path__[0], "<eval_with_key>")
+
+    def frames(_: PythonKeyTracer, stack: traceback.StackSummary) -> traceback.StackSummary:
+        inner = max((i for i, frame in enumerate(stack) if frame.filename == __file__), default=-1)
+        theirs = [frame for frame in stack[inner + 1 :] if not frame.filename.startswith(elsewhere)]
+        return traceback.StackSummary.from_list(theirs)
+
+    with replaced(PythonKeyTracer, "_filter_traceback_frames", frames):
+        yield
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what torch logs while it takes the example's side of a branch: we record and check that ourselves."""
     import logging
@@ -309,8 +325,6 @@ def _quiet() -> Iterator[None]:
 
 def _explained(error: Exception) -> CaptureError:
     """Turn a failure inside the tracer into one message that points at the model's own line."""
-    import traceback
-
     ours = (torch.__path__[0], __file__.rsplit("/", 1)[0])
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
     where = f"{frames[-1].filename}:{frames[-1].lineno}\n    {frames[-1].line}" if frames else "unknown"

@@ -5,6 +5,7 @@
   within the model's modules they are shadowed by functions that leave sizes symbolic: `shadows.py`.
 - ``torch.tensor([tensor, ...])`` reads values, ``pad`` and ``masked_select`` bake sizes in: `functions.py`.
 - ``einsum`` of three operands and more chooses the order of its products by their sizes; it takes them in turn.
+- Tensors that the model keeps in its attributes are taken out again: `kept.py`.
 - A function that asks tensors for NumPy arrays or lists is captured as one step: `host.py`.
 - ``torch.bincount(pointer)`` has a data-dependent length. Where the model compares that length with the size of
   an index space, the length *is* that size: the counts of its last, unreferenced rows are zero.
@@ -26,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from .functions import substitute
 from .host import LeftTorch, Place, as_host_function, leaves_torch, place_of
+from .kept import nothing_kept
 from .runtime.halo import stop_gradient
 from .shadows import Conversions, Namespace, mathematics, size_of, symbolic_mathematics
 from .torchscript import ScriptedModule, scripted_function
@@ -44,6 +46,7 @@ class Cures:
     def applied(self, model: nn.Module | None, leaves: Sequence[Tensor]) -> Iterator[None]:
         """Apply every cure to `model` and to all Python code that uses torch, for the time of one capture."""
         with ExitStack() as stack:
+            stack.enter_context(nothing_kept(model))
             if model is not None:
                 stack.enter_context(_scripted_modules_as_python(model))
             instead = mathematics()

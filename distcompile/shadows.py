@@ -4,6 +4,7 @@
     int(n), float(n)     =>  n, torch.sym_float(n)       for a size n; in modules that were seen to convert one
     math.sqrt(n)         =>  torch.sym_sqrt(n)
     numpy.sqrt(n)        =>  the same, for NumPy calls the method ``sqrt`` of what it does not know
+    cache[n]             =>  a key of its own, unlike every number
 
 Each module is given shadows of its own, for the time of a capture. ``int`` and ``float`` are also types, to be used as
 dtypes or in ``type(x) is int``: modules that convert no sizes keep the originals.
@@ -97,7 +98,7 @@ class Conversions:
         with ExitStack() as stack:
             for kind, names in ((torch.SymInt, ("__int__", "__index__")), (torch.SymFloat, ("__int__", "__float__"))):
                 for name in names:
-                    stack.enter_context(_replaced(kind, name, self._watching(getattr(kind, name))))
+                    stack.enter_context(replaced(kind, name, self._watching(getattr(kind, name))))
             yield
 
     def _watching(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -135,19 +136,24 @@ def mathematics() -> dict[Any, Any]:
     return {getattr(math, name): _symbolic(getattr(math, name), f) for name, f in _FUNCTIONS.items()}
 
 
+def _hash(value: torch.SymInt) -> int:
+    return hash((id(value.node.shape_env), value.node.expr))
+
+
 @contextmanager
 def symbolic_mathematics(instead: dict[Any, Any]) -> Iterator[None]:
-    """Let ``math`` and NumPy take sizes."""
+    """Let ``math`` and NumPy take sizes, and dicts, too."""
     with ExitStack() as stack:
+        stack.enter_context(replaced(torch.SymInt, "__hash__", _hash))
         for name, function in _FUNCTIONS.items():
-            stack.enter_context(_replaced(math, name, instead[getattr(math, name)]))
+            stack.enter_context(replaced(math, name, instead[getattr(math, name)]))
             for kind in (torch.SymInt, torch.SymFloat):
-                stack.enter_context(_replaced(kind, name, function))
+                stack.enter_context(replaced(kind, name, function))
         yield
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Set an attribute of a module or class for a while."""
     before = vars(owner).get(name)
     setattr(owner, name, value)

@@ -561,6 +561,27 @@ def neighbours(species: Tensor, receiver: Tensor) -> Tensor:
     return torch.tensor(np.bincount(receiver.numpy(), minlength=len(species)))
 
 
+def mean_and_least(receiver: Tensor) -> tuple[float, Any]:
+    """How many edges end at an atom on average, and the first atom with an edge, as numbers of Python and NumPy."""
+    ends = receiver.numpy()
+    return float(np.bincount(ends).mean()), ends.min()
+
+
+def ranking(features: Tensor) -> Tensor:
+    """The place of each atom in the order of each feature."""
+    return torch.from_numpy(np.argsort(np.argsort(features.detach().numpy(), axis=0), axis=0)).to(features.dtype)
+
+
+class NumpyNumbers(Toy):
+    """Numbers and an order of features are worked out by NumPy inside of forward."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        mean, least = mean_and_least(receiver)
+        h = h + add_to(w * h[sender], receiver, h) / mean + 0.1 * least
+        return h * (1 + ranking(h)) / len(h)
+
+
 class NumpyRows(Toy):
     """A number for each atom is worked out by NumPy inside of forward."""
 
@@ -578,6 +599,26 @@ class CountedAtoms(Toy):
         n = graph["num_nodes"]
         summed = torch.zeros(n, F, dtype=h.dtype).index_add(0, receiver, w * h[sender])
         return torch.tanh(self.mix(h + summed)) / n
+
+
+class Keeping(Toy):
+    """Keeps tensors of a call: in attributes, in lists, and in a dict by the number of atoms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers: dict[int, Tensor] = {}
+        self.last: list[Any] = [None]
+        self.register_buffer("total", None)
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        n = h.shape[0]
+        if n not in self.numbers:
+            self.numbers[n] = torch.arange(n, dtype=h.dtype)
+        self.last[0] = {"h": (h,)}
+        self.total = h.sum(0)
+        h = h + add_to(w * h[sender], receiver, h) + 0.1 * self.total
+        return h * self.numbers[n][:, None].cos() + self.last[0]["h"][0]
 
 
 class Detached(Toy):
@@ -818,6 +859,8 @@ ADVERSARIES = {
     "sizes as floats": Adversary(SizesAsFloats),
     "triplets by NumPy": Adversary(NumpyTriplets, lambda: plain(cutoff=2.0), frozenset({"atoms", "edges", "angles"})),
     "rows by NumPy": Adversary(NumpyRows),
+    "numbers and features by NumPy": Adversary(NumpyNumbers),
+    "tensors kept": Adversary(Keeping),
     "number of atoms in the graph": Adversary(CountedAtoms, counted),
     "detached": Adversary(Detached),
     "without gradients": Adversary(WithoutGradients),
