@@ -99,8 +99,21 @@ class _Fakes(FakeTensorMode):
     widest = 0
     """Real values of more elements than this are dropped, unless they are integers."""
 
+    _changing = False
+    """Within an operator that changes an operand: what it is made of must not change the real value once more."""
+
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = super().dispatch(func, types, args, kwargs or {})
+        if self._changing:
+            propagates, self.propagate_real_tensors = self.propagate_real_tensors, False
+            try:
+                return super().dispatch(func, types, args, kwargs or {})
+            finally:
+                self.propagate_real_tensors = propagates
+        self._changing = getattr(func, "_schema", None) is not None and func._schema.is_mutable
+        try:
+            result = super().dispatch(func, types, args, kwargs or {})
+        finally:
+            self._changing = False
         if self.propagate_real_tensors:
             # What is computed from a dropped value has none either; torch would make one up from empty tensors.
             lost = any(_is_lost(a) for arg in args for a in (arg if isinstance(arg, list | tuple) else [arg]))
@@ -248,6 +261,7 @@ def _functionalize(trace: _Trace) -> fx.GraphModule:
     traced = trace.graph_module
     traced.graph.eliminate_dead_code()
     _fix_dtypes(traced)
+    trace.mode.epoch += 1  # what the first trace found of inputs (their unique values) has sizes of its own
     with trace.mode, fx.traceback.preserve_node_meta(), torch.no_grad():
         run = functionalize(lambda *xs: PropagateUnbackedSymInts(traced).run(*xs), remove="mutations")
         functional = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*trace.fakes)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 _TENSORS = (torch.tensor, torch.as_tensor, torch.asarray)
 _PADS = (nn.functional.pad, torch._C._nn.pad, torch.constant_pad_nd)
 _SELECTS = (torch.masked_select, Tensor.masked_select)
+_TAKES = (torch.take_along_dim, Tensor.take_along_dim)
 
 
 def substitute(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
@@ -28,6 +29,14 @@ def substitute(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return lambda: _padded(*args, **kwargs)
     if function in _SELECTS:
         return lambda: _selected(*args, **kwargs)
+    if function is Tensor.__getitem__ and isinstance(args[1], Tensor) and _is_mask(args[1]):
+        return lambda: args[0][args[1].nonzero(as_tuple=True)]
+    if function in _TAKES and len(args) + len(kwargs) == 3:
+        return lambda: _taken(*args, **kwargs)
+    if function is torch.complex:
+        return lambda: _complex(*args, **kwargs)
+    if function is torch.segment_reduce and kwargs.get("lengths") is not None and args[1:] == ("sum",):
+        return lambda: _segments(args[0], **kwargs)
     return None
 
 
@@ -73,3 +82,28 @@ def _padded(input: Tensor, pad: Any, mode: str = "constant", value: float | None
 def _selected(input: Tensor, mask: Tensor) -> Tensor:
     rows, chosen = torch.broadcast_tensors(input, mask)
     return rows[chosen]
+
+
+def _is_mask(index: Tensor) -> bool:
+    """Whether an index chooses single elements, or rows of a part of them."""
+    return index.dtype == torch.bool and index.dim() > 1
+
+
+def _taken(input: Tensor, indices: Tensor, dim: int) -> Tensor:
+    dim %= input.dim()
+
+    def like(one: Tensor, other: Tensor) -> Tensor:
+        n = max(input.dim(), 1)
+        return one.expand([one.shape[d] if d == dim or other.shape[d] == 1 else other.shape[d] for d in range(n)])
+
+    return like(input, indices).gather(dim, like(indices, input))
+
+
+def _complex(real: Tensor, imag: Tensor) -> Tensor:
+    return torch.view_as_complex(torch.stack(torch.broadcast_tensors(real, imag), -1))
+
+
+def _segments(data: Tensor, *, lengths: Tensor, axis: int = 0, unsafe: bool = False, initial: Any = None) -> Tensor:
+    where = torch.repeat_interleave(torch.arange(lengths.shape[0]), lengths, output_size=data.shape[axis])
+    shape = [*data.shape[:axis], lengths.shape[0], *data.shape[axis + 1 :]]
+    return data.new_full(shape, initial or 0).index_add(axis, where, data)

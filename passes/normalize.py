@@ -9,6 +9,7 @@
     scatter_reduce(x, 0, p, v, "mean")   =>  scatter_add(x, 0, p, v) / how many went into each row
     index_put(x, [p], v, accumulate)     =>  index_add(x, 0, p, v)
     arange(n, float)                     =>  float(arange(n))
+    conj(x)                              =>  conj_physical(x)
     mean(x, rows)                        =>  sum(x, rows) / number of rows, of all ranks
     zeros_like(x), x.new_zeros(n, 64)    =>  full([n, 64], 0)                    of x nothing but its sizes is needed
 
@@ -287,6 +288,14 @@ def _created(write: _Writer, node: fx.Node) -> fx.Node:
     return write(aten.full.default, sizes, fill, value=value, dtype=value.dtype, device=value.device)
 
 
+def _done_at_once(write: _Writer, node: fx.Node) -> Any:
+    """Conjugates and negatives are computed, not noted on a view that other ranks would not be told of."""
+    (given,) = node.args
+    if isinstance(given, complex):
+        return given.conjugate() if node.target is aten._conj.default else -given
+    return write({aten._conj.default: aten.conj_physical.default}.get(node.target, aten.neg.default), node.args[0])
+
+
 def _counted(write: _Writer, node: fx.Node) -> fx.Node | None:
     """Row numbers as real numbers: row numbers, of the whole graph, first."""
     value = node.meta["val"]
@@ -322,6 +331,7 @@ def _index_add(write: _Writer, node: fx.Node) -> fx.Node | None:
 _REWRITES = {
     **dict.fromkeys((*_FILLS, aten.full_like.default, aten.new_full.default), _created),
     **dict.fromkeys((aten.arange.default, aten.arange.start, aten.arange.start_step), _counted),
+    **dict.fromkeys((aten._conj.default, aten._neg_view.default), _done_at_once),
     aten.index_add.default: _index_add,
     aten.scatter_add.default: _index_add,
     aten.index.Tensor: _index,

@@ -34,6 +34,8 @@ VIEWS = {
     aten.split_with_sizes.default,
     aten.split.Tensor,
     aten.diagonal.default,
+    aten.view_as_real.default,
+    aten.view_as_complex.default,
     operator.getitem,
 }
 """Operators whose results look at the memory of their operand."""
@@ -111,6 +113,13 @@ def squeeze(ctx: Context, node: fx.Node) -> Placement:
     which = arguments(node)[1] if len(arguments(node)) > 1 else range(len(shape))
     chosen = {wrap(d, source) for d in ([which] if isinstance(which, int) else which)}
     return Placement(tuple(d for i, d in enumerate(ctx.dims(source)) if not (i in chosen and shape[i] == 1)))
+
+
+@rule(aten.view_as_real.default, aten.view_as_complex.default)
+def complex_parts(ctx: Context, node: fx.Node) -> Placement:
+    """Real and imaginary parts are a last dimension of two, which is never rows."""
+    dims = ctx.dims(arguments(node)[0])
+    return Placement((*dims, ()) if node.target is aten.view_as_real.default else dims[:-1])
 
 
 @rule(aten.permute.default)
