@@ -33,6 +33,7 @@ from torch.fx.experimental.symbolic_shapes import (
     ShapeEnv,
     StatelessSymbolicContext,
 )
+from torch.utils import _pytree as pytree
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from .cures import Cures
@@ -102,7 +103,19 @@ class _Fakes(FakeTensorMode):
     _changing = False
     """Within an operator that changes an operand: what it is made of must not change the real value once more."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._parameters: dict[nn.Parameter, Tensor] = {}
+
+    def _with_values(self, parameter: nn.Parameter) -> Tensor:
+        """A parameter with its values, which torch drops (and makes results up from memory that it never wrote)."""
+        if parameter not in self._parameters:
+            self._parameters[parameter] = self.from_tensor(parameter.detach(), static_shapes=True)
+        return self._parameters[parameter]
+
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.propagate_real_tensors:
+            args, kwargs = pytree.tree_map_only(nn.Parameter, self._with_values, (args, kwargs))
         if self._changing:
             propagates, self.propagate_real_tensors = self.propagate_real_tensors, False
             try:

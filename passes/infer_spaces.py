@@ -167,11 +167,15 @@ def _spaces(
 ) -> tuple[Space, ...]:
     """Every symbolic size that is reached from the atoms, named for people."""
     links: dict[sympy.Expr, dict[sympy.Expr, set[str]]] = defaultdict(lambda: defaultdict(set))
+    alone = []  # tables that are pointed into by rows of their own only: a matrix of neighbours
     for root, target in targets.items():
-        for size in program.shape(root):
-            if size.is_Symbol and size != target:
+        rows = [size for size in program.shape(root) if size.is_Symbol]
+        if target in rows:  # other dimensions are columns, however many a graph has
+            alone.append(target)
+        else:
+            for size in rows:
                 links[size][target].add(root.name)
-    atoms = _atoms(links, program)
+    atoms = _atoms(links, alone, program)
     names: dict[sympy.Expr, str] = {atoms: "atoms"}
     pending = [s for s in links if s != atoms]
     while pending:
@@ -188,11 +192,17 @@ def _spaces(
     return tuple(spaces)
 
 
-def _atoms(links: dict[sympy.Expr, dict[sympy.Expr, set[str]]], program: Program) -> sympy.Expr:
-    """The space that another space points into twice (both ends of an edge) and that is no such space itself."""
+def _atoms(
+    links: dict[sympy.Expr, dict[sympy.Expr, set[str]]], alone: list[sympy.Expr], program: Program
+) -> sympy.Expr:
+    """The space that another space points into twice (both ends of an edge) and that is no such space itself.
+
+    Without such, the space that another one points into at all, or that points into itself.
+    """
     double = [t for s in links for t, via in links[s].items() if len(via) > 1]
     sinks = [t for t in double if not any(len(via) > 1 for via in links.get(t, {}).values())]
-    candidates = sinks or double or [t for s in links for t in links[s] if not links.get(t)]
+    candidates = sinks or double or [t for t in alone if t.is_Symbol]
+    candidates = candidates or [t for s in links for t in links[s] if not links.get(t)]
     if not candidates:
         sizes = ", ".join(
             f"{leaf.path} {tuple(leaf.tensor.shape)}" for leaf in program.capture.leaves if leaf.tensor.dim()
@@ -251,16 +261,14 @@ def _with_pointers(
             ordered.append(dataclasses.replace(given, name=node.name, space=space))
             continue
         target = spaces.get(targets.get(node, sympy.Integer(0)))
+        if node in targets and any(_is_made_of_rows(size, spaces) for size in program.shape(node)):
+            _no_rows(program, node, given, "is used as an index")
         if given.kind != "rows" or target is None or not target.sharded:
             ordered.append(given)
             continue
         source = next((spaces[s] for s in program.shape(node) if s in spaces), None)
         if source is None:
-            at = "\n  ".join({user_line(user) for user in node.users})
-            raise CaptureError(
-                f"{given.label} points at rows of {target} but is no list of rows of anything: its shape is "
-                f"{tuple(map(str, program.shape(node)))}.\n  {at}\nPick rows by a graph input or a mask."
-            )
+            _no_rows(program, node, given, f"points at rows of {target}")
         if _used_as_data(node):
             with module.graph.inserting_after(node):
                 twin = module.graph.placeholder(f"{node.name}_values")
@@ -275,6 +283,22 @@ def _with_pointers(
         pointers.append(_pointer(node.name, source, target, len(ordered) - 1, given, origins))
     return replace_graph(
         program, module, inputs=tuple(ordered), pointers=tuple(pointers), spaces=tuple(spaces.values())
+    )
+
+
+def _is_made_of_rows(size: sympy.Expr, spaces: dict[sympy.Expr, Space]) -> bool:
+    """Whether a size is computed from the size of a divided space."""
+    return not size.is_Symbol and any(s in spaces and spaces[s].sharded for s in size.free_symbols)
+
+
+def _no_rows(program: Program, node: fx.Node, given: Input, what: str) -> NoReturn:
+    """Refuse an index with a row for nothing that is divided: a part of a space, or several in one list."""
+    lines = list(dict.fromkeys(user_line(user) for user in node.users))
+    raise CaptureError(
+        f"{given.label} {what} but is no list of rows of anything: its shape is "
+        f"{tuple(map(str, program.shape(node)))}.\n  {lines[0]}\n"
+        "Pick rows by a graph input or a mask. Lists that the model joins (each edge once more, the other way round) "
+        "have to be joined in the graph that it is given, with all that belongs to them."
     )
 
 

@@ -9,7 +9,7 @@
     scatter_reduce(x, 0, p, v, "mean")   =>  scatter_add(x, 0, p, v) / how many went into each row
     index_put(x, [p], v, accumulate)     =>  index_add(x, 0, p, v)
     arange(n, float)                     =>  float(arange(n))
-    conj(x)                              =>  conj_physical(x)
+    conj(x), view_as_complex(x)          =>  conj_physical(x), complex(x[..., 0], x[..., 1])
     mean(x, rows)                        =>  sum(x, rows) / number of rows, of all ranks
     zeros_like(x), x.new_zeros(n, 64)    =>  full([n, 64], 0)                    of x nothing but its sizes is needed
 
@@ -296,6 +296,12 @@ def _done_at_once(write: _Writer, node: fx.Node) -> Any:
     return write({aten._conj.default: aten.conj_physical.default}.get(node.target, aten.neg.default), node.args[0])
 
 
+def _complex(write: _Writer, node: fx.Node) -> fx.Node:
+    """A view would ask for strides that a copy has and what was copied has not."""
+    real, imag = (write(aten.select.int, node.args[0], -1, part) for part in (0, 1))
+    return write(aten.complex.default, real, imag, value=node.meta["val"])
+
+
 def _counted(write: _Writer, node: fx.Node) -> fx.Node | None:
     """Row numbers as real numbers: row numbers, of the whole graph, first."""
     value = node.meta["val"]
@@ -331,6 +337,7 @@ def _index_add(write: _Writer, node: fx.Node) -> fx.Node | None:
 _REWRITES = {
     **dict.fromkeys((*_FILLS, aten.full_like.default, aten.new_full.default), _created),
     **dict.fromkeys((aten.arange.default, aten.arange.start, aten.arange.start_step), _counted),
+    aten.view_as_complex.default: _complex,
     **dict.fromkeys((aten._conj.default, aten._neg_view.default), _done_at_once),
     aten.index_add.default: _index_add,
     aten.scatter_add.default: _index_add,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from adversaries import F, SegmentSoftmax, ToReceivers, Toy, add_to, plain
+from adversaries import BothDirections, F, SegmentSoftmax, ToReceivers, Toy, add_to, plain
 from torch import Tensor, nn
 from toys import CUTOFF, Gnn, Graph, random_graph
 
@@ -37,6 +37,8 @@ from distcompile.testing import check_model
 
 EXAMPLE, OTHER = plain()[:2]
 """10 atoms, and 17."""
+HALF = plain(half=True)[0]
+"""10 atoms, each pair once."""
 
 
 @functools.cache
@@ -208,8 +210,10 @@ WRONG = [
     rows("the first atom", lambda h: h * h[0], "aten.select", "picked by its number"),
     rows("atoms 2 to 5", lambda h: h + h[2:5].sum(), "aten.slice", "picked by number"),
     rows("every second atom", lambda h: h + h[::2].sum(), "aten.slice", "picked by number"),
-    rows("the first half", lambda h: h + h[torch.arange(len(h) // 2)].sum(), "points at rows of atoms",
-         "no list of rows", "//2", error=CaptureError),
+    rows("the first half", lambda h: h + h[torch.arange(len(h) // 2)].sum(), "no list of rows", "//2",
+         "by a graph input or a mask", error=CaptureError),
+    case("a half list completed in forward", compiling(BothDirections().eval(), HALF), CaptureError,
+         "graph['edge_index'] is used as an index", "('2*s", "joined in the graph", "adversaries.py"),
     rows("atoms in reverse", lambda h: h * h.flip(0), "aten.flip", "moved by number"),
     rows("atoms rolled", lambda h: h * h.roll(1, 0), "aten.roll", "moved by number"),
     rows("features rolled to the next atom", lambda h: h * h.roll(1), "aten.roll", "moved by number"),
