@@ -21,6 +21,7 @@ from ..errors import DistcompileError, GuardError, InputError, RankError
 from ..ir import Placement, Program, placement
 from ..tree import Leaf
 from .autograd import Lockstep, enter, leave
+from .budget import Careful, compares_all_with_all
 from .plan import Division, divide
 from .shard import Order, gather_output, shard_inputs
 from .world import Communicator, World, communicator
@@ -54,6 +55,7 @@ class Executor:
         self.program, self.world = program, world
         self.calls = 0
         self._index_program = program.index_program
+        self._is_quadratic = compares_all_with_all(program)
         placeholders = [n for n in program.graph.graph.nodes if n.op == "placeholder"]
         by_name = {n.name: n for n in placeholders}
         self._inputs = [next(i for i in program.inputs if i.name == n.name) for n in placeholders]
@@ -181,7 +183,10 @@ class Executor:
         known = bind_sizes(self.program, leaves)
         with torch.no_grad():
             try:
-                values = tuple(self._index_program(*[leaf.tensor.detach() for leaf in leaves]))
+                run = Careful(self.program, known).run if self._is_quadratic else self._index_program
+                values = tuple(run(*[leaf.tensor.detach() for leaf in leaves]))
+            except InputError:
+                raise
             except (IndexError, RuntimeError) as error:
                 raise InputError(
                     f"The graph's integers are inconsistent: {str(error).splitlines()[0]}. "

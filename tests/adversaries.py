@@ -176,6 +176,18 @@ class LineGraphs(Toy):
         return h + add_to(e, receiver, h)
 
 
+class AllWithAll(Toy):
+    """Pairs of edges are found inside of forward, by comparing every edge with every other."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        number = torch.arange(len(receiver))
+        meet = (receiver[:, None] == receiver) & (number[:, None] != number)
+        one, two = torch.nonzero(meet, as_tuple=True)
+        bent = w[one] * w[two] * (vectors[one] * vectors[two]).sum(-1, keepdim=True)
+        return h + add_to(w * h[sender] + 0.1 * add_to(bent, two, w), receiver, h)
+
+
 class EdgeOutputs(Toy):
     """Results with a row for each edge and for each atom."""
 
@@ -958,6 +970,7 @@ ADVERSARIES = {
     "line graphs of line graphs": Adversary(
         LineGraphs, with_dihedrals, frozenset({"atoms", "edges", "angles", "angles2"})
     ),
+    "line graph inside": Adversary(AllWithAll, spaces=frozenset({"atoms", "edges", "angles"})),
     "edge outputs": Adversary(EdgeOutputs),
     "masks over atoms": Adversary(AtomMasks, spaces=frozenset({"atoms", "edges", "rows", "rows2"})),
     "masks over edges": Adversary(EdgeMasks, spaces=frozenset({"atoms", "edges", "edges2", "bonds"})),

@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from adversaries import BothDirections, F, SegmentSoftmax, ToReceivers, Toy, add_to, plain
+from adversaries import AllWithAll, BothDirections, F, SegmentSoftmax, ToReceivers, Toy, add_to, plain
 from torch import Tensor, nn
 from toys import CUTOFF, Gnn, Graph, random_graph
 
@@ -31,6 +32,7 @@ from distcompile import (
 )
 from distcompile.calculator import load_calculator
 from distcompile.errors import NoIndexSpaceError
+from distcompile.runtime import budget
 from distcompile.runtime.halo import all_reduce
 from distcompile.runtime.shard import shard_inputs
 from distcompile.testing import check_model
@@ -287,6 +289,20 @@ def test_ends_in_its_own_error(provoke: Callable[[], Any], error: type[Exception
     for word in words:
         assert word in message, message
     assert len(message) < 1500, "a message is to be read"
+
+
+def test_a_table_of_rows_by_rows_that_does_not_fit_is_refused_before_it_is_built() -> None:
+    """A model that compares all edges with all asks for memory that grows with their square."""
+    compiled = distcompile.compile(AllWithAll().eval(), EXAMPLE, world=LocalWorld(2), validate=False)
+    large = random_graph(400, cutoff=2.6)
+    n_edges = large["edge_index"].shape[1]
+    with mock.patch.object(budget, "available", return_value=n_edges**2 - 1), pytest.raises(InputError) as caught:
+        compiled(large)
+    for word in (f"{n_edges} x {n_edges} elements", "on every rank", "receiver[:, None] == receiver", "line graph"):
+        assert word in str(caught.value)
+    with mock.patch.object(budget, "available", return_value=10 * n_edges**2):
+        assert compiled(large)["forces"].shape == (400, 3)
+    assert (budget.available() or 2**30) > 2**20
 
 
 def test_there_are_enough_of_them() -> None:
