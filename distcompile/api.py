@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from .account import collectives, peak_bytes
 from .capture import capture
-from .errors import GuardError, InputError, OutOfMemory, RankError
+from .errors import GuardError, InputError, OutOfMemory, RankError, ValidationError
 from .explain import explain
 from .ir import Program
 from .passes import PIPELINE
@@ -345,6 +345,12 @@ def _validate(compiled: DistributedModel, executor: Executor, args: tuple[Any, .
 
 def _check(compiled: DistributedModel, executor: Executor, leaves: list[Leaf], tree: Tree, where: str) -> None:
     found = executor(leaves)
-    with torch.enable_grad():
-        expected, _ = flatten(compiled._call(*tree.unflatten([leaf.tensor.clone() for leaf in leaves])))
+    try:
+        with torch.enable_grad():
+            expected, _ = flatten(compiled._call(*tree.unflatten([leaf.tensor.clone() for leaf in leaves])))
+    except Exception as error:
+        raise ValidationError(
+            f"The stock model fails {where}, where the captured program does not: {type(error).__name__}: {error}. "
+            "Does it keep tensors from an earlier call (caches), of the sizes of that call?"
+        ) from error
     compare([Leaf(e.path, f) for e, f in zip(expected, found, strict=True)], expected, where)

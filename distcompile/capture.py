@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,18 +26,20 @@ from torch import Tensor, fx, nn
 from torch._dynamo.source import ConstantSource
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.func import functionalize
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import PythonKeyTracer, make_fx
 from torch.fx.experimental.symbolic_shapes import (
     DimDynamic,
     PropagateUnbackedSymInts,
     ShapeEnv,
     StatelessSymbolicContext,
 )
+from torch.utils import _pytree as pytree
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from .cures import Cures
 from .errors import CaptureError, DistcompileError
 from .host import LeftTorch
+from .shadows import replaced
 from .sizes import SMALLEST_SPACE
 from .tree import Leaf, Tree, flatten
 
@@ -97,8 +100,33 @@ class _Fakes(FakeTensorMode):
     widest = 0
     """Real values of more elements than this are dropped, unless they are integers."""
 
+    _changing = False
+    """Within an operator that changes an operand: what it is made of must not change the real value once more."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._parameters: dict[nn.Parameter, Tensor] = {}
+
+    def _with_values(self, parameter: nn.Parameter) -> Tensor:
+        """A parameter with its values, which torch drops (and makes results up from memory that it never wrote)."""
+        if parameter not in self._parameters:
+            self._parameters[parameter] = self.from_tensor(parameter.detach(), static_shapes=True)
+        return self._parameters[parameter]
+
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = super().dispatch(func, types, args, kwargs or {})
+        if self.propagate_real_tensors:
+            args, kwargs = pytree.tree_map_only(nn.Parameter, self._with_values, (args, kwargs))
+        if self._changing:
+            propagates, self.propagate_real_tensors = self.propagate_real_tensors, False
+            try:
+                return super().dispatch(func, types, args, kwargs or {})
+            finally:
+                self.propagate_real_tensors = propagates
+        self._changing = getattr(func, "_schema", None) is not None and func._schema.is_mutable
+        try:
+            result = super().dispatch(func, types, args, kwargs or {})
+        finally:
+            self._changing = False
         if self.propagate_real_tensors:
             # What is computed from a dropped value has none either; torch would make one up from empty tensors.
             lost = any(_is_lost(a) for arg in args for a in (arg if isinstance(arg, list | tuple) else [arg]))
@@ -216,7 +244,7 @@ def _trace(
         result.append(out_tree)
         return [leaf.tensor for leaf in out_leaves]
 
-    with mode, cures.applied(model, fakes), torch.enable_grad():
+    with mode, cures.applied(model, fakes), torch.enable_grad(), _helpers_recorded():
         traced = make_fx(flat_call, tracing_mode="real", _allow_non_fake_inputs=True, record_stack_traces=True)(*fakes)
     return _Trace(traced, fakes, result[-1], mode)
 
@@ -246,6 +274,7 @@ def _functionalize(trace: _Trace) -> fx.GraphModule:
     traced = trace.graph_module
     traced.graph.eliminate_dead_code()
     _fix_dtypes(traced)
+    trace.mode.epoch += 1  # what the first trace found of inputs (their unique values) has sizes of its own
     with trace.mode, fx.traceback.preserve_node_meta(), torch.no_grad():
         run = functionalize(lambda *xs: PropagateUnbackedSymInts(traced).run(*xs), remove="mutations")
         functional = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*trace.fakes)
@@ -292,6 +321,20 @@ def _fake(mode: FakeTensorMode, tensor: Tensor, index: int) -> Tensor:
 
 
 @contextmanager
+def _helpers_recorded() -> Iterator[None]:
+    """Let the tracer note every frame of the model's code with an operator, not only those called ``forward``."""
+    elsewhere = (torch.__path__[0], "<eval_with_key>")
+
+    def frames(_: PythonKeyTracer, stack: traceback.StackSummary) -> traceback.StackSummary:
+        inner = max((i for i, frame in enumerate(stack) if frame.filename == __file__), default=-1)
+        theirs = [frame for frame in stack[inner + 1 :] if not frame.filename.startswith(elsewhere)]
+        return traceback.StackSummary.from_list(theirs)
+
+    with replaced(PythonKeyTracer, "_filter_traceback_frames", frames):
+        yield
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what torch logs while it takes the example's side of a branch: we record and check that ourselves."""
     import logging
@@ -309,8 +352,6 @@ def _quiet() -> Iterator[None]:
 
 def _explained(error: Exception) -> CaptureError:
     """Turn a failure inside the tracer into one message that points at the model's own line."""
-    import traceback
-
     ours = (torch.__path__[0], __file__.rsplit("/", 1)[0])
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
     where = f"{frames[-1].filename}:{frames[-1].lineno}\n    {frames[-1].line}" if frames else "unknown"

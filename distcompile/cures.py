@@ -1,10 +1,11 @@
 """General cures for Python code that would bake the example's sizes into a captured graph.
 
 - TorchScript (modules and functions) is run as Python: `torchscript.py`.
-- ``len(tensor)`` must return a plain int; within the model's modules it is shadowed by one that returns the
-  symbolic size.
-- ``int(x.shape[0])`` does the same; where a capture meets one, the next one shadows ``int`` as well.
-- ``torch.tensor([tensor, ...])`` reads values; it becomes a stack.
+- ``len(tensor)``, ``int(x.shape[0])``, ``float(x.shape[0])`` and ``math.sqrt(x.shape[0])`` would give plain numbers;
+  within the model's modules they are shadowed by functions that leave sizes symbolic: `shadows.py`.
+- ``torch.tensor([tensor, ...])`` reads values, ``pad`` and ``masked_select`` bake sizes in: `functions.py`.
+- ``einsum`` of three operands and more chooses the order of its products by their sizes; it takes them in turn.
+- Tensors that the model keeps in its attributes are taken out again: `kept.py`.
 - A function that asks tensors for NumPy arrays or lists is captured as one step: `host.py`.
 - ``torch.bincount(pointer)`` has a data-dependent length. Where the model compares that length with the size of
   an index space, the length *is* that size: the counts of its last, unreferenced rows are zero.
@@ -12,10 +13,10 @@
 
 from __future__ import annotations
 
-import builtins
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from types import BuiltinFunctionType
 from typing import Any
 
 import sympy
@@ -23,10 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
-from torch.utils._sympy.symbol import SymT, symbol_is_type
 
+from .functions import substitute
 from .host import LeftTorch, Place, as_host_function, leaves_torch, place_of
+from .kept import nothing_kept
 from .runtime.halo import stop_gradient
+from .shadows import Conversions, Namespace, mathematics, size_of, symbolic_mathematics
 from .torchscript import ScriptedModule, scripted_function
 
 
@@ -35,22 +38,27 @@ class Cures:
 
     def __init__(self) -> None:
         self.bincounts = Bincounts()
-        self.shadows: dict[str, Any] = {"len": _len}
+        self.conversions = Conversions()
         self.differentiates = False
-        self._ints: list[torch.SymInt] = []
         self._host: list[Place] = []
 
     @contextmanager
     def applied(self, model: nn.Module | None, leaves: Sequence[Tensor]) -> Iterator[None]:
         """Apply every cure to `model` and to all Python code that uses torch, for the time of one capture."""
         with ExitStack() as stack:
+            stack.enter_context(nothing_kept(model))
             if model is not None:
                 stack.enter_context(_scripted_modules_as_python(model))
+            instead = mathematics()
             for module in _modules_with_torch():
-                stack.enter_context(_python_globals(module, self.shadows))
+                stack.enter_context(_python_globals(vars(module), {"len": size_of}, instead))
+            for space in self.conversions.namespaces():
+                stack.enter_context(_python_globals(space, self.conversions.shadows(), {}))
+            stack.enter_context(symbolic_mathematics(instead))
+            stack.enter_context(self.conversions.watched())
+            stack.enter_context(torch.backends.opt_einsum.flags(enabled=False))
             for place in self._host:
                 stack.enter_context(as_host_function(place))
-            stack.enter_context(_int_watched(self._ints))
             stack.enter_context(self._gradients_noted())
             stack.enter_context(_Constructors(self.bincounts, leaves))
             yield
@@ -80,11 +88,8 @@ class Cures:
 
     def learn(self, shape_env: ShapeEnv, sizes: Sequence[Sequence[sympy.Expr]]) -> bool:
         """Look back on a capture; True if another one would profit."""
-        more = self.bincounts.learn(shape_env, sizes)
-        if self._ints and "int" not in self.shadows:
-            self.shadows["int"] = _Int
-            more = True
-        return more
+        learnt = [self.bincounts.learn(shape_env, sizes), self.conversions.learn()]
+        return any(learnt)
 
 
 class Bincounts:
@@ -144,10 +149,9 @@ class _Constructors(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in (torch.tensor, torch.as_tensor) and args and _holds_tensors(args[0]):
-            stacked = _stack(args[0])
-            to = {name: kwargs[name] for name in ("dtype", "device") if kwargs.get(name) is not None}
-            return stacked.to(**to) if to else stacked
+        instead = substitute(func, args, kwargs)
+        if instead is not None:
+            return instead()
         if func in (torch.bincount, Tensor.bincount):
             return self._bincounts(self._leaves, *args, **kwargs)
         if leaves_torch(func, args):
@@ -166,16 +170,6 @@ def _is_outside_of_gradients(func: Any, args: tuple[Any, ...], result: Tensor) -
 
 
 _STOPS = (Tensor.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
-
-
-def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, list | tuple) and any(isinstance(v, Tensor) or _holds_tensors(v) for v in value)
-
-
-def _stack(value: Any) -> Tensor:
-    if isinstance(value, list | tuple):
-        return torch.stack([_stack(v) for v in value])
-    return value if isinstance(value, Tensor) else torch.tensor(value)
 
 
 @contextmanager
@@ -210,59 +204,17 @@ def _is_torch(value: Any) -> bool:
 
 
 @contextmanager
-def _python_globals(module: Any, shadows: dict[str, Any]) -> Iterator[None]:
-    """Shadow builtins and swap TorchScript functions in one module's globals."""
-    space = vars(module)
+def _python_globals(space: Namespace, shadows: dict[str, Any], instead: dict[Any, Any]) -> Iterator[None]:
+    """Shadow builtins, swap TorchScript functions and functions that `instead` names in one module's globals."""
     before = {k: v for k, v in list(space.items()) if isinstance(v, torch.jit.ScriptFunction)}
     swapped = {name: scripted_function(function) for name, function in before.items()}
+    known = {k: v for k, v in list(space.items()) if isinstance(v, BuiltinFunctionType) and v in instead}
+    swapped |= {name: instead[function] for name, function in known.items()}
     added = {name: shadow for name, shadow in shadows.items() if name not in space}
     space.update(swapped | added)
     try:
         yield
     finally:
-        space.update(before)
+        space.update(before | known)
         for name in added:
             del space[name]
-
-
-def _len(value: Any) -> Any:
-    return value.shape[0] if isinstance(value, Tensor) and value.dim() else builtins.len(value)
-
-
-class _IntType(type):
-    def __instancecheck__(cls, value: Any) -> bool:
-        return isinstance(value, builtins.int)
-
-    def __subclasscheck__(cls, other: type) -> bool:
-        return issubclass(other, builtins.int)
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        is_size = len(args) == 1 and isinstance(args[0], torch.SymInt) and is_backed(args[0])
-        return args[0] if is_size else builtins.int(*args, **kwargs)
-
-
-class _Int(builtins.int, metaclass=_IntType):
-    """``int`` that leaves sizes symbolic: ``int(x.shape[0])`` would bake the example's size in."""
-
-
-def is_backed(value: torch.SymInt) -> bool:
-    """Whether a symbolic number is made of sizes of inputs, not of values in tensors."""
-    return all(symbol_is_type(s, SymT.SIZE) for s in value.node.expr.free_symbols)
-
-
-@contextmanager
-def _int_watched(seen: list[torch.SymInt]) -> Iterator[None]:
-    """Note every size that Python code outside torch turns into a plain int."""
-    original = torch.SymInt.__int__
-
-    def watched(self: torch.SymInt) -> int:
-        caller = sys._getframe(1).f_globals.get("__name__", "")
-        if not caller.startswith(("torch.", "sympy.")) and is_backed(self):
-            seen.append(self)
-        return original(self)
-
-    torch.SymInt.__int__ = watched  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        torch.SymInt.__int__ = original  # type: ignore[method-assign]

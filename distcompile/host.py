@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .runtime.host import HostCall, host, on_example, register
+from .runtime.host import HostCall, host, is_result, on_example, register
 from .tree import flatten
 
 
@@ -93,7 +93,7 @@ def _captured(function: Callable[..., Any]) -> Callable[..., Any]:
         made = HostCall(function, arguments)
         _, kept, spec = on_example(made, tensors, sizes)
         results = iter(host([t.detach() for t in tensors], sizes, register(made)))
-        flat = [next(results) if v is None else next(results).item() if v == 0 and type(v) is int else v for v in kept]
+        flat = [next(results) if v is None else next(results).item() if is_result(v) else v for v in kept]
         return pytree.tree_unflatten(flat, spec)
 
     return call

@@ -20,8 +20,8 @@ class Space:
     """An index space: a set of rows, found from the program."""
 
     name: str
-    symbol: sympy.Symbol
-    """The size of the space in the captured graph; on a rank it means the owned rows."""
+    symbol: sympy.Expr
+    """The size of the space in the captured graph; on a rank it means the owned rows. A symbol, if it is sharded."""
     sharded: bool = True
     """False for spaces that every rank holds whole (graphs)."""
 
@@ -155,7 +155,7 @@ class Program:
     """(index output, rows of a constant table, label, negative allowed): values looked up in fixed tables."""
     conditions: tuple[tuple[sympy.Symbol, int], ...] = ()
     """(symbol, index output): values that the model branched on."""
-    merged: tuple[tuple[sympy.Symbol, sympy.Symbol], ...] = ()
+    merged: tuple[tuple[sympy.Symbol, sympy.Expr], ...] = ()
     """Symbols that inference found to be the size of one space, with its representative."""
 
     def size(self, value: Any) -> sympy.Expr:

@@ -18,6 +18,7 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
+from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from ..ir import Program, copy_graph, replace_graph
 from ..sizes import size_nodes
@@ -116,7 +117,10 @@ def _explicit_squeeze(node: fx.Node) -> None:
 
 
 def _sizes_from_inputs(program: Program, graph: fx.Graph) -> None:
-    """Let every size be computed from the shapes of the inputs, not of tensors on the way."""
+    """Let every size be computed from the shapes of the inputs, not of tensors on the way.
+
+    A size that depends on values is read off the first tensor that has it, the result of what decided about it.
+    """
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     places = {
         size: (node, dim)
@@ -130,13 +134,18 @@ def _sizes_from_inputs(program: Program, graph: fx.Graph) -> None:
     def leaf(symbol: sympy.Symbol) -> fx.Node | None:
         if symbol not in made and symbol in places:
             node, dim = places[symbol]
-            with graph.inserting_before(first):
+            with graph.inserting_before(first if node.op == "placeholder" else node.next):
                 made[symbol] = graph.call_function(aten.sym_size.int, (node, dim))
             made[symbol].meta["val"] = node.meta["val"].shape[dim]
         return made.get(symbol)
 
     for node in list(graph.nodes):
         value = node.meta.get("val")
+        if node.op == "call_function" and isinstance(value, torch.Tensor):
+            for dim, n in enumerate(value.shape):
+                size = program.capture.raw_size(n)
+                if size.is_Symbol and symbol_is_type(size, SymT.UNBACKED_INT):
+                    places.setdefault(size, (node, dim))
         if node.op != "call_function" or not isinstance(value, torch.SymInt) or node in made.values():
             continue
         with graph.inserting_before(node):

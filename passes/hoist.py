@@ -19,7 +19,9 @@ import sympy
 import torch
 from torch import fx
 
+from ..errors import CaptureError
 from ..ir import Input, Output, Program, anchor, copy_graph, replace_graph
+from ..rules.base import user_line
 from ..rules.indexing import INDEX_VIEWS, index_operands
 from ..runtime.host import host
 from ..sizes import size_nodes
@@ -51,7 +53,9 @@ def _hoisted(graph: fx.Graph, conditions: list[fx.Node]) -> set[fx.Node]:
     while len(hoisted) > before:
         before = len(hoisted)
         for node in graph.nodes:
-            if node.op == "call_function" and (node.target in _ROW_NUMBERS or _is_integral(node)):
+            if node.target is operator.getitem and node.args[0] in hoisted and _data_dependent(node.args[0]):
+                hoisted.add(node)
+            elif node.op == "call_function" and (node.target in _ROW_NUMBERS or _is_integral(node)):
                 symbolic = _is_symbolic(node)
                 if all(_is_known(n, hoisted, symbolic) for n in node.all_input_nodes):
                     hoisted.add(node)
@@ -169,8 +173,8 @@ class _Builder:
             self.new[node] = self.placeholder("number", "number", node.meta["val"], source=self.take(node))
         return self.new[node]
 
-    def size(self, value: Any) -> Any:
-        """A symbolic size used in a shape: the rank's own, computed from the sizes of the spaces."""
+    def size(self, value: Any, user: fx.Node) -> Any:
+        """A symbolic size used in a shape by `user`: the rank's own, computed from the sizes of the spaces."""
         expr = self.program.size(value)
         if expr.is_Integer:
             return int(expr)
@@ -179,8 +183,15 @@ class _Builder:
                 self.sizes[expr] = self.placeholder(f"n_{expr}", "size", value)
                 self.witness(expr)
             else:
-                self.sizes[expr] = size_nodes(self.graph, expr, self.symbol_value)
-                self.sizes[expr].meta["val"] = value
+                made = size_nodes(self.graph, expr, self.symbol_value)
+                if made is None:
+                    raise CaptureError(
+                        f"{user.target} makes a tensor of {expr} rows, which is no number of rows of a part of the "
+                        f"graph.\n  {user_line(user)}\n"
+                        "Sizes may be sums, products and integer quotients of sizes of the graph's tensors."
+                    )
+                made.meta["val"] = value
+                self.sizes[expr] = made
         return self.sizes[expr]
 
     def symbol_value(self, symbol: sympy.Symbol) -> fx.Node:
@@ -196,22 +207,22 @@ class _Builder:
         if node in self.new:
             return self.new[node]
         schema = getattr(node.target, "_schema", None)
-        args = [self.argument(a, _is_shape(schema, i)) for i, a in enumerate(node.args)]
-        kwargs = {k: self.argument(a, _is_shape(schema, k)) for k, a in node.kwargs.items()}
+        args = [self.argument(a, _is_shape(schema, i), node) for i, a in enumerate(node.args)]
+        kwargs = {k: self.argument(a, _is_shape(schema, k), node) for k, a in node.kwargs.items()}
         new = self.graph.create_node(node.op, node.target, tuple(args), kwargs, node.name)
         new.meta = dict(node.meta)
         self.new[node] = new
         return new
 
-    def argument(self, value: Any, shape: bool) -> Any:
+    def argument(self, value: Any, shape: bool, user: fx.Node) -> Any:
         if isinstance(value, list | tuple):
-            return type(value)(self.argument(v, shape) for v in value)
+            return type(value)(self.argument(v, shape, user) for v in value)
         if not isinstance(value, fx.Node):
             return value
         if _is_symbolic(value):
             if not isinstance(value.meta["val"], torch.SymInt):
                 return self.number(value)
-            return self.size(value.meta["val"]) if shape else self.number(value)
+            return self.size(value.meta["val"], user) if shape else self.number(value)
         return self.value(value)
 
     def finish(self, wanted: list[Any], conditions: list[fx.Node]) -> Program:

@@ -5,6 +5,7 @@
 
 Two sizes are one space if a guard made them so while tracing (broadcast, comparison), or if one pointer runs over
 tables of both. A value used both as a pointer and as data becomes two inputs, since pointers are renumbered.
+A table may also be as long as another size says (``s7 - 1`` structures between s7 offsets); every rank has it whole.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import NoReturn
 import sympy
 import torch
 from torch import fx
+from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from ..errors import CaptureError, NoIndexSpaceError
 from ..ir import Access, Input, Pointer, Program, Space, copy_graph, replace_graph
@@ -48,21 +50,31 @@ def infer_spaces(program: Program) -> Program:
     merged = _merge(program, found, inputs, origins)
     program = dataclasses.replace(program, merged=(*program.merged, *merged.items()))
 
-    targets: dict[fx.Node, sympy.Symbol] = {}
+    targets: dict[fx.Node, sympy.Expr] = {}
     fixed: dict[fx.Node, Access] = {}
     ranges: set[tuple[int, int, str, bool]] = set()
     for access, root in found:
         size = program.shape(access.table)[access.dim]
-        if size.is_Symbol:
+        if not size.is_Integer:
             targets[root] = size
         elif inputs[root.name].kind == "rows":
             fixed[root] = access
             ranges.add(_range(program, access, root, inputs[root.name], int(size)))
-    for root in fixed.keys() & targets.keys():
-        _baked(program, fixed[root], inputs[root.name])
+    # How many kinds of something there are in the graph may be another number than there are in a table of the model.
+    both = [root for root in targets if root in fixed]
+    for root in both:
+        if not _depends_on_values(targets[root]):
+            _baked(program, fixed[root], inputs[root.name])
     spaces = _spaces(program, module, targets, inputs)
+    for root in both:
+        if targets[root] in {s.symbol for s in spaces if s.sharded}:
+            _baked(program, fixed[root], inputs[root.name])
     program = dataclasses.replace(program, spaces=spaces, ranges=tuple(sorted(ranges)))
     return _with_pointers(program, module, targets, inputs, origins)
+
+
+def _depends_on_values(size: sympy.Expr) -> bool:
+    return all(symbol_is_type(symbol, SymT.UNBACKED_INT) for symbol in size.free_symbols)
 
 
 def pointer_root(index: fx.Node) -> fx.Node | None:
@@ -99,29 +111,36 @@ class _Origins:
 
 def _merge(
     program: Program, found: list[tuple[Access, fx.Node]], inputs: dict[str, Input], origins: _Origins
-) -> dict[sympy.Symbol, sympy.Symbol]:
+) -> dict[sympy.Symbol, sympy.Expr]:
     """Union the sizes of all tables that one pointer runs over."""
-    parent: dict[sympy.Symbol, sympy.Symbol] = {}
+    parent: dict[sympy.Symbol, sympy.Expr] = {}
 
-    def find(symbol: sympy.Symbol) -> sympy.Symbol:
-        while symbol in parent:
-            symbol = parent[symbol]
-        return symbol
+    def find(size: sympy.Expr) -> sympy.Expr:
+        while size.free_symbols & parent.keys():
+            size = size.xreplace(parent)
+        return size
 
-    first: dict[str, sympy.Symbol] = {}
+    first: dict[str, sympy.Expr] = {}
     for access, root in found:
         size = program.shape(access.table)[access.dim]
         given = inputs[root.name]
-        if not size.is_Symbol or given.kind != "rows":
+        if size.is_Integer or given.kind != "rows":
             continue
-        tables = [size]
-        if origins.is_identity(given.source):
-            tables.append(program.shape(root)[0])  # row i of one is row i of the other
+        tables, rows = [size], program.shape(root)[0]
+        if origins.is_identity(given.source) and rows.is_Symbol:
+            tables.append(rows)  # row i of one is row i of the other
         for table in tables:
             name = origins.name(given.source)
             a, b = find(first.setdefault(name, table)), find(table)
-            if a != b:
+            if a != b and b.is_Symbol and b not in a.free_symbols:
                 parent[b] = a
+            elif a != b and a.is_Symbol and a not in b.free_symbols:
+                parent[a] = b
+            elif a != b:
+                raise CaptureError(
+                    f"{given.label} points at rows of a table of {a} rows and at rows of one of {b}, which cannot be "
+                    f"the same number.\n  {user_line(access.node)}\nGive tables that one index is for one length."
+                )
     return {symbol: find(symbol) for symbol in parent}
 
 
@@ -144,16 +163,20 @@ def _baked(program: Program, access: Access, given: Input) -> NoReturn:
 
 
 def _spaces(
-    program: Program, module: fx.GraphModule, targets: dict[fx.Node, sympy.Symbol], inputs: dict[str, Input]
+    program: Program, module: fx.GraphModule, targets: dict[fx.Node, sympy.Expr], inputs: dict[str, Input]
 ) -> tuple[Space, ...]:
     """Every symbolic size that is reached from the atoms, named for people."""
-    links: dict[sympy.Symbol, dict[sympy.Symbol, set[str]]] = defaultdict(lambda: defaultdict(set))
+    links: dict[sympy.Expr, dict[sympy.Expr, set[str]]] = defaultdict(lambda: defaultdict(set))
+    alone = []  # tables that are pointed into by rows of their own only: a matrix of neighbours
     for root, target in targets.items():
-        for size in program.shape(root):
-            if size.is_Symbol and size != target:
+        rows = [size for size in program.shape(root) if size.is_Symbol]
+        if target in rows:  # other dimensions are columns, however many a graph has
+            alone.append(target)
+        else:
+            for size in rows:
                 links[size][target].add(root.name)
-    atoms = _atoms(links, program)
-    names: dict[sympy.Symbol, str] = {atoms: "atoms"}
+    atoms = _atoms(links, alone, program)
+    names: dict[sympy.Expr, str] = {atoms: "atoms"}
     pending = [s for s in links if s != atoms]
     while pending:
         # The space with the fewest pointers to spaces that have no name yet comes next.
@@ -169,11 +192,17 @@ def _spaces(
     return tuple(spaces)
 
 
-def _atoms(links: dict[sympy.Symbol, dict[sympy.Symbol, set[str]]], program: Program) -> sympy.Symbol:
-    """The space that another space points into twice (both ends of an edge) and that is no such space itself."""
+def _atoms(
+    links: dict[sympy.Expr, dict[sympy.Expr, set[str]]], alone: list[sympy.Expr], program: Program
+) -> sympy.Expr:
+    """The space that another space points into twice (both ends of an edge) and that is no such space itself.
+
+    Without such, the space that another one points into at all, or that points into itself.
+    """
     double = [t for s in links for t, via in links[s].items() if len(via) > 1]
     sinks = [t for t in double if not any(len(via) > 1 for via in links.get(t, {}).values())]
-    candidates = sinks or double or [t for s in links for t in links[s] if not links.get(t)]
+    candidates = sinks or double or [t for t in alone if t.is_Symbol]
+    candidates = candidates or [t for s in links for t in links[s] if not links.get(t)]
     if not candidates:
         sizes = ", ".join(
             f"{leaf.path} {tuple(leaf.tensor.shape)}" for leaf in program.capture.leaves if leaf.tensor.dim()
@@ -186,7 +215,7 @@ def _atoms(links: dict[sympy.Symbol, dict[sympy.Symbol, set[str]]], program: Pro
     return max(candidates, key=candidates.count)
 
 
-def _name(links: dict[sympy.Symbol, set[str]], names: dict[sympy.Symbol, str]) -> str:
+def _name(links: dict[sympy.Expr, set[str]], names: dict[sympy.Expr, str]) -> str:
     known = {names[t]: len(via) for t, via in links.items() if t in names}
     if any(n != "atoms" and count > 1 for n, count in known.items()):
         return "angles"
@@ -197,7 +226,7 @@ def _name(links: dict[sympy.Symbol, set[str]], names: dict[sympy.Symbol, str]) -
     return "rows"
 
 
-def _unused(name: str, names: dict[sympy.Symbol, str]) -> str:
+def _unused(name: str, names: dict[sympy.Expr, str]) -> str:
     taken = set(names.values())
     return name if name not in taken else next(f"{name}{i}" for i in range(2, 99) if f"{name}{i}" not in taken)
 
@@ -205,7 +234,7 @@ def _unused(name: str, names: dict[sympy.Symbol, str]) -> str:
 def _with_pointers(
     program: Program,
     module: fx.GraphModule,
-    targets: dict[fx.Node, sympy.Symbol],
+    targets: dict[fx.Node, sympy.Expr],
     inputs: dict[str, Input],
     origins: _Origins,
 ) -> Program:
@@ -232,14 +261,14 @@ def _with_pointers(
             ordered.append(dataclasses.replace(given, name=node.name, space=space))
             continue
         target = spaces.get(targets.get(node, sympy.Integer(0)))
+        if node in targets and any(_is_made_of_rows(size, spaces) for size in program.shape(node)):
+            _no_rows(program, node, given, "is used as an index")
         if given.kind != "rows" or target is None or not target.sharded:
             ordered.append(given)
             continue
         source = next((spaces[s] for s in program.shape(node) if s in spaces), None)
         if source is None:
-            raise CaptureError(
-                f"{given.label} points at rows of {target} but has no varying size itself: pick rows by a graph input."
-            )
+            _no_rows(program, node, given, f"points at rows of {target}")
         if _used_as_data(node):
             with module.graph.inserting_after(node):
                 twin = module.graph.placeholder(f"{node.name}_values")
@@ -254,6 +283,22 @@ def _with_pointers(
         pointers.append(_pointer(node.name, source, target, len(ordered) - 1, given, origins))
     return replace_graph(
         program, module, inputs=tuple(ordered), pointers=tuple(pointers), spaces=tuple(spaces.values())
+    )
+
+
+def _is_made_of_rows(size: sympy.Expr, spaces: dict[sympy.Expr, Space]) -> bool:
+    """Whether a size is computed from the size of a divided space."""
+    return not size.is_Symbol and any(s in spaces and spaces[s].sharded for s in size.free_symbols)
+
+
+def _no_rows(program: Program, node: fx.Node, given: Input, what: str) -> NoReturn:
+    """Refuse an index with a row for nothing that is divided: a part of a space, or several in one list."""
+    lines = list(dict.fromkeys(user_line(user) for user in node.users))
+    raise CaptureError(
+        f"{given.label} {what} but is no list of rows of anything: its shape is "
+        f"{tuple(map(str, program.shape(node)))}.\n  {lines[0]}\n"
+        "Pick rows by a graph input or a mask. Lists that the model joins (each edge once more, the other way round) "
+        "have to be joined in the graph that it is given, with all that belongs to them."
     )
 
 

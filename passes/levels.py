@@ -141,7 +141,9 @@ def _work(node: fx.Node, found: dict[fx.Node, Work]) -> Work:
 def _is_simple(node: fx.Node) -> bool:
     """Scatters that are one accumulation at one index: run block by block."""
     return node.target in (aten.index_add.default, aten.scatter_add.default, aten.scatter_reduce.two) or (
-        node.target is aten.index_put.default and len(accesses(node)) == 1
+        node.target is aten.index_put.default
+        and len(accesses(node)) == 1
+        and accesses(node)[0].index.meta["val"].dim() == 1
     )
 
 

@@ -8,6 +8,8 @@
     scatter_reduce(x, 0, p, v, "sum")    =>  scatter_add(x, 0, p, v)
     scatter_reduce(x, 0, p, v, "mean")   =>  scatter_add(x, 0, p, v) / how many went into each row
     index_put(x, [p], v, accumulate)     =>  index_add(x, 0, p, v)
+    arange(n, float)                     =>  float(arange(n))
+    conj(x), view_as_complex(x)          =>  conj_physical(x), complex(x[..., 0], x[..., 1])
     mean(x, rows)                        =>  sum(x, rows) / number of rows, of all ranks
     zeros_like(x), x.new_zeros(n, 64)    =>  full([n, 64], 0)                    of x nothing but its sizes is needed
 
@@ -286,6 +288,30 @@ def _created(write: _Writer, node: fx.Node) -> fx.Node:
     return write(aten.full.default, sizes, fill, value=value, dtype=value.dtype, device=value.device)
 
 
+def _done_at_once(write: _Writer, node: fx.Node) -> Any:
+    """Conjugates and negatives are computed, not noted on a view that other ranks would not be told of."""
+    (given,) = node.args
+    if isinstance(given, complex):
+        return given.conjugate() if node.target is aten._conj.default else -given
+    return write({aten._conj.default: aten.conj_physical.default}.get(node.target, aten.neg.default), node.args[0])
+
+
+def _complex(write: _Writer, node: fx.Node) -> fx.Node:
+    """A view would ask for strides that a copy has and what was copied has not."""
+    real, imag = (write(aten.select.int, node.args[0], -1, part) for part in (0, 1))
+    return write(aten.complex.default, real, imag, value=node.meta["val"])
+
+
+def _counted(write: _Writer, node: fx.Node) -> fx.Node | None:
+    """Row numbers as real numbers: row numbers, of the whole graph, first."""
+    value = node.meta["val"]
+    given = [n.meta["val"] if isinstance(n, fx.Node) else n for n in node.args]
+    if not value.is_floating_point() or not all(isinstance(n, int | torch.SymInt) for n in given):
+        return None
+    whole = write(node.target, *node.args, value=value.new_empty(value.shape, dtype=torch.int64), device=value.device)
+    return write(aten._to_copy.default, whole, dtype=value.dtype)
+
+
 def _filled(write: _Writer, like: fx.Node, fill: Any) -> fx.Node:
     """A tensor of one value, of the sizes and dtype of another."""
     sizes = [write.size(like, dim) for dim in range(_ndim(like))]
@@ -310,6 +336,9 @@ def _index_add(write: _Writer, node: fx.Node) -> fx.Node | None:
 
 _REWRITES = {
     **dict.fromkeys((*_FILLS, aten.full_like.default, aten.new_full.default), _created),
+    **dict.fromkeys((aten.arange.default, aten.arange.start, aten.arange.start_step), _counted),
+    aten.view_as_complex.default: _complex,
+    **dict.fromkeys((aten._conj.default, aten._neg_view.default), _done_at_once),
     aten.index_add.default: _index_add,
     aten.scatter_add.default: _index_add,
     aten.index.Tensor: _index,

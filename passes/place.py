@@ -40,6 +40,8 @@ def place(program: Program) -> Program:
     sharded: set[fx.Node] = set()
     for node in module.graph.nodes:
         if node.op == "output":
+            for result in node.all_input_nodes:
+                _check_result(context, result)
             node.meta[META] = Placement()
             continue
         found = _place(context, node, partial, sharded)
@@ -50,6 +52,13 @@ def place(program: Program) -> Program:
         if any(p.sharded for p in several):
             sharded.add(node)
     return replace_graph(program, module)
+
+
+def _check_result(ctx: Context, node: fx.Node) -> None:
+    """Results are put together row by row: each row of them must be of one length in all graphs, or a dimension."""
+    for placement in _several(node.meta[META]):
+        if any(isinstance(f, Space) and not f.sharded for dim in placement.dims for f in dim):
+            raise unsupported(node, "a result with rows of varying length in one dimension", [_show(ctx, node)])
 
 
 def _place(ctx: Context, node: fx.Node, partial: set[fx.Node], sharded: set[fx.Node]) -> Any:

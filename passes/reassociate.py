@@ -124,7 +124,7 @@ def _product_with_outer(build: _Build, node: fx.Node) -> fx.Node | None:
 
 
 def _sum_of_products(build: _Build, node: fx.Node) -> fx.Node | None:
-    """``sum(mul(reshape(mm(g, C)), w))``, over what `w` has of the table, or over the rest too: gradients of the above."""
+    """``sum(mul(reshape(mm(g, C)), w))``: gradients of the above, over what `w` has of the table or over channels too."""
     product: Any = node.args[0]
     given: Any = node.args[1]
     factors = _factors(product)

@@ -21,6 +21,7 @@ from ..errors import DistcompileError, GuardError, InputError, RankError
 from ..ir import Placement, Program, placement
 from ..tree import Leaf
 from .autograd import Lockstep, enter, leave
+from .budget import Careful, compares_all_with_all
 from .plan import Division, divide
 from .shard import Order, gather_output, shard_inputs
 from .world import Communicator, World, communicator
@@ -54,6 +55,7 @@ class Executor:
         self.program, self.world = program, world
         self.calls = 0
         self._index_program = program.index_program
+        self._is_quadratic = compares_all_with_all(program)
         placeholders = [n for n in program.graph.graph.nodes if n.op == "placeholder"]
         by_name = {n.name: n for n in placeholders}
         self._inputs = [next(i for i in program.inputs if i.name == n.name) for n in placeholders]
@@ -181,7 +183,10 @@ class Executor:
         known = bind_sizes(self.program, leaves)
         with torch.no_grad():
             try:
-                values = tuple(self._index_program(*[leaf.tensor.detach() for leaf in leaves]))
+                run = Careful(self.program, known).run if self._is_quadratic else self._index_program
+                values = tuple(run(*[leaf.tensor.detach() for leaf in leaves]))
+            except InputError:
+                raise
             except (IndexError, RuntimeError) as error:
                 raise InputError(
                     f"The graph's integers are inconsistent: {str(error).splitlines()[0]}. "
@@ -195,7 +200,7 @@ class Executor:
             value = values[position].item()
             known[symbol] = int(value) if isinstance(value, bool) else value
         check_guards(self.program, known)
-        sizes = {s.name: known[s.symbol] for s in self.program.spaces}
+        sizes = {s.name: int(s.symbol.xreplace(known)) for s in self.program.spaces}
         pointers = {i.name: values[i.source] for i in self._inputs if i.kind == "pointer"}
         self._check_ranges(values, sizes)
         atoms = self.program.spaces[0]
@@ -286,7 +291,7 @@ def check_leaves(program: Program, leaves: Sequence[Leaf]) -> None:
 
 
 def bind_sizes(program: Program, leaves: Sequence[Leaf]) -> dict[sympy.Symbol, int]:
-    """The value of every size symbol, from the shapes of the leaves."""
+    """The value of every size symbol, from the shapes of the leaves; sizes made of others must agree with them."""
     known: dict[sympy.Symbol, int] = {}
     first: dict[sympy.Symbol, str] = {}
     for leaf, sizes in zip(leaves, program.capture.sizes, strict=True):
@@ -300,6 +305,14 @@ def bind_sizes(program: Program, leaves: Sequence[Leaf]) -> dict[sympy.Symbol, i
                     "each of the same things (atoms, edges)."
                 )
             first.setdefault(symbol, leaf.path)
+    for leaf, sizes in zip(leaves, program.capture.sizes, strict=True):
+        for size, n in zip(sizes, leaf.tensor.shape, strict=True):
+            expected = program.size(size)
+            if expected.free_symbols <= known.keys() and int(expected.xreplace(known)) != n:
+                raise InputError(
+                    f"{leaf.path} has {n} rows, not the {expected.xreplace(known)} that "
+                    f"{first[min(expected.free_symbols, key=str)]} makes necessary."
+                )
     return known
 
 

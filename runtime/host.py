@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
@@ -31,23 +32,27 @@ class HostCall:
     """From tensors and sizes to the positional and keyword arguments."""
 
     def __call__(self, tensors: Sequence[Tensor], sizes: Sequence[int]) -> tuple[list[Tensor], list[Any], Any]:
-        """The result: its tensors, its flat values with None in place of tensors and 0 of integers, its structure."""
+        """The result: its tensors and numbers, its flat values with None in place of tensors, its structure."""
         args, kwargs = self.arguments([*tensors, *sizes])
         flat, spec = pytree.tree_flatten(self.function(*args, **kwargs))
+        flat = [v.item() if isinstance(v, np.number) else v for v in flat]
         for value in flat:
             if not isinstance(value, Tensor | int | float | str | None):
                 raise CaptureError(
                     f"{self.function.__qualname__} leaves torch and returns a {type(value).__name__}. "
                     "Let it return tensors, so that it can run as one step in front of the compiled program."
                 )
-        kept = [None if isinstance(v, Tensor) else 0 if type(v) is int else v for v in flat]
-        tensors_out = [v.clone() if isinstance(v, Tensor) else torch.tensor(v) for v in flat if _is_number(v)]
-        return tensors_out, kept, spec
+        tensors_out = [v.clone() if isinstance(v, Tensor) else _as_tensor(v) for v in flat if is_result(v)]
+        return tensors_out, [None if isinstance(v, Tensor) else v for v in flat], spec
 
 
-def _is_number(value: Any) -> bool:
-    """Whether a result depends on the graph: a tensor or an integer."""
-    return isinstance(value, Tensor) or type(value) is int
+def is_result(value: Any) -> bool:
+    """Whether a value that a function returns depends on the graph: a tensor or a number."""
+    return isinstance(value, Tensor) or type(value) in (int, float)
+
+
+def _as_tensor(number: float) -> Tensor:
+    return torch.tensor(number, dtype=torch.int64 if isinstance(number, int) else torch.float64)
 
 
 _CALLS: dict[str, HostCall] = {}
@@ -88,8 +93,15 @@ def on_example(call: HostCall, tensors: Sequence[Tensor], sizes: Sequence[Any]) 
             "the model. Compute them with torch operators."
         )
     hints = [int(s.node.hint) if isinstance(s, torch.SymInt) else int(s) for s in sizes]
-    with _outside_of_tracing():
-        return call([v.detach() for v in values if v is not None], hints)
+    with _outside_of_tracing(), torch.enable_grad():
+        given = zip(values, tensors, strict=True)
+        found = call([v.detach().requires_grad_(t.requires_grad) for v, t in given if v is not None], hints)
+    if any(result.requires_grad for result in found[0]):
+        raise CaptureError(
+            f"{call.function.__qualname__} leaves torch (NumPy or Python values) and also computes by torch what has a "
+            "gradient, which would be lost. Move what leaves torch to a function of its own."
+        )
+    return found
 
 
 @contextmanager

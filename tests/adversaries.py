@@ -7,12 +7,14 @@ lists them with graphs of three sizes; a program is compiled on the first and mu
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from toys import CUTOFF, N_SPECIES, Graph, Result, envelope, gaussians, random_graph, seeded
 
 F = 6
@@ -174,6 +176,18 @@ class LineGraphs(Toy):
         return h + add_to(e, receiver, h)
 
 
+class AllWithAll(Toy):
+    """Pairs of edges are found inside of forward, by comparing every edge with every other."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        number = torch.arange(len(receiver))
+        meet = (receiver[:, None] == receiver) & (number[:, None] != number)
+        one, two = torch.nonzero(meet, as_tuple=True)
+        bent = w[one] * w[two] * (vectors[one] * vectors[two]).sum(-1, keepdim=True)
+        return h + add_to(w * h[sender] + 0.1 * add_to(bent, two, w), receiver, h)
+
+
 class EdgeOutputs(Toy):
     """Results with a row for each edge and for each atom."""
 
@@ -227,7 +241,7 @@ class MeanOfChosen(Toy):
 
 
 class MaskedSelect(Toy):
-    """Edges chosen by ``masked_select``, whose gradient is a ``masked_scatter``."""
+    """Edges chosen by ``masked_select``, which has a gradient of its own."""
 
     def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
         sender, receiver = graph["edge_index"]
@@ -425,12 +439,13 @@ class BothDirections(Toy):
 
 
 class Padding(Toy):
-    """Features beside columns of zeros."""
+    """Features beside columns of zeros, of ones, and some columns cut off."""
 
     def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
         sender, receiver = graph["edge_index"]
         h = h + add_to(w * h[sender], receiver, h)
-        return nn.functional.pad(h[:, :2], (1, F - 3)) * h
+        wide = nn.functional.pad(h[:, None], (-1, 2, 1, 0), value=1.0)
+        return nn.functional.pad(h[:, :2], (1, F - 3)) * h + wide[:, 0, 1:] * wide[:, 1, 1:]
 
 
 class Attention(Toy):
@@ -523,11 +538,15 @@ class PythonSizes(Toy):
 
 
 class SizesAsFloats(Toy):
-    """Sizes that go through ``float``."""
+    """Sizes that go through ``float``, ``math``, NumPy and tensors."""
 
     def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
         sender, receiver = graph["edge_index"]
-        return h + add_to(w * h[sender], receiver, h) / float(h.shape[0])
+        n = h.shape[0]
+        h = h + add_to(w * h[sender], receiver, h) / float(n)
+        h = h * float(n**0.5) / math.sqrt(n) + math.log(n) / int(0.5 * n) / np.sqrt(n)
+        sizes = torch.tensor([float(n), len(w)], dtype=h.dtype)
+        return h + (sizes.log() / h.new_tensor(n)).sum() + 1 / torch.tensor(n)
 
 
 def pairs_of_edges(receiver: Tensor, n_edges: int) -> tuple[Tensor, int]:
@@ -555,6 +574,27 @@ def neighbours(species: Tensor, receiver: Tensor) -> Tensor:
     return torch.tensor(np.bincount(receiver.numpy(), minlength=len(species)))
 
 
+def mean_and_least(receiver: Tensor) -> tuple[float, Any]:
+    """How many edges end at an atom on average, and the first atom with an edge, as numbers of Python and NumPy."""
+    ends = receiver.numpy()
+    return float(np.bincount(ends).mean()), ends.min()
+
+
+def ranking(features: Tensor) -> Tensor:
+    """The place of each atom in the order of each feature."""
+    return torch.from_numpy(np.argsort(np.argsort(features.detach().numpy(), axis=0), axis=0)).to(features.dtype)
+
+
+class NumpyNumbers(Toy):
+    """Numbers and an order of features are worked out by NumPy inside of forward."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        mean, least = mean_and_least(receiver)
+        h = h + add_to(w * h[sender], receiver, h) / mean + 0.1 * least
+        return h * (1 + ranking(h)) / len(h)
+
+
 class NumpyRows(Toy):
     """A number for each atom is worked out by NumPy inside of forward."""
 
@@ -572,6 +612,142 @@ class CountedAtoms(Toy):
         n = graph["num_nodes"]
         summed = torch.zeros(n, F, dtype=h.dtype).index_add(0, receiver, w * h[sender])
         return torch.tanh(self.mix(h + summed)) / n
+
+
+class Keeping(Toy):
+    """Keeps tensors of a call: in attributes, in lists, and in a dict by the number of atoms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers: dict[int, Tensor] = {}
+        self.last: list[Any] = [None]
+        self.register_buffer("total", None)
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        n = h.shape[0]
+        if n not in self.numbers:
+            self.numbers[n] = torch.arange(n, dtype=h.dtype)
+        self.last[0] = {"h": (h,)}
+        self.total = h.sum(0)
+        h = h + add_to(w * h[sender], receiver, h) + 0.1 * self.total
+        return h * self.numbers[n][:, None].cos() + self.last[0]["h"][0]
+
+
+class NeighbourMatrix(Toy):
+    """Neighbours are a row of numbers for each atom, filled up behind a mask; the longest row sets the width."""
+
+    def more(self) -> None:
+        self.attend = nn.MultiheadAttention(F, 2, batch_first=True)
+
+    def forward(self, graph: Graph) -> Result:
+        strain = torch.zeros_like(graph["cell"]).requires_grad_()
+        positions = graph["positions"].clone().requires_grad_()
+        deformation = torch.eye(3, dtype=strain.dtype) + (strain + strain.T) / 2
+        neighbours, there = graph["neighbours"], graph["there"]
+        moved = positions @ deformation
+        images = graph["shifts"] @ (graph["cell"] @ deformation)
+        squares = (moved[neighbours] + images - moved[:, None]).square().sum(-1)
+        lengths = torch.where(there, squares, torch.ones_like(squares)).sqrt()
+        w = self.radial(torch.exp(-lengths[..., None] * torch.linspace(0, 1, 6, dtype=lengths.dtype)))
+        w = w * (envelope(lengths) * there)[..., None]
+        h = self.embedding(graph["species"])
+        for _ in range(2):
+            near = h[neighbours]
+            weight = (h[:, None] * near * w).sum(-1).masked_fill(~there, -1e9).softmax(-1)
+            h = torch.tanh(self.mix(h + (weight[..., None] * w * near).sum(1)))
+        first = torch.arange(there.shape[1]) == 0  # attention over nothing would be no number
+        h = h + self.attend(h[:, None], h[neighbours], h[neighbours], key_padding_mask=~(there | first))[0][:, 0]
+        energy = self.readout(h).sum()
+        from_positions, from_strain = torch.autograd.grad(energy, [positions, strain], create_graph=self.training)
+        volume = torch.linalg.det(graph["cell"]).abs()
+        return {"energy": energy, "forces": -from_positions, "stress": from_strain / volume}
+
+
+class ComplexFeatures(Toy):
+    """Complex features of edges, summed at both ends, conjugated, multiplied, read as pairs of real numbers."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        harmonic = torch.view_as_complex(vectors[:, :2].contiguous()) ** 2
+        z = torch.complex(w, 0.3 * w * h[sender]) * torch.exp(1j * lengths)[:, None] * harmonic[:, None]
+        one, two = (torch.zeros(len(h), F, dtype=z.dtype).index_add(0, at, z) for at in (receiver, sender))
+        back = (one[sender] * two[receiver].conj()).imag
+        h = torch.tanh(h + one.abs() + (two * two.conj()).real + one.real * one.imag)
+        return h + 0.01 * add_to(back, receiver, h) + torch.view_as_real(one).square().sum(-1) + z.sum().real / len(h)
+
+
+class Sorted(Toy):
+    """Edges sorted by their receivers, and runs of them found in every way that torch has."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        ends, order = torch.sort(receiver, stable=True)
+        atoms = torch.arange(len(h))
+        counts = torch.bincount(receiver, minlength=len(h))
+        h = h + add_to((w * h[sender])[order], ends, h) / (1 + counts)[:, None]
+        held = w[order].detach().contiguous()  # torch has no second derivative of what comes next
+        h = h + torch.segment_reduce(held, "sum", lengths=counts, axis=0)
+        degree = torch.searchsorted(ends, atoms, right=True) - torch.searchsorted(ends, atoms)
+        h = torch.tanh(h + add_to(w[order] * h.repeat_interleave(counts, 0), ends, h) / (1 + degree)[:, None])
+        again = torch.repeat_interleave(atoms, counts)
+        first, lengths_of_runs = torch.unique_consecutive(ends, return_counts=True)
+        return (h + add_to(w[order], again, h)).index_add(0, first, 0.1 * lengths_of_runs[:, None] * h[first])
+
+
+class Compressed(Toy):
+    """The species that occur are numbered anew, and each atom reads the mean of its kind."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        h = h + add_to(w * h[sender], receiver, h)
+        found, kind, count = torch.unique(graph["species"], return_inverse=True, return_counts=True)
+        mean = h.new_zeros(len(found), F).index_add(0, kind, h) / count[:, None]
+        return h + mean[kind] + self.embedding(found)[kind]
+
+
+class CutInForward(Toy):
+    """Edges are cut by their lengths inside of forward, positive features picked one by one, bins of lengths read."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        (near,) = torch.where(lengths < 2.0)
+        message = (w[near] * h[sender[near]]) * (4 - lengths[near] ** 2)[:, None]
+        h = h + add_to(message, receiver[near], h)
+        edges = torch.tensor([1.0, 2.0], dtype=lengths.dtype)
+        h = h + add_to(self.embedding(torch.bucketize(lengths.detach(), edges)) * w, receiver, h)
+        column = torch.take_along_dim(h, graph["species"][:, None], 1)
+        return torch.tanh(h) * column + h[h > 0].sum() / len(h)
+
+
+class Transformed(Toy):
+    """Parts run under ``vmap``, under ``checkpoint``, and into a tensor given before."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        summed = torch.zeros_like(h)
+        summed.scatter_add_(0, receiver.unsqueeze(-1).expand(-1, F), w * h[sender])
+        h = h + torch.vmap(lambda row: torch.tanh(row @ self.mix.weight).cumsum(0))(summed)
+        return checkpoint(lambda rows: torch.tanh(self.mix(rows)), h, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+class FunctionalGradients(Toy):
+    """Forces by ``torch.func``."""
+
+    def forward(self, graph: Graph) -> Result:
+        sender, receiver = graph["edge_index"]
+
+        def energies(positions: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+            vectors = positions[sender] + graph["shifts"] @ cell - positions[receiver]
+            h = self.embedding(graph["species"])
+            h = h + add_to(self.radial(gaussians(vectors.norm(dim=-1))) * h[sender], receiver, h)
+            each = self.readout(torch.tanh(h)).squeeze(-1)
+            return each.sum(), each
+
+        gradients, (energy, each) = torch.func.grad_and_value(energies, (0, 1), has_aux=True)(
+            graph["positions"], graph["cell"]
+        )
+        return {"energy": energy, "energies": each, "forces": -gradients[0], "virial": gradients[1]}
 
 
 class Detached(Toy):
@@ -710,6 +886,22 @@ def two_with_cells() -> list[Graph]:
     return [{**g, "cell": g["cells"][0]} for g in batches((2, 2, 2))]
 
 
+def as_matrices() -> list[Graph]:
+    """Graphs whose neighbours are rows of a matrix, as long as the longest needs and one longer."""
+    graphs = []
+    for graph in plain():
+        sender, receiver = graph["edge_index"]
+        n, order = len(graph["positions"]), torch.argsort(receiver, stable=True)
+        counts = torch.bincount(receiver, minlength=n)
+        row, column = receiver[order], torch.arange(len(order)) - (counts.cumsum(0) - counts)[receiver[order]]
+        neighbours = torch.zeros(n, int(counts.max()) + 1, dtype=torch.int64)
+        shifts, there = torch.zeros(*neighbours.shape, 3, dtype=torch.float64), neighbours > 0
+        neighbours[row, column], shifts[row, column], there[row, column] = sender[order], graph["shifts"][order], True
+        kept = {name: graph[name] for name in ("positions", "species", "cell")}
+        graphs.append({**kept, "neighbours": neighbours, "shifts": shifts, "there": there})
+    return graphs
+
+
 def with_centers() -> list[Graph]:
     """Graphs that name some of their atoms, each once."""
     generator = torch.Generator().manual_seed(0)
@@ -778,13 +970,12 @@ ADVERSARIES = {
     "line graphs of line graphs": Adversary(
         LineGraphs, with_dihedrals, frozenset({"atoms", "edges", "angles", "angles2"})
     ),
+    "line graph inside": Adversary(AllWithAll, spaces=frozenset({"atoms", "edges", "angles"})),
     "edge outputs": Adversary(EdgeOutputs),
     "masks over atoms": Adversary(AtomMasks, spaces=frozenset({"atoms", "edges", "rows", "rows2"})),
     "masks over edges": Adversary(EdgeMasks, spaces=frozenset({"atoms", "edges", "edges2", "bonds"})),
-    "mean over a mask": Adversary(
-        MeanOfChosen, spaces=frozenset({"atoms", "edges", "rows"}), missing="the tiling asks for a size as for a tensor"
-    ),
-    "masked select": Adversary(MaskedSelect, missing="masked_scatter bakes the number of rows in"),
+    "mean over a mask": Adversary(MeanOfChosen, spaces=frozenset({"atoms", "edges", "rows"})),
+    "masked select": Adversary(MaskedSelect, spaces=frozenset({"atoms", "edges", "bonds"})),
     "computed pointers": Adversary(PointerArithmetic),
     "charge equilibration": Adversary(ChargeEquilibration),
     "global statistics": Adversary(GlobalStatistics),
@@ -793,30 +984,37 @@ ADVERSARIES = {
         lambda: GlobalMax(detach=False), untrainable="a maximum over ranks has no gradient"
     ),
     "species counts": Adversary(SpeciesCounts),
-    "species counts read back": Adversary(SpeciesCountsReadBack, missing="a table of data-dependent length"),
+    "species counts read back": Adversary(SpeciesCountsReadBack),
     "batch of four and more": Adversary(Batch, lambda: batches((5, 4, 7, 1))),
     "batch of two": Adversary(Batch, lambda: batches((2, 2, 2))),
     "cells of a batch of two": Adversary(CellsOfTwo, two_with_cells),
-    "batch from offsets": Adversary(
-        BatchFromOffsets, lambda: batches((5, 4, 7), offsets=True), missing="tables of n - 1 rows are not understood"
-    ),
+    "batch from offsets": Adversary(BatchFromOffsets, lambda: batches((5, 4, 7), offsets=True)),
     "species table": Adversary(SpeciesTable),
     "overwritten rows": Adversary(Overwrite, with_centers, frozenset({"atoms", "edges", "edges2"})),
     "concatenation": Adversary(Concatenation),
     "half list completed": Adversary(
         BothDirections, lambda: plain(half=True), missing="rows that are two blocks of edges are no index space"
     ),
-    "padding": Adversary(Padding, missing="constant_pad_nd bakes the number of rows in"),
+    "padding": Adversary(Padding),
     "attention": Adversary(Attention),
     "tensor products": Adversary(TensorProducts),
-    "einsum of three operands": Adversary(ThreeOperands, missing="its path bakes the number of rows in"),
+    "einsum of three operands": Adversary(ThreeOperands),
     "layer norm": Adversary(LayerNorm),
     "order within rows": Adversary(OrderWithinRows),
     "sizes in Python": Adversary(PythonSizes),
-    "sizes as floats": Adversary(SizesAsFloats, missing="float() bakes the number of rows in"),
+    "sizes as floats": Adversary(SizesAsFloats),
     "triplets by NumPy": Adversary(NumpyTriplets, lambda: plain(cutoff=2.0), frozenset({"atoms", "edges", "angles"})),
     "rows by NumPy": Adversary(NumpyRows),
+    "numbers and features by NumPy": Adversary(NumpyNumbers),
+    "tensors kept": Adversary(Keeping),
     "number of atoms in the graph": Adversary(CountedAtoms, counted),
+    "neighbour matrix": Adversary(NeighbourMatrix, as_matrices, frozenset({"atoms"})),
+    "complex features": Adversary(ComplexFeatures),
+    "sorted edges": Adversary(Sorted, spaces=frozenset({"atoms", "edges", "rows"})),
+    "species compressed": Adversary(Compressed),
+    "edges cut inside": Adversary(CutInForward, spaces=frozenset({"atoms", "edges", "edges2", "rows"})),
+    "transformed functions": Adversary(Transformed),
+    "functional gradients": Adversary(FunctionalGradients),
     "detached": Adversary(Detached),
     "without gradients": Adversary(WithoutGradients),
     "passed through": Adversary(PassThrough),

@@ -29,6 +29,7 @@ EXTRA = {
     aten.randn_like.default,
     aten.native_dropout.default,
     aten.copy.default,
+    aten.complex.default,
     aten.lift_fresh_copy.default,
     stop_gradient,
 }

@@ -34,6 +34,7 @@ VIEWS = {
     aten.split_with_sizes.default,
     aten.split.Tensor,
     aten.diagonal.default,
+    aten.view_as_real.default,
     operator.getitem,
 }
 """Operators whose results look at the memory of their operand."""
@@ -66,7 +67,7 @@ def regroup(factors: list[Factor], shape: tuple[sympy.Expr, ...]) -> tuple[Dim, 
                 raise Refused("a reshape that cuts across rows")
         if missing != 1:
             raise Refused("a reshape that cuts across rows")
-        dims.append(tuple(taken) if any(isinstance(f, Space) for f in taken) else ())
+        dims.append(tuple(taken) if any(isinstance(f, Space) and f.sharded for f in taken) else ())
     return tuple(dims)
 
 
@@ -77,12 +78,18 @@ def reshape(ctx: Context, node: fx.Node) -> Placement:
     assert isinstance(source, fx.Node)
     factors: list[Factor] = []
     for dim, size in zip(ctx.dims(source), ctx.shape(source), strict=True):
-        factors.extend(dim if dim else (int(size),) if size.is_Integer else _replicated(size))
+        factors.extend(dim or _replicated(ctx, size))
     return Placement(regroup(factors, ctx.shape(node)))
 
 
-def _replicated(size: sympy.Expr) -> tuple[Factor, ...]:
-    raise Refused(f"a reshape of a dimension of size {size} beside distributed rows")
+def _replicated(ctx: Context, size: sympy.Expr) -> tuple[Factor, ...]:
+    """A dimension that every rank has whole: of fixed length, or of a length of each graph (columns of a matrix)."""
+    if size.is_Integer:
+        return (int(size),)
+    space = ctx.program.space_of(size)
+    if space is None:
+        raise Refused(f"a reshape of a dimension of size {size} beside distributed rows")
+    return (space,)
 
 
 @rule(aten.expand.default)
@@ -111,6 +118,12 @@ def squeeze(ctx: Context, node: fx.Node) -> Placement:
     which = arguments(node)[1] if len(arguments(node)) > 1 else range(len(shape))
     chosen = {wrap(d, source) for d in ([which] if isinstance(which, int) else which)}
     return Placement(tuple(d for i, d in enumerate(ctx.dims(source)) if not (i in chosen and shape[i] == 1)))
+
+
+@rule(aten.view_as_real.default)
+def complex_parts(ctx: Context, node: fx.Node) -> Placement:
+    """Real and imaginary parts are a last dimension of two, which is never rows."""
+    return Placement((*ctx.dims(arguments(node)[0]), ()))
 
 
 @rule(aten.permute.default)

@@ -1,0 +1,166 @@
+"""Builtins and functions of ``math`` that leave sizes symbolic, where the originals would bake the example's in.
+
+    len(x)               =>  x.shape[0]
+    int(n), float(n)     =>  n, torch.sym_float(n)       for a size n; in modules that were seen to convert one
+    math.sqrt(n)         =>  torch.sym_sqrt(n)
+    numpy.sqrt(n)        =>  the same, for NumPy calls the method ``sqrt`` of what it does not know
+    cache[n]             =>  a key of its own, unlike every number
+
+Each module is given shadows of its own, for the time of a capture. ``int`` and ``float`` are also types, to be used as
+dtypes or in ``type(x) is int``: modules that convert no sizes keep the originals.
+"""
+
+from __future__ import annotations
+
+import builtins
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._sympy.symbol import SymT, symbol_is_type
+
+Namespace = dict[str, Any]
+"""The globals of a module, or of code that was compiled at run time."""
+
+
+def is_backed(value: torch.SymInt | torch.SymFloat) -> bool:
+    """Whether a symbolic number is made of sizes of inputs, not of values in tensors."""
+    return all(symbol_is_type(s, SymT.SIZE) for s in value.node.expr.free_symbols)
+
+
+def _is_size(args: tuple[Any, ...]) -> bool:
+    return len(args) == 1 and isinstance(args[0], torch.SymInt | torch.SymFloat) and is_backed(args[0])
+
+
+def size_of(value: Any) -> Any:
+    """``len`` that leaves sizes symbolic."""
+    return value.shape[0] if isinstance(value, Tensor) and value.dim() else builtins.len(value)
+
+
+class _Type(type):
+    """Of a stand-in for a builtin type: whatever asks for the type is told of the builtin one."""
+
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, cls.__base__ or object)
+
+    def __subclasscheck__(cls, other: type) -> bool:
+        return issubclass(other, cls.__base__ or object)
+
+
+class _IntType(_Type):
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if not _is_size(args):
+            return builtins.int(*args, **kwargs)
+        return math.trunc(args[0]) if isinstance(args[0], torch.SymFloat) else args[0]
+
+
+class _FloatType(_Type):
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return torch.sym_float(args[0]) if _is_size(args) else builtins.float(*args, **kwargs)
+
+
+class _Int(builtins.int, metaclass=_IntType):
+    """``int`` that leaves sizes symbolic."""
+
+
+class _Float(builtins.float, metaclass=_FloatType):
+    """``float`` that leaves sizes symbolic."""
+
+
+class Conversions:
+    """Which modules convert sizes to plain numbers: these get shadows of ``int`` and ``float`` at the next capture."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, Namespace] = {}
+        self._shadowed: set[int] = set()
+
+    def learn(self) -> bool:
+        """Take over what was seen; True if another capture would profit."""
+        new = self._seen.keys() - self._shadowed
+        self._shadowed |= new
+        return bool(new)
+
+    def namespaces(self) -> list[Namespace]:
+        """The namespaces that need shadows of ``int`` and ``float``."""
+        return [self._seen[key] for key in self._shadowed]
+
+    def shadows(self) -> dict[str, Any]:
+        """What these namespaces are given."""
+        return {"int": _Int, "float": _Float}
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Note every size that Python code outside torch turns into a plain number."""
+        with ExitStack() as stack:
+            for kind, names in ((torch.SymInt, ("__int__", "__index__")), (torch.SymFloat, ("__int__", "__float__"))):
+                for name in names:
+                    stack.enter_context(replaced(kind, name, self._watching(getattr(kind, name))))
+            yield
+
+    def _watching(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def watched(number: Any) -> Any:
+            space = sys._getframe(1).f_globals
+            caller = space.get("__name__", "")
+            if caller.partition(".")[0] not in ("torch", "sympy", "distcompile") and is_backed(number):
+                self._seen[id(space)] = space
+            return original(number)
+
+        return watched
+
+
+def _log(value: Any) -> Any:
+    return torch._sym_log2(value) * math.log(2.0)  # type: ignore[attr-defined]
+
+
+_FUNCTIONS = {
+    "sqrt": torch.sym_sqrt,
+    "log2": torch._sym_log2,  # type: ignore[attr-defined]
+    "log": _log,
+}
+"""Functions of ``math`` that torch has for symbolic numbers."""
+
+
+def _symbolic(original: Callable[..., Any], symbolic: Callable[[Any], Any]) -> Callable[..., Any]:
+    def function(*args: Any) -> Any:
+        return symbolic(args[0]) if _is_size(args) else original(*args)
+
+    return function
+
+
+def mathematics() -> dict[Any, Any]:
+    """Functions of ``math``, and what stands in for them where a module imported them by name."""
+    return {getattr(math, name): _symbolic(getattr(math, name), f) for name, f in _FUNCTIONS.items()}
+
+
+def _hash(value: torch.SymInt) -> int:
+    return hash((id(value.node.shape_env), value.node.expr))
+
+
+@contextmanager
+def symbolic_mathematics(instead: dict[Any, Any]) -> Iterator[None]:
+    """Let ``math`` and NumPy take sizes, and dicts, too."""
+    with ExitStack() as stack:
+        stack.enter_context(replaced(torch.SymInt, "__hash__", _hash))
+        for name, function in _FUNCTIONS.items():
+            stack.enter_context(replaced(math, name, instead[getattr(math, name)]))
+            for kind in (torch.SymInt, torch.SymFloat):
+                stack.enter_context(replaced(kind, name, function))
+        yield
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Set an attribute of a module or class for a while."""
+    before = vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if before is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
