@@ -50,8 +50,9 @@ def _holds_symbols(value: Any) -> bool:
 def _tensor(
     value: Any, *, dtype: torch.dtype | None = None, device: Any = None, requires_grad: bool = False, **_: Any
 ) -> Tensor:
-    to = {name: v for name, v in (("dtype", dtype), ("device", device)) if v is not None}
-    made = _stack(value).to(**to) if to else _stack(value)
+    made = _stack(value)
+    made = made.to(dtype=dtype) if dtype is not None else made
+    made = made.to(device=device) if device is not None else made
     return made.requires_grad_() if requires_grad else made
 
 
@@ -59,7 +60,8 @@ def _stack(value: Any) -> Tensor:
     if isinstance(value, list | tuple):
         return torch.stack([_stack(v) for v in value])
     if isinstance(value, torch.SymInt | torch.SymFloat):
-        return torch.scalar_tensor(value, dtype=torch.int64 if isinstance(value, torch.SymInt) else None)
+        number: Any = value
+        return torch.scalar_tensor(number, dtype=torch.int64 if isinstance(value, torch.SymInt) else None)
     return value if isinstance(value, Tensor) else torch.tensor(value)
 
 

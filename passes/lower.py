@@ -28,6 +28,11 @@ from ..printer import show_graph
 from ..runtime.tiles import Region
 from ..side_by_side import fill_cache
 
+aten = torch.ops.aten
+
+SHORT = 8
+"""Terms up to which a product is cheaper written out than called."""
+
 INDUCTOR = {
     "assert_indirect_indexing": False,  # pointers were checked on the whole graph
     "size_asserts": False,
@@ -96,12 +101,41 @@ def _compile(program: Program, region: Region) -> Callable[..., Sequence[Any]]:
 
     examples = _Examples(program, region)
     with torch.no_grad(), inductor_config.patch(INDUCTOR), _without_gil():
-        compiled: Any = compile_fx(region.graph_module, examples.inputs)
+        compiled: Any = compile_fx(_with_short_products_written_out(region.graph_module), examples.inputs)
 
     def run(rows: int, *args: Any) -> Any:
         return compiled(rows, *[a.contiguous() if isinstance(a, Tensor) else a for a in args])
 
     return run
+
+
+def _with_short_products_written_out(body: fx.GraphModule) -> fx.GraphModule:
+    """Batched products over a few terms as sums of products, which the generator fuses with what lies around them."""
+    graph = fx.Graph()
+    nodes: dict[fx.Node, fx.Node] = {}
+    for node in body.graph.nodes:
+        if node.target is aten.bmm.default and (terms := _terms(node)) <= SHORT:
+            left, right = (nodes[n] for n in node.args)
+            nodes[node] = _sum_of_terms(graph, left, right, terms)
+        else:
+            nodes[node] = graph.node_copy(node, lambda n: nodes[n])
+    return fx.GraphModule(body, graph)
+
+
+def _terms(product: fx.Node) -> int:
+    inner = product.args[0].meta["val"].shape[2]  # type: ignore[union-attr]
+    return inner if isinstance(inner, int) else SHORT + 1
+
+
+def _sum_of_terms(graph: fx.Graph, left: fx.Node, right: fx.Node, terms: int) -> Any:
+    """Sum over k of ``left[:, :, k, None] * right[:, None, k, :]``."""
+    total: Any = None
+    for k in range(terms):
+        column = graph.call_function(aten.slice.Tensor, (left, 2, k, k + 1))
+        row = graph.call_function(aten.slice.Tensor, (right, 1, k, k + 1))
+        term = graph.call_function(aten.mul.Tensor, (column, row))
+        total = term if total is None else graph.call_function(aten.add.Tensor, (total, term))
+    return total
 
 
 @contextmanager

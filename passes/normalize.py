@@ -293,7 +293,7 @@ def _done_at_once(write: _Writer, node: fx.Node) -> Any:
     (given,) = node.args
     if isinstance(given, complex):
         return given.conjugate() if node.target is aten._conj.default else -given
-    return write({aten._conj.default: aten.conj_physical.default}.get(node.target, aten.neg.default), node.args[0])
+    return write(aten.conj_physical.default if node.target is aten._conj.default else aten.neg.default, given)
 
 
 def _complex(write: _Writer, node: fx.Node) -> fx.Node:

@@ -124,7 +124,7 @@ def _product_with_outer(build: _Build, node: fx.Node) -> fx.Node | None:
 
 
 def _sum_of_products(build: _Build, node: fx.Node) -> fx.Node | None:
-    """``sum(mul(reshape(mm(g, C)), w))``: gradients of the above, over what `w` has of the table or over channels too."""
+    """``sum(mul(reshape(mm(g, C)), w))``: gradients of the above, over what `w` has of the table or channels too."""
     product: Any = node.args[0]
     given: Any = node.args[1]
     factors = _factors(product)
@@ -228,6 +228,6 @@ def _fills(build: _Build, large: fx.Node, dims: _Dims) -> bool:
     k = len(dims.table)
     if len(shape) < k + 1 or not all(s.is_Integer for s in shape[1:]):
         return False
-    return math.prod(map(int, shape[1 : len(shape) - k])) == dims.channels and tuple(
-        int(s) for s in shape[len(shape) - k :]
-    ) == tuple(1 if d in dims.wide else s for d, s in enumerate(dims.table))
+    rest = tuple(1 if d in dims.wide else size for d, size in enumerate(dims.table))
+    channels, table = shape[1 : len(shape) - k], shape[len(shape) - k :]
+    return math.prod(map(int, channels)) == dims.channels and tuple(map(int, table)) == rest
