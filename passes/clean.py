@@ -19,7 +19,7 @@ import sympy
 import torch
 from torch import fx
 
-from ..ir import Program, copy_graph, replace_graph
+from ..ir import Program, copy_graph, is_random, replace_graph
 from ..sizes import size_nodes
 
 aten = torch.ops.aten
@@ -51,7 +51,7 @@ def clean(program: Program) -> Program:
             if same is not None:
                 _replace(node, same)
                 continue
-            if _is_random(node):
+            if is_random(node):
                 continue
         key = (node.op, node.target, _key(node.args), _key(node.kwargs))
         if key in seen:
@@ -225,10 +225,6 @@ def _is_no_cast(node: fx.Node) -> bool:
         return False
     before, after = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
     return before.dtype == after.dtype and before.device == after.device
-
-
-def _is_random(node: fx.Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _key(value: Any) -> Any:
