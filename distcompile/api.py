@@ -179,6 +179,7 @@ class DistributedModel:
 
     def _matching(self, leaves: list[Leaf], tree: Tree) -> list[Executor]:
         """Programs captured with the same Python numbers, and not from an example too small to tell rows by."""
+        self._executors = [e for e in self._executors if e.program.is_current]
         return [
             e
             for e in self._executors

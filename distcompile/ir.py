@@ -158,6 +158,14 @@ class Program:
     merged: tuple[tuple[sympy.Symbol, sympy.Expr], ...] = ()
     """Symbols that inference found to be the size of one space, with its representative."""
 
+    read: tuple[tuple[torch.Tensor, int], ...] = ()
+    """(buffer, version): buffers of the model whose values were compiled in."""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the values that were compiled in still are those of the model."""
+        return all(buffer._version == version for buffer, version in self.read)
+
     def size(self, value: Any) -> sympy.Expr:
         """A size (int, SymInt or expression) in the symbols of the spaces."""
         merged = dict(self.merged)
@@ -182,6 +190,11 @@ class Program:
 def placement(node: fx.Node) -> Placement | tuple[Placement, ...]:
     """The placement that the place pass gave to `node`."""
     return node.meta[META]  # type: ignore[no-any-return]
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether an operator draws random numbers: run again, or in another order, it gives others."""
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def copy_graph(module: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,15 @@ def fill_cache(compilations: Mapping[str, Callable[[], Any]], report: Callable[[
     """
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
+    if sys.platform != "linux":  # elsewhere, libraries do not survive a fork
+        return
     folder = Path(cache_dir()) / "distcompile" / torch.__version__
     folder.mkdir(parents=True, exist_ok=True)
     missing = {key: run for key, run in compilations.items() if not (folder / key).exists()}
     children = min(len(missing), len(os.sched_getaffinity(0)))
     if children < 2 or torch.cuda.is_initialized():  # a process that uses a GPU cannot be forked
+        return
+    if multiprocessing.current_process().daemon:  # a worker of a pool may have no children
         return
     context = multiprocessing.get_context("fork")
     taken, done = context.Value("i", 0), context.Value("i", 0)
@@ -58,6 +64,6 @@ def fill_cache(compilations: Mapping[str, Callable[[], Any]], report: Callable[[
 
 def _quietly(work: Callable[[], None]) -> None:
     """Run a child's work without a word: what goes wrong here goes wrong in the parent again."""
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), suppress(BaseException):
+        os.dup2(nowhere.fileno(), 2)  # of compilers; sys.stderr may be another, as in notebooks
         work()

@@ -20,7 +20,7 @@ import torch
 from torch import fx
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
-from ..ir import Program, copy_graph, replace_graph
+from ..ir import Program, copy_graph, is_random, replace_graph
 from ..sizes import size_nodes
 
 aten = torch.ops.aten
@@ -52,7 +52,7 @@ def clean(program: Program) -> Program:
             if same is not None:
                 _replace(node, same)
                 continue
-            if _is_random(node):
+            if is_random(node):
                 continue
         key = (node.op, node.target, _key(node.args), _key(node.kwargs))
         if key in seen:
@@ -234,10 +234,6 @@ def _is_no_cast(node: fx.Node) -> bool:
         return False
     before, after = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
     return before.dtype == after.dtype and before.device == after.device
-
-
-def _is_random(node: fx.Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _key(value: Any) -> Any:

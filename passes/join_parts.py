@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -58,19 +58,21 @@ def _layout(node: fx.Node) -> Any:
     return (value.dtype, str(tuple(value.shape))) if isinstance(value, torch.Tensor) else None
 
 
-def _summands(node: fx.Node, root: fx.Node) -> Iterable[fx.Node]:
-    """The summands of a tree of sums that nothing else uses."""
-    if _is_sum(node) and (node is root or len(node.users) == 1):
-        for operand in node.args:
-            yield from _summands(operand, root)  # type: ignore[arg-type]
-    else:
-        yield node
+def _summands(root: fx.Node) -> Iterator[fx.Node]:
+    """The summands of a tree of sums that nothing else uses, from left to right."""
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        if _is_sum(node) and (node is root or len(node.users) == 1):
+            waiting += reversed(node.args)  # type: ignore[arg-type]
+        else:
+            yield node
 
 
 def _join(root: fx.Node) -> None:
     groups: dict[tuple[int, int], list[_Part]] = defaultdict(list)
     rest: list[fx.Node] = []
-    for node in _summands(root, root):
+    for node in _summands(root):
         part = _part(node)
         if part is None:
             rest.append(node)
@@ -95,7 +97,7 @@ def _part(node: fx.Node) -> _Part | None:
         value, shape, dim, start, end, step = args
     elif node.target is aten.select_backward.default:
         value, shape, dim, start = args
-        end, step = start + 1 if isinstance(start, int) and start != -1 else None, 1
+        end, step = (start + 1 or shape[dim]) if isinstance(start, int) else None, 1  # -1 is the last, up to the end
     else:
         return None
     dim %= len(shape)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..ir import Program, copy_graph, replace_graph
+from ..ir import Program, copy_graph, is_random, replace_graph
 from ..runtime.sparse import sparse_mm
 
 aten = torch.ops.aten
@@ -22,6 +22,8 @@ DENSITY = 0.02
 """Share of entries up to which the sparse product is the faster one."""
 WORTHWHILE = 2**14
 """Entries of a table below which a product is too small for it to matter."""
+DTYPES = (torch.float32, torch.float64)
+"""What MKL multiplies sparse matrices in."""
 
 
 def sparse_constants(program: Program) -> Program:
@@ -30,11 +32,12 @@ def sparse_constants(program: Program) -> Program:
         return program
     module, _ = copy_graph(program.graph)
     constants = _Constants(module)
+    read: dict[int, tuple[Tensor, int]] = {}
     for node in list(module.graph.nodes):
-        if node.target is aten.mm.default:
-            _rewrite(module, node, constants)
+        if node.target is aten.mm.default and (table := _rewrite(module, node, constants)) is not None:
+            read |= {id(buffer): (buffer, buffer._version) for buffer in constants.buffers(table)}
     module.graph.eliminate_dead_code()
-    return replace_graph(program, module)
+    return replace_graph(program, module, read=(*program.read, *read.values()))
 
 
 class _Constants:
@@ -43,24 +46,25 @@ class _Constants:
     def __init__(self, module: fx.GraphModule) -> None:
         self._module = module
         self._known: dict[fx.Node, Any] = {}
-        self._constant: set[fx.Node] = set()
+        self._made_of: dict[fx.Node, frozenset[fx.Node]] = {}
+        """The buffers that a constant depends on."""
         for node in module.graph.nodes:
             if node.op == "get_attr":
-                value = _attribute(module, str(node.target))
-                if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.device.type == "cpu":
+                if _is_buffer(value := _attribute(module, str(node.target))):
                     self._known[node] = value.detach()
-                    self._constant.add(node)
-            elif self._is_constant(node):
-                self._constant.add(node)
+                    self._made_of[node] = frozenset([node])
+            elif node.op == "call_function" and not is_random(node):
+                made_of = [self._made_of.get(n) for n in node.all_input_nodes]
+                if made_of and None not in made_of:
+                    self._made_of[node] = frozenset().union(*made_of)  # type: ignore[arg-type]
 
-    def _is_constant(self, node: fx.Node) -> bool:
-        operands = node.all_input_nodes
-        computed = node.op == "call_function" and bool(operands) and not _is_random(node)
-        return computed and self._constant.issuperset(operands)
+    def buffers(self, node: fx.Node) -> list[Tensor]:
+        """The buffers that a constant depends on."""
+        return [_attribute(self._module, str(n.target)) for n in self._made_of[node]]
 
     def value(self, node: fx.Node) -> Tensor | None:
         """The value of a constant; None of what is none."""
-        if node not in self._constant:
+        if node not in self._made_of:
             return None
         if node not in self._known:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.value(n))
@@ -70,20 +74,23 @@ class _Constants:
         return found if isinstance(found, Tensor) else None
 
 
-def _is_random(node: fx.Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+def _is_buffer(value: Any) -> bool:
+    """Whether an attribute is a tensor whose values the model keeps; without a version nobody could tell."""
+    kept = isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and not value.requires_grad
+    return kept and value.device.type == "cpu" and not value.is_inference()
 
 
-def _rewrite(module: fx.GraphModule, node: fx.Node, constants: _Constants) -> None:
+def _rewrite(module: fx.GraphModule, node: fx.Node, constants: _Constants) -> fx.Node | None:
+    """Put a sparse product in the place of `node`, if its second factor is nearly empty; return that factor."""
     left, right = node.all_input_nodes if len(node.all_input_nodes) == 2 else (None, None)
     if left is None or right is None or node.args != (left, right) or constants.value(left) is not None:
-        return
+        return None
     shape = right.meta["val"].shape
     if not all(isinstance(n, int) for n in shape) or shape[0] * shape[1] < WORTHWHILE:
-        return
+        return None
     table = constants.value(right)
-    if table is None or not table.is_floating_point() or table.count_nonzero() > DENSITY * table.numel():
-        return
+    if table is None or table.dtype not in DTYPES or table.count_nonzero() > DENSITY * table.numel():
+        return None
     sparse = table.to_sparse_csr()
     given = []
     with module.graph.inserting_before(node):
@@ -100,6 +107,7 @@ def _rewrite(module: fx.GraphModule, node: fx.Node, constants: _Constants) -> No
         product = module.graph.call_function(sparse_mm, (left, *given, int(shape[1])))
     product.meta = dict(node.meta)
     node.replace_all_uses_with(product)
+    return right
 
 
 def _attribute(module: nn.Module, name: str) -> Any:

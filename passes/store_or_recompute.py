@@ -20,7 +20,7 @@ import networkx as nx
 import torch
 from torch import fx
 
-from ..ir import Program
+from ..ir import Program, is_random
 from ..rules.indexing import accesses
 from ..rules.pointwise import is_pointwise
 from ..rules.shape import VIEWS
@@ -55,7 +55,7 @@ def _factor(size: object) -> int:
 
 def work_per_row(program: Program, node: fx.Node) -> float:
     """What computing one row of an operator costs, in bytes moved in the same time."""
-    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+    if is_random(node):
         return math.inf  # a random number drawn again is another one
     if node.target in _FREE:
         return 0.0

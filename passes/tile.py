@@ -19,7 +19,7 @@ import sympy
 import torch
 from torch import fx
 
-from ..ir import META, Program, Space, anchor
+from ..ir import META, Program, Space, anchor, is_random
 from ..rules.indexing import accesses, reduction
 from ..runtime.tiles import Add, Reduce, Region, RegionSpec, Result, Slice, Store
 from ..sizes import size_nodes
@@ -143,6 +143,7 @@ class _Tiler:
             tuple(body.slices),
             tuple(_result(n, self.work[n]) for n in roots),
             _row_bytes(self.program, body.module.graph, space),
+            any(is_random(n) for n in nodes),
         )
         block = max(16, int(BLOCK_BYTES / max(spec.row_bytes, 1.0)))
         self.regions[name] = Region(spec, body.module, block)

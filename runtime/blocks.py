@@ -16,6 +16,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -30,27 +31,30 @@ def in_order(count: int, threads: int, work: Callable[[int], Any], take: Callabl
     numbers = itertools.count()
     changed = threading.Condition()
     turn, failed = 0, False
+    inference = torch.is_inference_mode_enabled()  # a setting of each thread; tensors made in it change only in it
 
     def worker() -> None:
         nonlocal turn, failed
         try:
-            while (i := next(numbers)) < count:
-                result = work(i)
-                with changed:
-                    changed.wait_for(lambda: turn == i or failed)  # noqa: B023  called before i changes
-                    if failed:
-                        return
-                    take(i, result)
-                    del result
-                    turn += 1
-                    changed.notify_all()
+            with torch.inference_mode() if inference else nullcontext():
+                while (i := next(numbers)) < count:
+                    result = work(i)
+                    with changed:
+                        changed.wait_for(lambda: turn == i or failed)  # noqa: B023  called before i changes
+                        if failed:
+                            return
+                        take(i, result)
+                        del result
+                        turn += 1
+                        changed.notify_all()
         except BaseException:
             with changed:
                 failed = True
                 changed.notify_all()
             raise
 
-    futures = [_pool(threads).submit(worker) for _ in range(min(count, threads))]
+    pool = _pool(max(threads, torch.get_num_threads()))  # one pool for short work and long
+    futures = [pool.submit(worker) for _ in range(min(count, threads))]
     for future in futures:
         future.exception()  # all have ended before the first failure is reported
     for future in futures:
@@ -62,6 +66,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     """Threads that run operators alone and without gradients."""
 
     def start() -> None:
+        torch.get_num_threads()  # a thread takes over the common setting once, when it is first asked for
         torch.set_num_threads(1)
         torch.set_grad_enabled(False)
         ready.wait()

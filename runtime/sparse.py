@@ -21,11 +21,7 @@ def _sparse_mm(x: Tensor, rows: Tensor, columns: Tensor, values: Tensor, width: 
     """
     if x.shape[0] == 0:
         return x.new_zeros(0, width)
-    return x @ _matrix(x, rows, columns, values, width)
-
-
-def _matrix(x: Tensor, rows: Tensor, columns: Tensor, values: Tensor, width: int) -> Tensor:
-    return torch.sparse_csr_tensor(rows, columns, values, (x.shape[1], width), check_invariants=False)
+    return x @ torch.sparse_csr_tensor(rows, columns, values, (x.shape[1], width), check_invariants=False)
 
 
 @_sparse_mm.register_fake
@@ -40,7 +36,9 @@ def _remember(ctx: Any, inputs: Any, output: Tensor) -> None:
 
 def _backward(ctx: Any, gradient: Tensor) -> Any:
     rows, columns, values, width = ctx.matrix
-    matrix = torch.sparse_csr_tensor(rows, columns, values, (ctx.inner, width), check_invariants=False).to_dense()
+    # Tracers know no sparse tensors, so the matrix is written out entry by entry.
+    row = torch.arange(ctx.inner).repeat_interleave(rows.diff(), output_size=columns.shape[0])
+    matrix = values.new_zeros(ctx.inner, width).index_put((row, columns), values)
     return gradient @ matrix.T, None, None, None, None
 
 

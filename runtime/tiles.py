@@ -69,6 +69,8 @@ class RegionSpec:
     results: tuple[Result, ...]
     row_bytes: float
     """Bytes that the body holds for each row at its peak."""
+    in_turn: bool
+    """Blocks run one after the other: the body draws random numbers, and a seed is to fix which block gets which."""
 
 
 class Region(nn.Module):
@@ -117,7 +119,7 @@ class Region(nn.Module):
     def schedule(self, rows: int, inputs: Sequence[Any] = ()) -> tuple[int, int]:
         """(threads, rows of a block): blocks that the cache holds, as even as possible among threads."""
         on_cpu = all(a.device.type == "cpu" for a in inputs if isinstance(a, Tensor))
-        threads = torch.get_num_threads() if on_cpu else 1
+        threads = torch.get_num_threads() if on_cpu and not self.spec.in_turn else 1
         worth = int(rows * self.spec.row_bytes / WORTH_A_THREAD)
         threads = max(1, min(threads, worth))
         rounds = max(1, -(-rows // (self.block * threads)))

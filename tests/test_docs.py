@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ from ase.io import write
 from typer.testing import CliRunner
 
 from distcompile.cli import app
+from distcompile.passes import PIPELINE
 
 ROOT = Path(__file__).parent.parent
 PAGES = {"README.md": (ROOT / "README.md").read_text()}
@@ -148,6 +150,21 @@ def test_every_example_is_tried() -> None:
     tried = {mark.args[1][i][0] for mark in test_examples.pytestmark for i in range(len(mark.args[1]))}
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == tried
     assert all(f"examples/{name}" in PAGES["README.md"] for name in tried)
+
+
+def test_passes_are_numbered_as_they_run() -> None:
+    """At the top of each pass and on the page about them, in the order of the pipeline."""
+    page = PAGES["docs/how-it-works.md"]
+    names = [*[p.__name__ for p in PIPELINE], "lower"]
+    assert re.findall(r"^(\d+)\. \*\*(\w+)\*\*", page, re.MULTILINE) == [
+        (str(number), name) for number, name in enumerate(names, 1)
+    ]
+    drawn = page.partition("```")[2].partition("```")[0]
+    assert [name for name in re.findall(r"\w+", drawn) if name in names] == names
+    for number, name in enumerate(names, 1):
+        text = importlib.import_module(f"distcompile.passes.{name}").__doc__
+        assert text is not None
+        assert text.startswith(f"Pass {number}: "), name
 
 
 def test_links_lead_somewhere() -> None:
