@@ -18,6 +18,7 @@ from .explain import explain
 from .ir import Program
 from .passes import PIPELINE
 from .passes.lower import lower
+from .passes.tile import HOLD, tile
 from .printer import show_program
 from .progress import compiling
 from .runtime.executor import Executor, fingerprint
@@ -29,6 +30,9 @@ from .validate import CHECKED, compare, smaller_graph, warn_unchecked
 
 Lowering = Literal["eager", "inductor"]
 """Who runs the body of a region: PyTorch, operator by operator, or C++ code that Inductor generates."""
+
+DEARER = (4 * HOLD, 128 * HOLD)
+"""What memory may cost where there is too little of it: see `passes.tile`."""
 
 
 def compile(
@@ -52,7 +56,8 @@ def compile(
         lowering: how the row-local stretches of the program run: ``"eager"`` calls each operator of PyTorch,
             ``"inductor"`` generates C++ code for them (compiled once, cached on disk), which is faster to run and takes
             a minute to make. Without a C++ compiler there is a warning and operators are called.
-        memory: bytes that a rank may use for one evaluation; more is refused before it starts.
+        memory: bytes that a rank may use for one evaluation. A graph that would need more stores less and computes
+            more again; if that does not suffice, it is refused before it starts.
         validate: compare the program with the stock model on the example (if it has at most 128 atoms) and on a
             smaller graph cut out of it.
 
@@ -192,15 +197,12 @@ class DistributedModel:
         program = Program(captured, captured.graph_module)
         for compiler_pass in PIPELINE:
             program = compiler_pass(program)
-        if self.lowering == "inductor":
-            with compiling() as notify:
-                lower(program, notify)
         self.captures += 1
-        self._executors.append(Executor(program, self.world))
+        self._executors.append(Executor(self._lowered(program), self.world))
         return self._executors[-1]
 
     def _evaluate(self, executor: Executor, leaves: list[Leaf]) -> Any:
-        accept = functools.partial(self._check_memory, executor) if self.memory is not None else None
+        accept = functools.partial(self._fit, executor) if self.memory is not None else None
         try:
             results = executor(leaves, self._is_differentiable(executor), accept)
         except (MemoryError, RuntimeError) as error:
@@ -228,17 +230,36 @@ class DistributedModel:
             "start."
         )
 
-    def _check_memory(self, executor: Executor, sizes: dict[str, int], division: Division) -> None:
-        """Refuse, on every rank, a graph whose fullest rank would need more than `memory`."""
-        ranks = _rows_of_ranks(division)
-        worst = max(peak_bytes(executor.program, {**sizes, **rows}, halos) for rows, halos in ranks)
+    def _fit(self, executor: Executor, sizes: dict[str, int], division: Division) -> None:
+        """Compute again rather than store if that makes a graph fit `memory`; refuse it, on every rank, if not."""
         assert self.memory is not None
-        if worst > self.memory:
+        ranks = _rows_of_ranks(division)
+
+        def needed(program: Program) -> int:
+            """On the fullest rank."""
+            return max(peak_bytes(program, {**sizes, **rows}, halos) for rows, halos in ranks)
+
+        program, least = executor.program, needed(executor.program)
+        for hold in DEARER:
+            if least <= self.memory:
+                break
+            leaner = tile(executor.program, hold)
+            if needed(leaner) < least:
+                program, least = leaner, needed(leaner)
+        if least > self.memory:
             raise InputError(
-                f"This graph needs about {worst / 1e9:.2f} GB on the fullest of {self.world.size} ranks, more than "
-                f"memory={self.memory} ({self.memory / 1e9:.2f} GB). Use {-(-worst // self.memory) * self.world.size} "
-                "ranks or more, or raise memory=."
+                f"This graph needs about {least / 1e9:.2f} GB on the fullest of {self.world.size} ranks, more than "
+                f"memory={self.memory} ({self.memory / 1e9:.2f} GB), storing as little as possible. Use "
+                f"{-(-least // self.memory) * self.world.size} ranks or more, or raise memory=."
             )
+        if program is not executor.program:
+            executor.retile(self._lowered(program))
+
+    def _lowered(self, program: Program) -> Program:
+        if self.lowering == "inductor":
+            with compiling() as notify:
+                lower(program, notify)
+        return program
 
 
 def _is_out_of_memory(error: Exception) -> bool:

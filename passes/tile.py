@@ -34,14 +34,14 @@ BLOCK_BYTES = 8 * 2**20
 """Bytes that a block's values may take: what fits the share of the last-level cache that one thread has."""
 
 
-def tile(program: Program) -> Program:
-    """Return `program` with `tiled`, the same graph as calls of regions."""
-    return dataclasses.replace(program, tiled=_Tiler(program).build())
+def tile(program: Program, hold: float = HOLD) -> Program:
+    """Return `program` with `tiled`, the same graph as calls of regions; `hold` says how dear memory is."""
+    return dataclasses.replace(program, tiled=_Tiler(program, hold).build())
 
 
 class _Tiler:
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, hold: float) -> None:
+        self.program, self.hold = program, hold
         self.nodes: list[fx.Node] = list(program.graph.graph.nodes)
         self.position = {n: i for i, n in enumerate(self.nodes)}
         self.work = levels(program)
@@ -113,7 +113,7 @@ class _Tiler:
         def load_cost(node: fx.Node) -> float:
             if here(node):
                 return float("inf")
-            return bytes_per_row(self.program, node) * (1.0 if node in self.stored else 2.0 + HOLD)
+            return bytes_per_row(self.program, node) * (1.0 if node in self.stored else 2.0 + self.hold)
 
         def work(node: fx.Node) -> float:
             return 0.0 if here(node) else work_per_row(self.program, node)

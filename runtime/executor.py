@@ -65,13 +65,7 @@ class Executor:
         self._spaces = {s.symbol: s for s in program.spaces}
         (output,) = [n for n in self._index_program.graph.nodes if n.op == "output"]
         self._index_shapes = [_raw_shape(program, n) for n in output.args[0]]
-        graphs = [g for g in (program.graph, program.tiled) if g is not None]
-        self._constants = {
-            str(n.target): getattr(g, str(n.target))
-            for g in graphs
-            for n in g.graph.nodes
-            if n.op in ("get_attr", "call_module")
-        }
+        self._constants = _constants(program)
         leaf_of = {n: i for i, n in enumerate(n for n in self._index_program.graph.nodes if n.op == "placeholder")}
         self._leaf_of = {i: leaf_of[n] for i, n in enumerate(output.args[0]) if n in leaf_of}
         self._layout: Layout | None = None
@@ -122,6 +116,10 @@ class Executor:
         if self.world.virtual:
             return Lockstep(self.world, work)(list(wanted.values()))
         return self.world.run(lambda comm: work(comm, list(wanted.values())))[0]
+
+    def retile(self, program: Program) -> None:
+        """Run another tiling of the same program from now on."""
+        self.program, self._constants = program, _constants(program)
 
     def constants(self) -> list[Leaf]:
         """Parameters and constant tensors of the program, by name."""
@@ -225,6 +223,13 @@ class Executor:
                 )
         for source, rows, label, negative in self.program.ranges:
             _check_range(values[source], rows, label, "entries of a table of the model (species?)", negative)
+
+
+def _constants(program: Program) -> dict[str, Any]:
+    """Parameters, constant tensors and regions by the names that the generated code knows them by."""
+    graphs = [g for g in (program.graph, program.tiled) if g is not None]
+    nodes = [(g, str(n.target)) for g in graphs for n in g.graph.nodes if n.op in ("get_attr", "call_module")]
+    return {name: getattr(g, name) for g, name in nodes}
 
 
 def _gather(value: Tensor, place: Placement, orders: Mapping[str, Order]) -> Tensor:

@@ -12,7 +12,8 @@ import toys
 from torch import Tensor, nn
 
 import distcompile
-from distcompile import LocalWorld
+from distcompile import LocalWorld, api
+from distcompile.passes.tile import tile
 from distcompile.runtime import halo
 from distcompile.runtime.world import communicator
 
@@ -89,3 +90,21 @@ def test_operators_with_several_results_count() -> None:
     """The backward pass of a layer norm on values that are whole on every rank."""
     model = distcompile.compile(Normalised().eval(), toys.random_graph(14, 1), validate=False)
     assert model.stats(toys.random_graph(20, 1))[0]["peak_memory"] > 0
+
+
+def test_a_graph_that_does_not_fit_is_held_leaner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With too little memory for what is stored, more is computed again: another tiling, the same numbers."""
+    dear = list[float]()
+    stock = toys.Gnn().eval()
+    graph = toys.random_graph(30, 3)
+    expected = stock(graph)
+    model = distcompile.compile(stock, toys.random_graph(14, 1), memory=10**9, world=LocalWorld(2))
+    before = model.program.tiled
+    peak = api.peak_bytes
+    monkeypatch.setattr(api, "peak_bytes", lambda p, *rest: peak(p, *rest) * (10**6 if p.tiled is before else 1))
+    monkeypatch.setattr(api, "tile", lambda program, hold: (dear.append(hold), tile(program, hold))[1])
+    found = model(graph)
+    assert dear == [api.DEARER[0]]
+    assert model.program.tiled is not before
+    for name in ("energy", "forces", "stress"):
+        assert torch.allclose(found[name], expected[name], rtol=1e-12, atol=1e-12)
