@@ -129,12 +129,13 @@ def test_a_child_that_fails_leaves_its_work_to_the_caller(
 ) -> None:
     """The other children do the rest, nothing is printed, and the failed one counts as not compiled."""
     reported: list[int] = []
+    before = set(multiprocessing.active_children())  # of other tests
     fill_cache(fake("bad1", "a", "bad2", "b", "c", then=fail), reported.append)
     assert fake.ran == ["a", "b", "bad1", "bad2", "c"]
     assert known(tmp_path) == ["a", "b", "c"]
     assert max(reported, default=0) <= 3
     assert capfd.readouterr() == ("", "")
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_when_all_children_fail_the_caller_goes_on(fake: Fake, tmp_path: Path) -> None:
