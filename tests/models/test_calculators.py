@@ -6,6 +6,7 @@ Each process makes the calculator as a user would, asks for all properties, then
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +37,8 @@ def matgl(_: Path) -> Any:
     """matgl's CHGNet, which has moments; random weights."""
     from matgl.ext.ase import PESCalculator
 
-    return PESCalculator(zoo.matgl("CHGNet").model, stress_unit="eV/A3")
+    model = copy.deepcopy(zoo.matgl("CHGNet").model)  # distribute() changes it in place
+    return PESCalculator(model, stress_unit="eV/A3")
 
 
 def sevennet(_: Path) -> Any:
