@@ -161,13 +161,14 @@ class DistributedModel:
         prepared = executor.prepare(leaves)
         division = executor.layout(prepared).division
         moved = [c for c in collectives(executor.program) if c.space]
+        needs = _needs(executor.program, prepared.sizes, division)
         return [
             {
                 "rank": rank,
                 "owned": rows,
                 "halo": halos,
                 "bytes": sum(c.row_bytes * halos[c.space] for c in moved),
-                "peak_memory": peak_bytes(executor.program, {**prepared.sizes, **rows}, halos),
+                "peak_memory": needs[rank],
                 "partition": division.partition.method,
             }
             for rank, (rows, halos) in enumerate(_rows_of_ranks(division))
@@ -219,33 +220,27 @@ class DistributedModel:
     def _explain_memory(self, executor: Executor, leaves: list[Leaf]) -> str:
         """What an evaluation that ran out of memory was predicted to need, and what to do."""
         prepared = executor.prepare(leaves)
-        ranks = _rows_of_ranks(executor.layout(prepared).division)
-        needs = [peak_bytes(executor.program, {**prepared.sizes, **rows}, halos) for rows, halos in ranks]
+        needs = _needs(executor.program, prepared.sizes, executor.layout(prepared).division)
         mine = getattr(self.world, "rank", None)
         who, need = (f"Rank {mine} of {self.world.size}", needs[mine]) if mine is not None else ("A rank", max(needs))
         return (
             f"{who} ran out of memory: its share of this graph needs about {need / 1e9:.2f} GB beside parameters and "
-            f"the graph itself. Use more ranks, or machines with more memory. memory={max(needs)} is the smallest that "
-            "would accept this graph; set it to what a rank really has, and graphs too large are refused before they "
+            f"the graph itself. Use more ranks, or machines with more memory. memory={max(needs)} accepts this graph "
+            "as it is; set it to what a rank really has, and graphs that need more store less, or are refused before they "
             "start."
         )
 
     def _fit(self, executor: Executor, sizes: dict[str, int], division: Division) -> None:
         """Compute again rather than store if that makes a graph fit `memory`; refuse it, on every rank, if not."""
         assert self.memory is not None
-        ranks = _rows_of_ranks(division)
-
-        def needed(program: Program) -> int:
-            """On the fullest rank."""
-            return max(peak_bytes(program, {**sizes, **rows}, halos) for rows, halos in ranks)
-
-        program, least = executor.program, needed(executor.program)
+        program, least = executor.program, max(_needs(executor.program, sizes, division))
         for hold in DEARER:
             if least <= self.memory:
                 break
             leaner = tile(executor.program, hold)
-            if needed(leaner) < least:
-                program, least = leaner, needed(leaner)
+            needed = max(_needs(leaner, sizes, division))
+            if needed < least:
+                program, least = leaner, needed
         if least > self.memory:
             raise InputError(
                 f"This graph needs about {least / 1e9:.2f} GB on the fullest of {self.world.size} ranks, more than "
@@ -275,6 +270,11 @@ def _rows_of_ranks(division: Division) -> list[tuple[dict[str, int], dict[str, i
         ({name: n[rank] for name, n in owned.items()}, {name: n[rank] for name, n in halo.items()})
         for rank in range(division.parts)
     ]
+
+
+def _needs(program: Program, sizes: dict[str, int], division: Division) -> list[int]:
+    """Per rank, the bytes that an evaluation is predicted to take at its peak."""
+    return [peak_bytes(program, {**sizes, **rows}, halos) for rows, halos in _rows_of_ranks(division)]
 
 
 def _outgrows(leaves: Sequence[Leaf], example: Sequence[Leaf]) -> bool:

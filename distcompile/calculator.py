@@ -8,17 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from .aliases import ALIASES
 from .api import DistributedModel, Lowering, compile
 from .load import load
 from .runtime.world import World, default_world
 from .tree import flatten
-
-ALIASES = {
-    "chgnet": "chgnet.model.dynamics:CHGNetCalculator",
-    "sevennet": "sevenn.calculator:SevenNetCalculator",
-    "mace-mp": "mace.calculators:mace_mp",
-}
-"""Short names on the command line for calculators that their packages provide. Nothing else depends on them."""
 
 
 def load_calculator(name: str) -> Any:

@@ -29,7 +29,7 @@ from .functions import substitute
 from .host import LeftTorch, Place, as_host_function, leaves_torch, place_of
 from .kept import nothing_kept
 from .runtime.halo import stop_gradient
-from .shadows import Conversions, Namespace, mathematics, size_of, symbolic_mathematics
+from .shadows import Conversions, Namespace, mathematics, replaced, size_of, symbolic_mathematics
 from .torchscript import ScriptedModule, scripted_function
 
 
@@ -72,11 +72,8 @@ class Cures:
             self.differentiates = True
             return original(*args, **kwargs)
 
-        autograd._engine_run_backward = noted
-        try:
+        with replaced(autograd, "_engine_run_backward", noted):
             yield
-        finally:
-            autograd._engine_run_backward = original
 
     def learn_from(self, error: LeftTorch) -> bool:
         """Remember the function that left torch; False if there is none to replace, or it was replaced already."""

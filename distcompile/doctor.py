@@ -6,18 +6,8 @@ import importlib
 import importlib.metadata
 import os
 import platform
-import shutil
 
-PACKAGES = {
-    "chgnet": "chgnet.model.dynamics",
-    "mace-torch": "mace.calculators",
-    "matgl": "matgl.ext.ase",
-    "sevenn": "sevenn.calculator",
-    "nequip": "nequip.ase",
-    "nequip-allegro": "allegro.model",
-    "fairchem-core": "fairchem.core",
-}
-"""Packages of models, and what is imported from each to see whether it works. Nothing else depends on them."""
+from .aliases import PACKAGES
 
 Rows = list[tuple[str, str]]
 
@@ -28,6 +18,7 @@ def machine() -> Rows:
     import torch.distributed as dist
 
     from . import __version__
+    from .passes.lower import compiler
 
     found = [("distcompile", __version__), ("Python", platform.python_version()), ("torch", torch.__version__)]
     found += [(name, _version(name)) for name in ("ase", "numpy", "pymetis")]
@@ -38,8 +29,7 @@ def machine() -> Rows:
     found.append(("devices", ", ".join(devices) or "CPU only"))
     available = {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available(), "mpi": dist.is_mpi_available()}
     found += [(name, "available" if there else "not in this torch") for name, there in available.items()]
-    compiler = next((path for name in ("g++", "clang++", "c++") if (path := shutil.which(name))), None)
-    found.append(("C++ compiler", compiler or 'none: lowering="inductor" calls operators instead'))
+    found.append(("C++ compiler", compiler() or 'none: lowering="inductor" calls operators instead'))
     return found
 
 

@@ -28,9 +28,8 @@ class Guard:
 
     def __init__(self, atoms: Atoms) -> None:
         self._atoms = atoms
-        radii = covalent_radii[atoms.numbers] * CLOSEST
-        self._radii = radii
-        self._reach = 2 * float(radii.max(initial=0.0)) + SKIN
+        self._radii = covalent_radii[atoms.numbers] * CLOSEST
+        self._reach = 2 * float(self._radii.max(initial=0.0)) + SKIN
         self._room = -1.0
         self._scaled = np.zeros((0, 3))
         self._cell = np.eye(3)

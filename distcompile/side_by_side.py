@@ -36,6 +36,7 @@ def fill_cache(compilations: Mapping[str, Callable[[], Any]], report: Callable[[
     if multiprocessing.current_process().daemon:  # a worker of a pool may have no children
         return
     context = multiprocessing.get_context("fork")
+    keys = list(missing)
     taken, done = context.Value("i", 0), context.Value("i", 0)
 
     def child() -> None:
@@ -48,7 +49,7 @@ def fill_cache(compilations: Mapping[str, Callable[[], Any]], report: Callable[[
                     number, taken.value = taken.value, taken.value + 1
                 if number >= len(missing):
                     return
-                key = list(missing)[number]
+                key = keys[number]
                 missing[key]()
                 (folder / key).touch()
                 with done.get_lock():

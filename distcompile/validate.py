@@ -90,9 +90,8 @@ def smaller_graph(program: Program, leaves: Sequence[Leaf], values: Sequence[Any
             flat[where] = numbers[space][flat[where].long()].to(flat.dtype)
         tensor = flat.reshape(tensor.shape)
         if all(size.is_Integer for size in shape) and i not in targets[""] and _is_integer(tensor):
-            tensor = (
-                tensor.cpu().apply_(lambda n: counts.get(n, n)).to(tensor.device)
-            )  # num_atoms = [15], ptr = [0, 15]
+            # num_atoms = [15], ptr = [0, 15]
+            tensor = tensor.cpu().apply_(lambda n: counts.get(n, n)).to(tensor.device)
         for dim, size in enumerate(shape):
             found = spaces.get(program.size(size))
             if found is not None:

@@ -26,6 +26,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from ..ir import Program
 from ..printer import show_graph
 from ..runtime.tiles import Region
+from ..shadows import replaced
 from ..side_by_side import fill_cache
 
 aten = torch.ops.aten
@@ -49,7 +50,12 @@ def lower(program: Program, notify: Callable[[int, int], None] | None = None) ->
         program: a tiled program.
         notify: called with (bodies done, bodies in all) as compilation goes on.
     """
-    if not _has_compiler():
+    if compiler() is None:
+        warnings.warn(
+            "No C++ compiler was found, so regions run operator by operator (lowering='eager'). "
+            "Install g++ for several times the speed.",
+            stacklevel=3,
+        )
         return
     same: dict[str, list[Region]] = {}
     for region in _regions(program):
@@ -72,15 +78,9 @@ def _regions(program: Program) -> Iterable[Region]:
     return [m for m in program.tiled.children() if isinstance(m, Region)]
 
 
-def _has_compiler() -> bool:
-    found = any(shutil.which(name) for name in ("g++", "clang++", "c++"))
-    if not found:
-        warnings.warn(
-            "No C++ compiler was found, so regions run operator by operator (lowering='eager'). "
-            "Install g++ for several times the speed.",
-            stacklevel=4,
-        )
-    return found
+def compiler() -> str | None:
+    """Where the C++ compiler of this machine is; None if it has none."""
+    return next((path for name in ("g++", "clang++", "c++") if (path := shutil.which(name))), None)
 
 
 def _key(region: Region) -> str:
@@ -143,15 +143,12 @@ def _without_gil() -> Iterator[None]:
     """Let generated code run without Python's lock, so that blocks run side by side; arguments are read with it."""
     from torch._inductor.codecache import CppPythonBindingsCodeCache as Bindings
 
-    before = Bindings.call_entry_function
-    Bindings.call_entry_function = (
+    call = (
         "[](auto... args) {{ auto* thread = PyEval_SaveThread(); kernel(args...); PyEval_RestoreThread(thread); }}"
         "({}); Py_RETURN_NONE;"
     )
-    try:
+    with replaced(Bindings, "call_entry_function", call):
         yield
-    finally:
-        Bindings.call_entry_function = before
 
 
 class _Examples:
