@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 import torch
 from torch import fx, nn
+from torch._subclasses import FakeTensor
 
 from .account import collectives, peak_bytes
 from .capture import capture
-from .errors import GuardError, InputError, OutOfMemory, RankError, ValidationError
+from .errors import CaptureError, GuardError, InputError, OutOfMemory, RankError, ValidationError
 from .explain import explain
 from .ir import Program
 from .passes import PIPELINE
@@ -176,6 +177,11 @@ class DistributedModel:
 
     def _flatten(self, graph: tuple[Any, ...]) -> tuple[list[Leaf], Tree]:
         leaves, tree = flatten(graph, counts=True)
+        if any(isinstance(leaf.tensor, FakeTensor | torch.SymInt) for leaf in leaves):
+            raise CaptureError(
+                "The model that is to be captured is a compiled one already, or calls one (distribute() changes a "
+                "calculator's model in place). Compile the stock model, or use the compiled one as it is."
+            )
         named = []
         for leaf in leaves:
             position, _, rest = leaf.path.removeprefix("[").partition("]")
@@ -226,8 +232,8 @@ class DistributedModel:
         return (
             f"{who} ran out of memory: its share of this graph needs about {need / 1e9:.2f} GB beside parameters and "
             f"the graph itself. Use more ranks, or machines with more memory. memory={max(needs)} accepts this graph "
-            "as it is; set it to what a rank really has, and graphs that need more store less, or are refused before they "
-            "start."
+            "as it is; set it to what a rank really has, and graphs that need more store less, or are refused before "
+            "they start."
         )
 
     def _fit(self, executor: Executor, sizes: dict[str, int], division: Division) -> None:

@@ -260,6 +260,8 @@ WRONG = [
     # Options.
     case("too little memory", lambda: distcompile.compile(Gnn(), EXAMPLE, memory=1000, validate=False)(OTHER),
          InputError, "memory=1000", "ranks or more"),
+    case("a model that is compiled already", lambda: distcompile.compile(gnn(), EXAMPLE, validate=False), CaptureError,
+         "compiled one already", "Compile the stock model"),
     case("a model by its name", compiling("mace"), TypeError, "module or a function", "not str"),
     case("a world by its size", compiling(Gnn(), world=2), TypeError, "LocalWorld(n)", "not 2"),
     case("memory in words", compiling(Gnn(), memory="2GB"), TypeError, "number of bytes", "'2GB'"),
