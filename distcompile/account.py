@@ -16,8 +16,14 @@ from .ir import META, Halo, Placement, Program
 from .printer import short
 from .rules.base import user_frame
 from .rules.shape import VIEWS
-from .runtime.halo import COLLECTIVES, all_reduce
+from .runtime.halo import COLLECTIVES, all_reduce, halo_exchange_, halo_reduce_
 from .runtime.tiles import Region
+
+
+aten = torch.ops.aten
+
+_SAME_MEMORY = VIEWS | {aten.narrow.default, halo_exchange_, halo_reduce_}
+"""Operators of a tiled graph whose results stand in their first operand's memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +124,7 @@ def _is_result(node: fx.Node) -> bool:
 
 def _storage(node: fx.Node) -> fx.Node:
     """The node whose memory `node` looks at."""
-    while node.op == "call_function" and node.target in VIEWS:
+    while node.op == "call_function" and node.target in _SAME_MEMORY:
         node = node.args[0]  # type: ignore[assignment]
     return node
 

@@ -21,6 +21,7 @@ from torch import fx
 
 from ..ir import META, Program, Space, anchor, is_random
 from ..rules.indexing import accesses, reduction
+from ..runtime.halo import halo_exchange, halo_exchange_, halo_reduce, halo_reduce_
 from ..runtime.tiles import Add, Reduce, Region, RegionSpec, Result, Slice, Store
 from ..sizes import size_nodes
 from .levels import Rows, Work, is_fresh, is_size, levels, rows_of, source_of, tables_of
@@ -50,6 +51,8 @@ class _Tiler:
         self.inputs = {i.name: i for i in program.inputs}
         self.graph = fx.Graph()
         self.env: dict[fx.Node, fx.Node] = {}
+        self.tables: dict[fx.Node, fx.Node] = {}
+        """The tables, of owned rows and room for halo rows, in which complete values stand."""
         self.regions: dict[str, Region] = {}
 
     def build(self) -> fx.GraphModule:
@@ -123,7 +126,25 @@ class _Tiler:
         self.stored |= loaded
 
     def _copy(self, node: fx.Node) -> None:
-        self.env[node] = self.graph.node_copy(node, self._whole)
+        if node.target is halo_exchange and self._has_room(node):
+            table, *plan = node.args
+            self.env[node] = self._in_place(halo_exchange_, node, self.tables[table], plan)  # type: ignore[index]
+        elif node.target is halo_reduce and len(node.args[0].users) == 1:  # type: ignore[union-attr]
+            table, *plan = node.args
+            self.env[node] = self._in_place(halo_reduce_, node, self.env[table], plan)  # type: ignore[index]
+            self.tables[node] = self.env[table]  # type: ignore[index]
+        else:
+            self.env[node] = self.graph.node_copy(node, self._whole)
+
+    def _has_room(self, exchange: fx.Node) -> bool:
+        """Whether the exchanged rows stand in a table with room for this space's halo rows."""
+        table: Any = exchange.args[0]
+        return table in self.tables and self.tables[table].meta[META].dims == exchange.meta[META].dims
+
+    def _in_place(self, function: Any, node: fx.Node, table: fx.Node, plan: list[Any]) -> fx.Node:
+        new = self.graph.call_function(function, (table, *(self.env.get(a, a) for a in plan)))
+        new.meta = dict(node.meta)
+        return new
 
     def _whole(self, node: fx.Node) -> fx.Node:
         """The complete value of a node in the outer graph."""
@@ -136,23 +157,36 @@ class _Tiler:
         nodes = sorted(self.computed[space, level], key=self.position.__getitem__)
         roots = [n for n in nodes if self.work[n].level == level and (self.work[n].kind != "row" or n in self.stored)]
         body = _Body(self, space, nodes, roots)
+        room = {n: _exchange_of(n) if self.work[n].kind == "row" else None for n in roots}
         spec = RegionSpec(
             name,
             str(space),
             level,
             tuple(body.slices),
-            tuple(_result(n, self.work[n]) for n in roots),
+            tuple(_result(n, self.work[n], room[n]) for n in roots),
             _row_bytes(self.program, body.module.graph, space),
             any(is_random(n) for n in nodes),
         )
         block = max(16, int(BLOCK_BYTES / max(spec.row_bytes, 1.0)))
         self.regions[name] = Region(spec, body.module, block)
+        halos = [self.env[e.args[3]] for e in room.values() if e is not None]  # type: ignore[index]
         tables = [self._table(n) for n in roots if self.work[n].kind == "scatter"]
         size = self._rows(space, body)
-        call = self.graph.call_module(name, (size, *[self._whole(n) for n in body.given], *tables))
+        call = self.graph.call_module(name, (size, *[self._whole(n) for n in body.given], *halos, *tables))
         for i, node in enumerate(roots):
-            self.env[node] = self.graph.call_function(_getitem, (call, i))
-            self.env[node].meta = dict(node.meta)
+            self.env[node] = self._taken(call, i, node, room[node], size)
+
+    def _taken(self, call: fx.Node, i: int, node: fx.Node, exchange: fx.Node | None, rows: fx.Node) -> fx.Node:
+        """One result of a region; with room for a halo, its owned rows."""
+        taken = self.graph.call_function(_getitem, (call, i))
+        taken.meta = dict(node.meta)
+        if exchange is None:
+            return taken
+        taken.meta[META] = exchange.meta[META]
+        self.tables[node] = taken
+        owned = self.graph.call_function(aten.narrow.default, (taken, exchange.args[4], 0, rows))
+        owned.meta = dict(node.meta)
+        return owned
 
     def _rows(self, space: Space, body: _Body) -> Any:
         """The number of rows of this rank: an input of the program, or read off an operand that has them."""
@@ -263,11 +297,16 @@ def _getitem(values: Any, position: int) -> Any:
     return values[position]
 
 
-def _result(node: fx.Node, work: Work) -> Result:
+def _exchange_of(node: fx.Node) -> fx.Node | None:
+    """The halo exchange of a value's rows, if there is one: it finds room beside them."""
+    return next((u for u in node.users if u.target is halo_exchange), None)
+
+
+def _result(node: fx.Node, work: Work, exchange: fx.Node | None) -> Result:
     if work.kind == "row":
         rows: Rows | None = rows_of(node)
         assert rows is not None
-        return Store(rows.dim, rows.factor)
+        return Store(rows.dim, rows.factor, exchange is not None)
     if work.kind == "reduce":
         return Reduce(node.meta[META].reduction)
     (access,) = accesses(node)

@@ -5,7 +5,9 @@ elsewhere to the owner's rows. They are each other's adjoints, and `all_reduce` 
 
     <halo_exchange(x), y> = <x, halo_reduce(y)>       summed over ranks
 
-They are ``torch.library`` operators with shapes for tracing and gradients for differentiating again.
+They are ``torch.library`` operators with shapes for tracing and gradients for differentiating again. A tiled graph,
+which nobody differentiates, calls `halo_exchange_` and `halo_reduce_` where it can: they work in tables with room for
+the halo, so that owned rows stay where they are.
 """
 
 from __future__ import annotations
@@ -31,9 +33,7 @@ def _halo_exchange(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: i
         dim: the dimension that counts rows.
     """
     owned = rows.movedim(dim, 0)
-    send, receive = splits.tolist()
-    halo = communicator().all_to_all(owned.index_select(0, send_rows), send, receive)
-    return torch.cat([owned, halo]).movedim(0, dim).contiguous()
+    return torch.cat([owned, _received(owned, send_rows, splits)]).movedim(0, dim).contiguous()
 
 
 @torch.library.custom_op("distcompile::halo_reduce", mutates_args=())
@@ -44,15 +44,46 @@ def _halo_reduce(
 
     Arguments as of `halo_exchange`, of which this is the adjoint; `reduction` may also be ``amax`` or ``amin``.
     """
+    owned, returned = _returned(rows, splits, halo_rows, dim)
+    return _combined(owned.clone(), send_rows, returned, reduction).movedim(0, dim).contiguous()
+
+
+def halo_exchange_(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int) -> Tensor:
+    """`halo_exchange` in place: `rows` has owned rows, followed by room for the halo rows, which are written there."""
+    both = rows.movedim(dim, 0)
+    owned = both.shape[0] - halo_rows
+    both[owned:] = _received(both[:owned], send_rows, splits)
+    return rows
+
+
+def halo_reduce_(
+    rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int, reduction: str = "sum"
+) -> Tensor:
+    """`halo_reduce` in place: returns the owned rows of `rows`, a view of it."""
+    owned, returned = _returned(rows, splits, halo_rows, dim)
+    _combined(owned, send_rows, returned, reduction)
+    return rows.narrow(dim, 0, owned.shape[0])
+
+
+def _received(owned: Tensor, send_rows: Tensor, splits: Tensor) -> Tensor:
+    """The halo rows, from their owners."""
+    send, receive = splits.tolist()
+    return communicator().all_to_all(owned.index_select(0, send_rows), send, receive)
+
+
+def _returned(rows: Tensor, splits: Tensor, halo_rows: int, dim: int) -> tuple[Tensor, Tensor]:
+    """The owned rows (a view), and what other ranks contribute to some of them."""
     both = rows.movedim(dim, 0)
     owned = both.shape[0] - halo_rows
     send, receive = splits.tolist()
-    returned = communicator().all_to_all(both[owned:], receive, send)
+    return both[:owned], communicator().all_to_all(both[owned:], receive, send)
+
+
+def _combined(owned: Tensor, send_rows: Tensor, returned: Tensor, reduction: str) -> Tensor:
+    """`owned`, with contributions of other ranks added (or compared) in place."""
     if reduction == "sum":
-        reduced = both[:owned].index_add(0, send_rows, returned)
-    else:
-        reduced = both[:owned].index_reduce(0, send_rows, returned, reduction)
-    return reduced.movedim(0, dim).contiguous()
+        return owned.index_add_(0, send_rows, returned)
+    return owned.index_reduce_(0, send_rows, returned, reduction)
 
 
 @torch.library.custom_op("distcompile::all_reduce", mutates_args=())

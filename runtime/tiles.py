@@ -33,6 +33,8 @@ class Store:
 
     dim: int
     factor: int
+    room: bool = False
+    """Whether room for halo rows follows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,11 +90,13 @@ class Region(nn.Module):
 
         Args:
             rows: number of rows of this rank.
-            args: the body's inputs, then one table for each `Add` of the results.
+            args: the body's inputs, then the number of halo rows of each `Store` that has room for them, then the table
+                of each `Add`.
         """
         spec = self.spec
-        inputs, tables = args[: len(spec.inputs)], iter(args[len(spec.inputs) :])
-        results: list[Any] = [next(tables) if isinstance(r, Add) else None for r in spec.results]
+        inputs, more = args[: len(spec.inputs)], iter(args[len(spec.inputs) :])
+        room = [next(more) if isinstance(r, Store) and r.room else 0 for r in spec.results]
+        results: list[Any] = [next(more) if isinstance(r, Add) else None for r in spec.results]
         for i, result in enumerate(spec.results):
             if isinstance(result, Add) and not result.reuse:
                 results[i] = results[i].clone()
@@ -111,7 +115,7 @@ class Region(nn.Module):
         def take(i: int, values: list[Any]) -> None:
             start, each = i * block, iter(values)
             for j, result in enumerate(spec.results):
-                results[j] = _collect(result, results[j], each, start, min(block, rows - start), rows)
+                results[j] = _collect(result, results[j], each, start, min(block, rows - start), rows, room[j])
 
         in_order(-(-max(rows, 1) // block), threads, work, take)
         return results
@@ -126,15 +130,15 @@ class Region(nn.Module):
         return threads, max(1, -(-rows // (rounds * threads)))
 
 
-def _collect(result: Result, so_far: Any, values: Any, start: int, n: int, rows: int) -> Tensor:
+def _collect(result: Result, so_far: Any, values: Any, start: int, n: int, rows: int, room: int) -> Tensor:
     """Take what one block of `n` rows contributes to a result from the values of the body."""
     value: Tensor = next(values)
     if isinstance(result, Store):
-        if n == rows:
+        if n == rows and not result.room:
             return value
         if so_far is None:
             shape = list(value.shape)
-            shape[result.dim] = rows * result.factor
+            shape[result.dim] = rows * result.factor + room
             so_far = value.new_empty(shape)
         so_far.narrow(result.dim, start * result.factor, n * result.factor).copy_(value)
         return so_far  # type: ignore[no-any-return]
