@@ -17,8 +17,7 @@ from .printer import short
 from .rules.base import user_frame
 from .rules.shape import VIEWS
 from .runtime.halo import COLLECTIVES, all_reduce, halo_exchange_, halo_reduce_
-from .runtime.tiles import Region
-
+from .runtime.tiles import Region, taken
 
 aten = torch.ops.aten
 
@@ -103,7 +102,7 @@ def peak_bytes(program: Program, sizes: Mapping[str, int], halos: Mapping[str, i
             rows = sizes[region.spec.space]
             threads, length = region.schedule(rows)
             block = int(min(threads * length, rows) * region.spec.row_bytes)
-            made = list(node.users)  # its results, which exist from the first block on
+            made = [n for n in node.users if _storage(n) is n]  # its results, which exist from the first block on
         else:
             made = [node] if _storage(node) is node and not _is_result(node) else []
         for new in made:
@@ -124,8 +123,13 @@ def _is_result(node: fx.Node) -> bool:
 
 def _storage(node: fx.Node) -> fx.Node:
     """The node whose memory `node` looks at."""
-    while node.op == "call_function" and node.target in _SAME_MEMORY:
-        node = node.args[0]  # type: ignore[assignment]
+    while node.op == "call_function":
+        if node.target in _SAME_MEMORY:
+            node = node.args[0]  # type: ignore[assignment]
+        elif node.target is taken and len(node.args) == 3:
+            node = node.args[2]  # type: ignore[assignment]
+        else:
+            break
     return node
 
 

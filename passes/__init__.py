@@ -12,6 +12,7 @@ from .infer_spaces import infer_spaces
 from .insert_all_reduces import insert_all_reduces
 from .insert_halos import insert_halos
 from .join_parts import join_parts
+from .merge_sums import merge_sums
 from .normalize import normalize
 from .place import place
 from .reassociate import reassociate
@@ -29,6 +30,7 @@ PIPELINE: tuple[Callable[[Program], Program], ...] = (
     infer_spaces,
     choose_owners,
     place,
+    merge_sums,
     insert_halos,
     insert_all_reduces,
     share_exchanges,

@@ -1,4 +1,4 @@
-"""Pass 11: make partial values whole, as late as possible.
+"""Pass 12: make partial values whole, as late as possible.
 
     e = sum(energies)      partial            e = sum(energies)
     y = mul(e, e)                       =>    w = all_reduce(e);  y = mul(w, w)

@@ -1,4 +1,4 @@
-"""Pass 10: put communication where a pointer may leave the rank.
+"""Pass 11: put communication where a pointer may leave the rank.
 
     gather through a pointer that leaves the rank:
         y = index_select(x, 0, p)        =>   h = halo_exchange(x);  y = index_select(h, 0, p)
@@ -32,6 +32,7 @@ from ..ir import (
 from ..rules.indexing import accesses, reduction
 from ..runtime.halo import halo_exchange, halo_reduce
 from .infer_spaces import pointer_root
+from .levels import continues
 
 aten = torch.ops.aten
 
@@ -41,6 +42,7 @@ def insert_halos(program: Program) -> Program:
     module, _ = copy_graph(program.graph)
     pointers = {p.name: p for p in program.pointers}
     plans = _Plans(module.graph)
+    chained: set[fx.Node] = set()
     for node in list(module.graph.nodes):
         for access in accesses(node):
             root = pointer_root(access.index)
@@ -49,8 +51,8 @@ def insert_halos(program: Program) -> Program:
                 continue
             if access.kind == "gather":
                 _exchange_before(node, access, pointer.target, plans)
-            else:
-                _reduce_after(node, access, pointer.target, plans)
+            elif node not in chained:
+                chained.update(_reduce_after(node, access, pointer.target, plans))
     return replace_graph(program, module, inputs=(*program.inputs, *plans.inputs))
 
 
@@ -99,21 +101,37 @@ def _exchange_before(node: fx.Node, access: Access, space: Space, plans: _Plans)
     node.update_arg(0, whole)
 
 
-def _reduce_after(node: fx.Node, access: Access, space: Space, plans: _Plans) -> None:
+def _reduce_after(node: fx.Node, access: Access, space: Space, plans: _Plans) -> list[fx.Node]:
+    """Pad the table that `node` and others add to, and reduce it after the last of them. Returns all of them."""
+    chain = _chain(node)
     send_rows, splits = plans.call(space)
     size = plans.get(space, "halo_size")
-    base, dim = access.table, access.dim
+    base: Any = chain[0].args[0]
+    dim = access.dim
     extended = _extended(base, dim, space)
-    with node.graph.inserting_before(node):
+    with node.graph.inserting_before(chain[0]):
         ndim = len(_dims(base))
         padding: list[Any] = [0, 0] * (ndim - dim - 1) + [0, size]
         neutral = {"sum": (), "amax": (-math.inf,), "amin": (math.inf,)}[reduction(node)]
         padded = node.graph.call_function(aten.constant_pad_nd.default, (base, padding, *neutral))
     padded.meta = {META: extended, "val": base.meta["val"]}
-    node.update_arg(0, padded)
-    with node.graph.inserting_after(node):
+    chain[0].update_arg(0, padded)
+    last = chain[-1]
+    with node.graph.inserting_after(last):
         how = () if reduction(node) == "sum" else (reduction(node),)
-        reduced = node.graph.call_function(halo_reduce, (node, send_rows, splits, size, dim, *how))
-    node.replace_all_uses_with(reduced, delete_user_cb=lambda user: user is not reduced)
-    reduced.meta = {META: placement(node), "val": node.meta["val"]}
-    node.meta = {**node.meta, META: extended}
+        reduced = node.graph.call_function(halo_reduce, (last, send_rows, splits, size, dim, *how))
+    last.replace_all_uses_with(reduced, delete_user_cb=lambda user: user is not reduced)
+    reduced.meta = {META: placement(last), "val": last.meta["val"]}
+    for each in chain:
+        each.meta = {**each.meta, META: extended}
+    return chain
+
+
+def _chain(node: fx.Node) -> list[fx.Node]:
+    """The scatters that add to one table, one after the other; nothing else uses the table before the last."""
+    chain = [node]
+    while (before := continues(chain[0])) is not None:
+        chain.insert(0, before)
+    while len(chain[-1].users) == 1 and continues(user := next(iter(chain[-1].users))) is chain[-1]:
+        chain.append(user)
+    return chain

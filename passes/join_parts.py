@@ -40,13 +40,13 @@ def join_parts(program: Program) -> Program:
     """Return `program` with sums of padded parts as concatenations."""
     module, _ = copy_graph(program.graph)
     for node in list(module.graph.nodes):
-        if _is_sum(node) and not any(_is_sum(user) for user in node.users if len(node.users) == 1):
+        if is_sum(node) and not any(is_sum(user) for user in node.users if len(node.users) == 1):
             _join(node)
     module.graph.eliminate_dead_code()
     return replace_graph(program, module)
 
 
-def _is_sum(node: fx.Node) -> bool:
+def is_sum(node: fx.Node) -> bool:
     """Whether a node adds two tensors of its own shape and dtype."""
     if node.target is not aten.add.Tensor or len(node.args) != 2 or node.kwargs:
         return False
@@ -58,12 +58,12 @@ def _layout(node: fx.Node) -> Any:
     return (value.dtype, str(tuple(value.shape))) if isinstance(value, torch.Tensor) else None
 
 
-def _summands(root: fx.Node) -> Iterator[fx.Node]:
+def summands(root: fx.Node) -> Iterator[fx.Node]:
     """The summands of a tree of sums that nothing else uses, from left to right."""
     waiting = [root]
     while waiting:
         node = waiting.pop()
-        if _is_sum(node) and (node is root or len(node.users) == 1):
+        if is_sum(node) and (node is root or len(node.users) == 1):
             waiting += reversed(node.args)  # type: ignore[arg-type]
         else:
             yield node
@@ -72,7 +72,7 @@ def _summands(root: fx.Node) -> Iterator[fx.Node]:
 def _join(root: fx.Node) -> None:
     groups: dict[tuple[int, int], list[_Part]] = defaultdict(list)
     rest: list[fx.Node] = []
-    for node in _summands(root):
+    for node in summands(root):
         part = _part(node)
         if part is None:
             rest.append(node)

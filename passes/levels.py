@@ -1,4 +1,4 @@
-"""Pass 13, first half: which rows an operator works on, and how many barriers lie before it.
+"""Pass 14, first half: which rows an operator works on, and how many barriers lie before it.
 
     positions ─ gather ─ edge vectors ─ message ─ scatter ─┐                    edges, level 1
                                               barrier      └─ node update ─ ... atoms, level 2
@@ -11,13 +11,14 @@ operators of one space and level form a region, which can run block by block.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import fx
 
 from ..ir import META, Placement, Program, Space
-from ..rules.indexing import accesses
+from ..rules.indexing import accesses, reduction
 
 aten = torch.ops.aten
 
@@ -99,29 +100,50 @@ def source_of(node: fx.Node) -> fx.Node | None:
 def is_fresh(node: fx.Node) -> bool:
     """Whether a value is made of zeros (or another neutral value) only, padding for halo rows included."""
     if node.target is aten.constant_pad_nd.default:
-        return is_fresh(node.args[0])  # type: ignore[arg-type]
+        inner, padding, value = (*node.args, 0)[:3]
+        return not any(padding[::2]) and is_fresh(inner) and _constant(inner) == value  # type: ignore[index,arg-type]
     return node.target is aten.full.default
+
+
+def _constant(fresh: fx.Node) -> Any:
+    while fresh.target is not aten.full.default:
+        fresh = fresh.args[0]  # type: ignore[assignment]
+    return fresh.args[1]
 
 
 def levels(program: Program) -> dict[fx.Node, Work]:
     """The `Work` of every operator of the rewritten graph, in order."""
     found: dict[fx.Node, Work] = {}
+    order = {space: i for i, space in enumerate(program.spaces)}
     for node in program.graph.graph.nodes:
         if node.op == "call_function" and not is_size(node):
-            found[node] = _work(node, found)
+            found[node] = _work(node, found, order)
     return found
 
 
-def _work(node: fx.Node, found: dict[fx.Node, Work]) -> Work:
+def continues(node: fx.Node) -> fx.Node | None:
+    """The scatter whose table `node` adds to, if nothing else uses that table: they may run in one region."""
+    base: Any = node.args[0]
+    alone = is_simple(node) and isinstance(base, fx.Node) and is_simple(base) and len(base.users) == 1
+    same = alone and (accesses(base)[0].dim, reduction(base)) == (accesses(node)[0].dim, reduction(node))
+    return base if same else None
+
+
+def _work(node: fx.Node, found: dict[fx.Node, Work], order: Mapping[Space, int]) -> Work:
     mine, source = rows_of(node), source_of(node)
     over = rows_of(source) if source is not None else None
     tables = tables_of(node)
-    if over is not None and source is not None and tables and _is_simple(node):
+    if over is not None and source is not None and tables and is_simple(node):
         base: Any = node.args[0]
         rest = {base} if not is_fresh(base) else set()
         locals_ = [n for n in node.all_input_nodes if n is not base]
         if all(_is_local(n, over.space) for n in locals_):
-            return Work("scatter", _level(locals_, rest, found), over.space)
+            before = found[base] if continues(node) is not None else None
+            if before is not None and before.space is not None and order[before.space] <= order[over.space]:
+                level = max(before.level, _level(locals_, set(), found))  # regions of a level run in this order
+            else:
+                level = _level(locals_, rest, found)
+            return Work("scatter", level, over.space)
     elif source is not None and tables:
         pass  # several indices at once: done on complete values
     elif mine is not None:
@@ -138,7 +160,7 @@ def _work(node: fx.Node, found: dict[fx.Node, Work]) -> Work:
     return Work("whole", max((w.available for w in inputs), default=0))
 
 
-def _is_simple(node: fx.Node) -> bool:
+def is_simple(node: fx.Node) -> bool:
     """Scatters that are one accumulation at one index: run block by block."""
     return node.target in (aten.index_add.default, aten.scatter_add.default, aten.scatter_reduce.two) or (
         node.target is aten.index_put.default

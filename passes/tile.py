@@ -1,4 +1,4 @@
-"""Pass 13: run each stretch of row-local work block by block.
+"""Pass 14: run each stretch of row-local work block by block.
 
     h = gather(x, sender)            [edges, 64]
     m = mul(h, weights)              [edges, 64]      y = region(n_edges, x, sender, weights, receiver, zeros)
@@ -22,9 +22,9 @@ from torch import fx
 from ..ir import META, Program, Space, anchor, is_random
 from ..rules.indexing import accesses, reduction
 from ..runtime.halo import halo_exchange, halo_exchange_, halo_reduce, halo_reduce_
-from ..runtime.tiles import Add, Reduce, Region, RegionSpec, Result, Slice, Store
+from ..runtime.tiles import Add, Reduce, Region, RegionSpec, Result, Slice, Store, taken
 from ..sizes import size_nodes
-from .levels import Rows, Work, is_fresh, is_size, levels, rows_of, source_of, tables_of
+from .levels import Rows, Work, continues, is_fresh, is_size, levels, rows_of, source_of, tables_of
 from .store_or_recompute import bytes_per_row, choose, work_per_row
 
 aten = torch.ops.aten
@@ -163,28 +163,38 @@ class _Tiler:
             str(space),
             level,
             tuple(body.slices),
-            tuple(_result(n, self.work[n], room[n]) for n in roots),
+            tuple(_result(n, self.work[n], room[n], roots) for n in roots),
             _row_bytes(self.program, body.module.graph, space),
             any(is_random(n) for n in nodes),
         )
         block = max(16, int(BLOCK_BYTES / max(spec.row_bytes, 1.0)))
         self.regions[name] = Region(spec, body.module, block)
         halos = [self.env[e.args[3]] for e in room.values() if e is not None]  # type: ignore[index]
-        tables = [self._table(n) for n in roots if self.work[n].kind == "scatter"]
+        tables = {n: self._table(n) for n in roots if self.work[n].kind == "scatter" and continues(n) not in roots}
         size = self._rows(space, body)
-        call = self.graph.call_module(name, (size, *[self._whole(n) for n in body.given], *halos, *tables))
+        given = [self._whole(n) for n in body.given]
+        call = self.graph.call_module(name, (size, *given, *halos, *tables.values()))
         for i, node in enumerate(roots):
-            self.env[node] = self._taken(call, i, node, room[node], size)
+            result = spec.results[i]
+            if isinstance(result, Add) and result.after is not None:
+                tables[node] = tables[roots[result.after]]
+            table = tables[node] if isinstance(result, Add) and result.reuse else None
+            self.env[node] = self._taken(call, i, node, table)
+            exchange = room[node]
+            if exchange is not None:
+                self.env[node] = self._with_room(node, exchange, size)
 
-    def _taken(self, call: fx.Node, i: int, node: fx.Node, exchange: fx.Node | None, rows: fx.Node) -> fx.Node:
-        """One result of a region; with room for a halo, its owned rows."""
-        taken = self.graph.call_function(_getitem, (call, i))
-        taken.meta = dict(node.meta)
-        if exchange is None:
-            return taken
-        taken.meta[META] = exchange.meta[META]
-        self.tables[node] = taken
-        owned = self.graph.call_function(aten.narrow.default, (taken, exchange.args[4], 0, rows))
+    def _taken(self, call: fx.Node, i: int, node: fx.Node, table: fx.Node | None) -> fx.Node:
+        """One result of a region, and the table in which it stands."""
+        new = self.graph.call_function(taken, (call, i) if table is None else (call, i, table))
+        new.meta = dict(node.meta)
+        return new
+
+    def _with_room(self, node: fx.Node, exchange: fx.Node, rows: fx.Node) -> fx.Node:
+        """The owned rows of a result that has room for halo rows."""
+        self.tables[node] = self.env[node]
+        self.tables[node].meta[META] = exchange.meta[META]
+        owned = self.graph.call_function(aten.narrow.default, (self.tables[node], exchange.args[4], 0, rows))
         owned.meta = dict(node.meta)
         return owned
 
@@ -207,10 +217,20 @@ class _Tiler:
         return self._fresh(base) if is_fresh(base) else self.env[base]
 
     def _fresh(self, node: fx.Node) -> fx.Node:
-        def operand(n: fx.Node) -> fx.Node:
-            return self._fresh(n) if is_fresh(n) else self.env[n]
-
-        return self.graph.node_copy(node, operand)
+        """A new constant table; padding for halo rows of the same constant is made with it."""
+        if node.target is aten.full.default:
+            return self.graph.node_copy(node, self.env.__getitem__)
+        args: Any = node.args
+        inner, padding = args[:2]
+        new = self._fresh(inner)
+        size: list[Any] = list(new.args[0])  # type: ignore[arg-type]
+        for i, more in enumerate(padding[1::2]):
+            if more != 0:
+                with self.graph.inserting_before(new):
+                    size[-1 - i] = self.graph.call_function(operator.add, (size[-1 - i], self.env[more]))
+        new.update_arg(0, size)
+        new.meta = dict(node.meta)
+        return new
 
 
 class _Body:
@@ -292,17 +312,12 @@ def _is_number(tiler: _Tiler, node: fx.Node) -> bool:
     return any(_is_number(tiler, n) for n in node.all_input_nodes)
 
 
-def _getitem(values: Any, position: int) -> Any:
-    """A result of a region: unlike what ``operator.getitem`` picks, memory of its own (see `account`)."""
-    return values[position]
-
-
 def _exchange_of(node: fx.Node) -> fx.Node | None:
     """The halo exchange of a value's rows, if there is one: it finds room beside them."""
     return next((u for u in node.users if u.target is halo_exchange), None)
 
 
-def _result(node: fx.Node, work: Work, exchange: fx.Node | None) -> Result:
+def _result(node: fx.Node, work: Work, exchange: fx.Node | None, roots: list[fx.Node]) -> Result:
     if work.kind == "row":
         rows: Rows | None = rows_of(node)
         assert rows is not None
@@ -310,8 +325,9 @@ def _result(node: fx.Node, work: Work, exchange: fx.Node | None) -> Result:
     if work.kind == "reduce":
         return Reduce(node.meta[META].reduction)
     (access,) = accesses(node)
-    base: Any = node.args[0]
-    return Add(access.dim, reduction(node), not access.dense, is_fresh(base))
+    base, before = node.args[0], continues(node)
+    reuse = before is not None or is_fresh(base)  # type: ignore[arg-type]
+    return Add(access.dim, reduction(node), not access.dense, reuse, roots.index(before) if before in roots else None)
 
 
 def _row_bytes(program: Program, graph: fx.Graph, space: Space) -> float:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from ..errors import UnsupportedOp
 from .world import active, communicator
@@ -48,6 +48,7 @@ def _halo_reduce(
     return _combined(owned.clone(), send_rows, returned, reduction).movedim(0, dim).contiguous()
 
 
+@fx.has_side_effect
 def halo_exchange_(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int) -> Tensor:
     """`halo_exchange` in place: `rows` has owned rows, followed by room for the halo rows, which are written there."""
     both = rows.movedim(dim, 0)
@@ -56,6 +57,7 @@ def halo_exchange_(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: i
     return rows
 
 
+@fx.has_side_effect
 def halo_reduce_(
     rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int, reduction: str = "sum"
 ) -> Tensor:

@@ -7,7 +7,7 @@ for each block of rows:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -46,7 +46,9 @@ class Add:
     by_element: bool
     """The index has one entry for each element, as ``scatter_add`` takes it."""
     reuse: bool
-    """The table to add to is this region's own, so it may be changed in place."""
+    """Nothing else needs the table to add to, so it may be changed in place."""
+    after: int | None = None
+    """The result of this region to whose table this one adds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,11 @@ class RegionSpec:
     """Blocks run one after the other: the body draws random numbers, and a seed is to fix which block gets which."""
 
 
+def taken(results: Any, position: int, table: Tensor | None = None) -> Tensor:
+    """One result of a region; `table` is the memory in which it stands, if that is not its own (see `account`)."""
+    return results[position]  # type: ignore[no-any-return]
+
+
 class Region(nn.Module):
     """A row-local stretch of the program over one space."""
 
@@ -91,15 +98,14 @@ class Region(nn.Module):
         Args:
             rows: number of rows of this rank.
             args: the body's inputs, then the number of halo rows of each `Store` that has room for them, then the table
-                of each `Add`.
+                of each `Add` that does not share one.
         """
         spec = self.spec
         inputs, more = args[: len(spec.inputs)], iter(args[len(spec.inputs) :])
         room = [next(more) if isinstance(r, Store) and r.room else 0 for r in spec.results]
-        results: list[Any] = [next(more) if isinstance(r, Add) else None for r in spec.results]
-        for i, result in enumerate(spec.results):
-            if isinstance(result, Add) and not result.reuse:
-                results[i] = results[i].clone()
+        results: list[Any] = []
+        for result in spec.results:
+            results.append(_table(result, more, results) if isinstance(result, Add) else None)
         run = self.compiled if self.compiled is not None and rows else self.graph_module
         threads, block = self.schedule(rows, inputs)
 
@@ -128,6 +134,14 @@ class Region(nn.Module):
         threads = max(1, min(threads, worth))
         rounds = max(1, -(-rows // (self.block * threads)))
         return threads, max(1, -(-rows // (rounds * threads)))
+
+
+def _table(result: Add, given: Iterator[Any], results: Sequence[Any]) -> Tensor:
+    """What a result is added to."""
+    if result.after is not None:
+        return results[result.after]  # type: ignore[no-any-return]
+    table: Tensor = next(given)
+    return table if result.reuse else table.clone()
 
 
 def _collect(result: Result, so_far: Any, values: Any, start: int, n: int, rows: int, room: int) -> Tensor:

@@ -19,7 +19,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from distcompile import LocalWorld, RankError, UnsupportedOp
-from distcompile.runtime.halo import all_reduce, halo_exchange, halo_reduce
+from distcompile.runtime.halo import all_reduce, halo_exchange, halo_exchange_, halo_reduce, halo_reduce_
 from distcompile.runtime.plan import SpacePlan
 from distcompile.runtime.world import Communicator
 
@@ -113,6 +113,31 @@ def test_a_reduction_is_that_of_the_whole(
         expected = [getattr(torch.stack(held[number]), reduction)(0) for number in plan.owned.tolist()]
         whole = torch.stack(expected) if expected else torch.zeros(0, WIDTH, dtype=torch.float64)
         torch.testing.assert_close(result, rows_at(whole, dim), rtol=0, atol=1e-12)
+
+    on_ranks(parts, work)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "amax", "amin"])
+@pytest.mark.parametrize("parts", PARTS)
+@given(st.data(), any_space, any_dim)
+@settings(max_examples=15)
+def test_in_place_is_the_same(parts: int, reduction: str, data: st.DataObject, space: str, dim: int) -> None:
+    """Owned rows stay where they are; the halo is written beside them, or left as it is."""
+    plans = everywhere(data.draw(cases(parts)), space)
+
+    def work(comm: Communicator) -> None:
+        plan = plans[comm.rank]
+        owned = len(plan.owned)
+        table = rows_at(normal([owned + len(plan.halo), WIDTH], comm.rank), dim)
+        mine = table.narrow(dim, 0, owned)
+        reduced = halo_reduce(table, *arguments(plan, dim), reduction)
+        exchanged = halo_exchange(reduced, *arguments(plan, dim))
+        result = halo_reduce_(table, *arguments(plan, dim), reduction)
+        torch.testing.assert_close(result, reduced, rtol=0, atol=0)
+        assert result.data_ptr() == mine.data_ptr()
+        filled = halo_exchange_(table, *arguments(plan, dim))
+        assert filled is table
+        torch.testing.assert_close(filled, exchanged, rtol=0, atol=0)
 
     on_ranks(parts, work)
 

@@ -118,7 +118,7 @@ def test_halo_rows_are_received_or_padded_and_never_computed_on(name: str) -> No
             assert all(u.target is halo_reduce or accesses(u) for u in node.users)
     assert found["exchanged"] >= 1
     assert found["padded"] >= 1
-    assert found["added to"] == found["padded"]
+    assert found["added to"] >= found["padded"]  # several sums may go into one table
     assert all(isinstance(f, Space | Halo | int) for n in program.graph.graph.nodes for f in _factors(n))
 
 

@@ -1,0 +1,138 @@
+"""Sums that are added up go into one table: fewer reductions, less memory, and the same numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from adversaries import Toy, add_to
+from torch import Tensor
+from toys import Graph, random_graph
+
+import distcompile
+from distcompile import LocalWorld, api, testing
+from distcompile.passes.levels import continues
+from distcompile.passes.merge_sums import merge_sums
+from distcompile.runtime.halo import halo_reduce
+from distcompile.runtime.tiles import Add, Region
+from distcompile.testing import check_model
+
+
+class BothEnds(Toy):
+    """Messages go to both ends of an edge, and the sums of both are added up."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        to_receivers, to_senders = add_to(w * h[sender], receiver, h), add_to(w * h[receiver], sender, h)
+        return torch.tanh(self.mix(h + to_receivers + to_senders))
+
+
+class ReadOften(Toy):
+    """Features that are read by three layers: their gradient is a sum over the edges of all of them."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        first = torch.tanh(self.mix(h + add_to(w * h[sender], receiver, h)))
+        h = first
+        for _ in range(3):
+            h = torch.tanh(self.mix(h + add_to(w * first[sender] * first[receiver] * h[receiver], receiver, h)))
+        return h
+
+
+class InTwoForms(Toy):
+    """A sum into rows, the same rows by element, and a sum that something else reads too."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        message = w * h[sender]
+        read_twice = add_to(message**2, sender, h)
+        by_element = torch.zeros_like(h).scatter_add(0, sender[:, None].expand_as(message), message)
+        total = add_to(message, receiver, h) + by_element + read_twice
+        return torch.tanh(self.mix(h + total)) + torch.tanh(read_twice)
+
+
+class TwoSpaces(Toy):
+    """Edges and angles add to one table of atoms."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        one, two = graph["angles"]
+        bent = w[one] * w[two] * (vectors[one] * vectors[two]).sum(-1, keepdim=True)
+        return torch.tanh(self.mix(add_to(w * h[sender], receiver, h) + 0.1 * h + add_to(bent, sender[two], h)))
+
+
+MODELS: dict[str, tuple[type[Toy], int, int]] = {
+    "both ends": (BothEnds, 2, 2),
+    "read often": (ReadOften, 4, 2),
+    "in two forms": (InTwoForms, 2, 2),
+    "two spaces": (TwoSpaces, 4, 4),
+}
+"""Models, and the halo reductions without and with the pass."""
+
+
+def compiled(model: Toy, without: bool = False) -> distcompile.DistributedModel:
+    """A model compiled with the pass, or without."""
+    pipeline = tuple(p for p in api.PIPELINE if not (without and p is merge_sums))
+    with mock.patch.object(api, "PIPELINE", pipeline):
+        return distcompile.compile(model, graph_of(14), world=LocalWorld(1), validate=False)
+
+
+def graph_of(n_atoms: int, seed: int = 1, **options: Any) -> Graph:
+    """A graph with edges and angles."""
+    return random_graph(n_atoms, seed, angles=True, **options)
+
+
+def reductions(model: distcompile.DistributedModel) -> int:
+    """How many halo reductions an evaluation makes."""
+    return sum(n.target is halo_reduce for n in model.graph_module.graph.nodes)
+
+
+def sums(model: distcompile.DistributedModel) -> list[Add]:
+    """What the regions of a model add into tables."""
+    assert model.program.tiled is not None
+    regions = [r for r in model.program.tiled.children() if isinstance(r, Region)]
+    return [result for r in regions for result in r.spec.results if isinstance(result, Add)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_fewer_reductions_and_the_same_numbers(name: str) -> None:
+    """On any number of ranks, some of them empty, in every output and (training) in parameter gradients."""
+    kind, before, after = MODELS[name]
+    model = kind().eval()
+    apart, together = compiled(model, without=True), compiled(model)
+    assert (reductions(apart), reductions(together)) == (before, after)
+    with mock.patch.object(testing, "compile", return_value=together):
+        check_model(model, graph_of(14), [graph_of(20, 2), graph_of(6, 3, volume=1e6)], (1, 2, 3), relative=1e-12)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_region_adds_twice_into_one_table(name: str) -> None:
+    """Sums of one level stay together: none waits for another because it shares its table."""
+    model = MODELS[name][0]().eval()
+    apart, together = compiled(model, without=True), compiled(model)
+    assert len(_regions(together)) == len(_regions(apart))
+    assert all(s.after is None for s in sums(apart))
+    assert sum(s.after is not None for s in sums(together)) >= 1
+    assert all(s.reuse for s in sums(together))
+
+
+def _regions(model: distcompile.DistributedModel) -> list[Any]:
+    assert model.program.tiled is not None
+    return list(model.program.tiled.children())
+
+
+def test_a_table_that_is_read_elsewhere_is_left_alone() -> None:
+    """Of the three sums of `InTwoForms`, the one with a second reader keeps a table of its own."""
+    model = InTwoForms().eval()
+    chained = [n for n in compiled(model).graph_module.graph.nodes if n.op == "call_function" and continues(n)]
+    first = next(n for n in chained if "scatter_add" in str(n.target))
+    assert len(first.args[0].users) == 1
+
+
+def test_one_table_crosses_once() -> None:
+    model = ReadOften().eval()
+    apart, together = compiled(model, without=True).on(LocalWorld(3)), compiled(model).on(LocalWorld(3))
+    received = [sum(rank["bytes"] for rank in v.stats(graph_of(60, 5))) for v in (apart, together)]
+    assert received[1] < 0.75 * received[0]
