@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import fx
 
 from ..ir import Program, copy_graph, replace_graph
+from .sums import replace_sum, roots_of_sums, summands
 
 aten = torch.ops.aten
 
@@ -39,34 +39,10 @@ class _Part:
 def join_parts(program: Program) -> Program:
     """Return `program` with sums of padded parts as concatenations."""
     module, _ = copy_graph(program.graph)
-    for node in list(module.graph.nodes):
-        if is_sum(node) and not any(is_sum(user) for user in node.users if len(node.users) == 1):
-            _join(node)
+    for root in roots_of_sums(module.graph):
+        _join(root)
     module.graph.eliminate_dead_code()
     return replace_graph(program, module)
-
-
-def is_sum(node: fx.Node) -> bool:
-    """Whether a node adds two tensors of its own shape and dtype."""
-    if node.target is not aten.add.Tensor or len(node.args) != 2 or node.kwargs:
-        return False
-    return all(isinstance(a, fx.Node) and _layout(a) == _layout(node) for a in node.args)
-
-
-def _layout(node: fx.Node) -> Any:
-    value = node.meta.get("val")
-    return (value.dtype, str(tuple(value.shape))) if isinstance(value, torch.Tensor) else None
-
-
-def summands(root: fx.Node) -> Iterator[fx.Node]:
-    """The summands of a tree of sums that nothing else uses, from left to right."""
-    waiting = [root]
-    while waiting:
-        node = waiting.pop()
-        if is_sum(node) and (node is root or len(node.users) == 1):
-            waiting += reversed(node.args)  # type: ignore[arg-type]
-        else:
-            yield node
 
 
 def _join(root: fx.Node) -> None:
@@ -84,10 +60,7 @@ def _join(root: fx.Node) -> None:
     with graph.inserting_before(root):
         for parts in groups.values():
             rest += [_padded(graph, run) for run in _runs(parts)]
-        total = rest[0]
-        for term in rest[1:]:
-            total = _like(root, graph.call_function(aten.add.Tensor, (total, term)))
-    root.replace_all_uses_with(total)
+    replace_sum(root, rest)
 
 
 def _part(node: fx.Node) -> _Part | None:

@@ -123,9 +123,12 @@ def levels(program: Program) -> dict[fx.Node, Work]:
 
 def continues(node: fx.Node) -> fx.Node | None:
     """The scatter whose table `node` adds to, if nothing else uses that table: they may run in one region."""
+    if not is_simple(node):
+        return None
     base: Any = node.args[0]
-    alone = is_simple(node) and isinstance(base, fx.Node) and is_simple(base) and len(base.users) == 1
-    same = alone and (accesses(base)[0].dim, reduction(base)) == (accesses(node)[0].dim, reduction(node))
+    if not is_simple(base) or len(base.users) > 1 or base is source_of(node):
+        return None
+    same = (accesses(base)[0].dim, reduction(base)) == (accesses(node)[0].dim, reduction(node))
     return base if same else None
 
 

@@ -11,18 +11,15 @@ made, so that none waits for another.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 
-import torch
 from torch import fx
 
 from ..ir import META, Placement, Program, copy_graph, replace_graph
 from ..rules.indexing import accesses, is_zero, reduction
-from .join_parts import is_sum, summands
 from .levels import Work, is_simple, levels
-
-aten = torch.ops.aten
+from .sums import replace_sum, roots_of_sums, summands
 
 
 def merge_sums(program: Program) -> Program:
@@ -30,9 +27,8 @@ def merge_sums(program: Program) -> Program:
     module, nodes = copy_graph(program.graph)
     order = {space: i for i, space in enumerate(program.spaces)}
     when = {nodes[node]: _when(work, order) for node, work in levels(program).items()}
-    for node in list(module.graph.nodes):
-        if is_sum(node) and not any(is_sum(user) for user in node.users if len(node.users) == 1):
-            _merge(node, when)
+    for root in roots_of_sums(module.graph):
+        _merge(root, when)
     return replace_graph(program, module)
 
 
@@ -44,31 +40,17 @@ def _when(work: Work, order: dict[Any, int]) -> tuple[int, int]:
 def _merge(root: fx.Node, when: dict[fx.Node, tuple[int, int]]) -> None:
     tables: dict[Any, list[fx.Node]] = defaultdict(list)
     rest: list[fx.Node] = []
-    for node in summands(root):
-        if _is_table_of_sums(node) and node.meta[META].dims == root.meta[META].dims:
+    for node, times in Counter(summands(root)).items():
+        if times > 1:
+            rest += [node] * times
+        elif _is_table_of_sums(node) and node.meta[META].dims == root.meta[META].dims:
             tables[accesses(node)[0].dim].append(node)
         else:
             rest.append(node)
     if all(len(chain) < 2 for chain in tables.values()):
         return
     ends = [_chained(sorted(chain, key=when.__getitem__)) for chain in tables.values()]
-    total, *others = [*rest, *ends]
-    for other in others:
-        with root.graph.inserting_before(root):
-            added = root.graph.call_function(root.target, (total, other))  # type: ignore[arg-type]
-        added.meta = dict(root.meta)
-        total = added
-    root.replace_all_uses_with(total)
-    _erase(root)
-
-
-def _erase(node: fx.Node) -> None:
-    """Erase a tree of sums that nothing uses any more."""
-    if is_sum(node) and not node.users:
-        summands = node.all_input_nodes
-        node.graph.erase_node(node)
-        for summand in summands:
-            _erase(summand)
+    replace_sum(root, [*rest, *ends])
 
 
 def _is_table_of_sums(node: fx.Node) -> bool:

@@ -13,7 +13,7 @@ from toys import Graph, random_graph
 
 import distcompile
 from distcompile import LocalWorld, api, testing
-from distcompile.passes.levels import continues
+from distcompile.passes.levels import continues, is_simple
 from distcompile.passes.merge_sums import merge_sums
 from distcompile.runtime.halo import halo_reduce
 from distcompile.runtime.tiles import Add, Region
@@ -63,6 +63,24 @@ class TwoSpaces(Toy):
         return torch.tanh(self.mix(add_to(w * h[sender], receiver, h) + 0.1 * h + add_to(bent, sender[two], h)))
 
 
+class Twice(Toy):
+    """One sum, added up with itself."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, _ = graph["edge_index"]
+        total = add_to(w * h[sender], sender, h)
+        return torch.tanh(self.mix(h + (total + total)))
+
+
+class ToParents(Toy):
+    """Sums that are added, as rows, to the very table that holds them."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, _ = graph["edge_index"]
+        total = add_to(w * h[sender], sender, h)
+        return torch.tanh(self.mix(h + total.index_add(0, graph["parents"], total)))
+
+
 MODELS: dict[str, tuple[type[Toy], int, int]] = {
     "both ends": (BothEnds, 2, 2),
     "read often": (ReadOften, 4, 2),
@@ -98,7 +116,7 @@ def sums(model: distcompile.DistributedModel) -> list[Add]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_fewer_reductions_and_the_same_numbers(name: str) -> None:
-    """On any number of ranks, some of them empty, in every output and (training) in parameter gradients."""
+    """On any number of ranks, some of them empty, in every output."""
     kind, before, after = MODELS[name]
     model = kind().eval()
     apart, together = compiled(model, without=True), compiled(model)
@@ -125,10 +143,20 @@ def _regions(model: distcompile.DistributedModel) -> list[Any]:
 
 def test_a_table_that_is_read_elsewhere_is_left_alone() -> None:
     """Of the three sums of `InTwoForms`, the one with a second reader keeps a table of its own."""
-    model = InTwoForms().eval()
-    chained = [n for n in compiled(model).graph_module.graph.nodes if n.op == "call_function" and continues(n)]
-    first = next(n for n in chained if "scatter_add" in str(n.target))
-    assert len(first.args[0].users) == 1
+    graph = compiled(InTwoForms().eval()).graph_module.graph
+    forward = [n for n in graph.nodes if n.op == "call_function" and is_simple(n)][:3]
+    chained = [n for n in forward if continues(n) is not None]
+    assert [str(n.target) for n in chained] == ["aten.scatter_add.default"]
+    (apart,) = [n for n in forward if n not in chained and n is not continues(chained[0])]
+    assert len(apart.users) == 2
+
+
+@pytest.mark.parametrize("kind", [Twice, ToParents])
+def test_a_sum_that_meets_itself_is_left_alone(kind: type[Toy]) -> None:
+    def graph(n_atoms: int, seed: int, **options: Any) -> Graph:
+        return {**graph_of(n_atoms, seed, **options), "parents": (5 * torch.arange(n_atoms) + 3) % n_atoms}
+
+    check_model(kind().eval(), graph(14, 1), [graph(20, 2), graph(6, 3, volume=1e6)], (1, 2, 3), relative=1e-12)
 
 
 def test_one_table_crosses_once() -> None:
