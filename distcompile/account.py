@@ -19,9 +19,7 @@ from .rules.shape import VIEWS
 from .runtime.halo import COLLECTIVES, all_reduce, halo_exchange_, halo_reduce_
 from .runtime.tiles import Region, taken
 
-aten = torch.ops.aten
-
-_SAME_MEMORY = VIEWS | {aten.narrow.default, halo_exchange_, halo_reduce_}
+_SAME_MEMORY = VIEWS | {halo_exchange_, halo_reduce_}
 """Operators of a tiled graph whose results stand in their first operand's memory."""
 
 

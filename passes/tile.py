@@ -142,8 +142,12 @@ class _Tiler:
         return table in self.tables and self.tables[table].meta[META].dims == exchange.meta[META].dims
 
     def _in_place(self, function: Any, node: fx.Node, table: fx.Node, plan: list[Any]) -> fx.Node:
-        new = self.graph.call_function(function, (table, *(self.env.get(a, a) for a in plan)))
-        new.meta = dict(node.meta)
+        return self._call(function, (table, *(self.env.get(a, a) for a in plan)), node)
+
+    def _call(self, function: Any, args: tuple[Any, ...], like: fx.Node) -> fx.Node:
+        """A call whose result is what `like` was."""
+        new = self.graph.call_function(function, args)
+        new.meta = dict(like.meta)
         return new
 
     def _whole(self, node: fx.Node) -> fx.Node:
@@ -179,24 +183,16 @@ class _Tiler:
             if isinstance(result, Add) and result.after is not None:
                 tables[node] = tables[roots[result.after]]
             table = tables[node] if isinstance(result, Add) and result.reuse else None
-            self.env[node] = self._taken(call, i, node, table)
+            self.env[node] = self._call(taken, (call, i) if table is None else (call, i, table), node)
             exchange = room[node]
             if exchange is not None:
                 self.env[node] = self._with_room(node, exchange, size)
-
-    def _taken(self, call: fx.Node, i: int, node: fx.Node, table: fx.Node | None) -> fx.Node:
-        """One result of a region, and the table in which it stands."""
-        new = self.graph.call_function(taken, (call, i) if table is None else (call, i, table))
-        new.meta = dict(node.meta)
-        return new
 
     def _with_room(self, node: fx.Node, exchange: fx.Node, rows: fx.Node) -> fx.Node:
         """The owned rows of a result that has room for halo rows."""
         self.tables[node] = self.env[node]
         self.tables[node].meta[META] = exchange.meta[META]
-        owned = self.graph.call_function(aten.narrow.default, (self.tables[node], exchange.args[4], 0, rows))
-        owned.meta = dict(node.meta)
-        return owned
+        return self._call(aten.slice.Tensor, (self.tables[node], exchange.args[4], 0, rows), node)
 
     def _rows(self, space: Space, body: _Body) -> Any:
         """The number of rows of this rank: an input of the program, or read off an operand that has them."""
@@ -227,7 +223,7 @@ class _Tiler:
         for i, more in enumerate(padding[1::2]):
             if more != 0:
                 with self.graph.inserting_before(new):
-                    size[-1 - i] = self.graph.call_function(operator.add, (size[-1 - i], self.env[more]))
+                    size[-1 - i] = self.graph.call_function(operator.add, (size[-1 - i], self.env.get(more, more)))
         new.update_arg(0, size)
         new.meta = dict(node.meta)
         return new
