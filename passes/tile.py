@@ -274,6 +274,7 @@ class _Body:
     def _input(self, node: fx.Node, whole: bool, part: Slice | None) -> fx.Node:
         with self.graph.inserting_before(self.end):
             new = self.graph.placeholder(node.name)
+        new.target = new.name  # a value may be given twice: whole, and a block of its rows
         new.meta = dict(node.meta)
         if node.op == "get_attr":
             new.meta["val"] = getattr(self.tiler.program.graph, str(node.target))

@@ -81,6 +81,15 @@ class ToParents(Toy):
         return torch.tanh(self.mix(h + total.index_add(0, graph["parents"], total)))
 
 
+class ToItself(Toy):
+    """A table that is read whole and row by row in one region: by a sum through ``arange``."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, _ = graph["edge_index"]
+        total = add_to(w * h[sender], sender, h)
+        return torch.tanh(self.mix(h + total.index_add(0, torch.arange(h.shape[0]), total)))
+
+
 MODELS: dict[str, tuple[type[Toy], int, int]] = {
     "both ends": (BothEnds, 2, 2),
     "read often": (ReadOften, 4, 2),
@@ -151,7 +160,7 @@ def test_a_table_that_is_read_elsewhere_is_left_alone() -> None:
     assert len(apart.users) == 2
 
 
-@pytest.mark.parametrize("kind", [Twice, ToParents])
+@pytest.mark.parametrize("kind", [Twice, ToParents, ToItself])
 def test_a_sum_that_meets_itself_is_left_alone(kind: type[Toy]) -> None:
     def graph(n_atoms: int, seed: int, **options: Any) -> Graph:
         return {**graph_of(n_atoms, seed, **options), "parents": (5 * torch.arange(n_atoms) + 3) % n_atoms}
