@@ -8,6 +8,7 @@
     scatter_reduce(x, 0, p, v, "sum")    =>  scatter_add(x, 0, p, v)
     scatter_reduce(x, 0, p, v, "mean")   =>  scatter_add(x, 0, p, v) / how many went into each row
     index_put(x, [p], v, accumulate)     =>  index_add(x, 0, p, v)
+    scatter_add(x, 0, p.expand(n, 64), v)  =>  index_add(x, 0, p, v)             also gather: index_select
     arange(n, float)                     =>  float(arange(n))
     conj(x), view_as_complex(x)          =>  conj_physical(x), complex(x[..., 0], x[..., 1])
     mean(x, rows)                        =>  sum(x, rows) / number of rows, of all ranks
@@ -193,7 +194,7 @@ def _scatter_reduce(write: _Writer, node: fx.Node) -> fx.Node | None:
     include = node.kwargs.get("include_self", node.args[5] if len(node.args) > 5 else True)
     if how not in ("sum", "mean") and include:
         return None
-    count = write(aten.scatter_add.default, _filled(write, base, 0), dim, index, _filled(write, source, 1))
+    count = _scatter_add(write, _filled(write, base, 0), dim, index, _filled(write, source, 1))
     if not include:
         neutral = {"sum": 0.0, "mean": 0.0, "amax": float("-inf"), "amin": float("inf")}.get(str(how))
         if neutral is None:
@@ -202,7 +203,7 @@ def _scatter_reduce(write: _Writer, node: fx.Node) -> fx.Node | None:
         base = write(aten.where.self, touched, _filled(write, base, neutral), base)
         if how not in ("sum", "mean"):
             return write(aten.scatter_reduce.two, base, dim, index, source, how)
-    total = write(aten.scatter_add.default, base, dim, index, source)
+    total = _scatter_add(write, base, dim, index, source)
     if how == "sum":
         return total
     count = write(aten.add.Tensor, count, 1) if include else write(aten.clamp_min.default, count, 1)
@@ -323,15 +324,56 @@ def _ndim(node: fx.Node) -> int:
     return node.meta["val"].dim()  # type: ignore[no-any-return]
 
 
-def _index_add(write: _Writer, node: fx.Node) -> fx.Node | None:
+def _added(write: _Writer, node: fx.Node) -> fx.Node | None:
     """A sum into a table of fixed length that is not empty: of this each rank adds its own rows only once."""
     base, dim, index, source = arguments(node)[:4]
     if is_zero(base) or isinstance(base.meta["val"].shape[dim], torch.SymInt):
-        return None
+        by_element = node.target is aten.scatter_add.default
+        return _scatter_add(write, base, dim, index, source) if by_element else None
     scale = node.kwargs.get("alpha", 1)
     if scale != 1:
         source = write(aten.mul.Scalar, source, scale)
-    return write(aten.add.Tensor, base, write(node.target, _filled(write, base, 0), dim, index, source))
+    add = _scatter_add if node.target is aten.scatter_add.default else _index_add
+    return write(aten.add.Tensor, base, add(write, _filled(write, base, 0), dim, index, source))
+
+
+def _index_add(write: _Writer, base: fx.Node, dim: int, index: fx.Node, source: fx.Node) -> fx.Node:
+    return write(aten.index_add.default, base, dim, index, source)
+
+
+def _scatter_add(write: _Writer, base: fx.Node, dim: int, index: fx.Node, source: fx.Node) -> fx.Node:
+    """Rows added whole where the index says the same for all elements of one."""
+    rows = _row_numbers(write, dim, index, base) if _are_alike(dim, index, source) else None
+    if rows is not None:
+        return _index_add(write, base, dim, rows, source)
+    return write(aten.scatter_add.default, base, dim, index, source)
+
+
+def _gather(write: _Writer, node: fx.Node) -> fx.Node | None:
+    base, dim, index = arguments(node)[:3]
+    rows = _row_numbers(write, dim, index, base)
+    return write(aten.index_select.default, base, dim, rows) if rows is not None else None
+
+
+def _row_numbers(write: _Writer, dim: int, index: fx.Node, table: fx.Node) -> fx.Node | None:
+    """The one number that an index with one for each element repeats for all elements of a row of a table."""
+    if index.target not in (aten.expand.default, aten.repeat.default) or not _are_alike(dim, index, table, False):
+        return None
+    rows: Any = index.args[0]
+    given, asked = rows.meta["val"].shape, index.meta["val"].shape
+    missing, dim = len(asked) - len(given), dim % len(asked)
+    alike = [i >= missing and str(given[i - missing]) == str(n) for i, n in enumerate(asked)]
+    wide = [i >= missing and str(given[i - missing]) != "1" for i in range(len(asked))]
+    if not alike[dim] or any(is_wide for i, is_wide in enumerate(wide) if i != dim):
+        return None
+    return write(aten.reshape.default, rows, [write.size(rows, dim - missing)])
+
+
+def _are_alike(dim: int, one: fx.Node, two: fx.Node, with_dim: bool = True) -> bool:
+    """Whether two tensors have the same sizes, or the same but for dimension `dim`."""
+    a, b = (node.meta["val"].shape for node in (one, two))
+    pairs = list(zip(a, b, strict=True)) if len(a) == len(b) else []
+    return bool(pairs) and all(str(m) == str(n) for i, (m, n) in enumerate(pairs) if with_dim or i != dim % len(a))
 
 
 _REWRITES = {
@@ -339,8 +381,9 @@ _REWRITES = {
     **dict.fromkeys((aten.arange.default, aten.arange.start, aten.arange.start_step), _counted),
     aten.view_as_complex.default: _complex,
     **dict.fromkeys((aten._conj.default, aten._neg_view.default), _done_at_once),
-    aten.index_add.default: _index_add,
-    aten.scatter_add.default: _index_add,
+    aten.index_add.default: _added,
+    aten.scatter_add.default: _added,
+    aten.gather.default: _gather,
     aten.index.Tensor: _index,
     aten.masked_select.default: _masked_select,
     aten.index_put.default: _index_put,
