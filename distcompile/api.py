@@ -12,18 +12,17 @@ import torch
 from torch import fx, nn
 from torch._subclasses import FakeTensor
 
-from .account import collectives, peak_bytes
+from .account import collectives
 from .capture import capture
-from .errors import CaptureError, GuardError, InputError, OutOfMemory, RankError, ValidationError
+from .errors import CaptureError, GuardError, OutOfMemory, RankError, ValidationError
 from .explain import explain
+from .fit import Fit, free_here, needs, rows_of_ranks
 from .ir import Program
 from .passes import PIPELINE
 from .passes.lower import lower
-from .passes.tile import HOLD, tile
 from .printer import show_program
 from .progress import compiling
-from .runtime.executor import Executor, fingerprint
-from .runtime.plan import Division
+from .runtime.executor import Executor, device_of, fingerprint
 from .runtime.world import World, default_world
 from .sizes import SMALLEST_SPACE
 from .tree import Leaf, Tree, flatten
@@ -31,9 +30,6 @@ from .validate import CHECKED, compare, smaller_graph, warn_unchecked
 
 Lowering = Literal["eager", "inductor"]
 """Who runs the body of a region: PyTorch, operator by operator, or C++ code that Inductor generates."""
-
-DEARER = (4 * HOLD, 128 * HOLD)
-"""What memory may cost where there is too little of it: see `passes.tile`."""
 
 
 def compile(
@@ -57,8 +53,9 @@ def compile(
         lowering: how the row-local stretches of the program run: ``"eager"`` calls each operator of PyTorch,
             ``"inductor"`` generates C++ code for them (compiled once, cached on disk), which is faster to run and takes
             a minute to make. Without a C++ compiler there is a warning and operators are called.
-        memory: bytes that a rank may use for one evaluation. A graph that would need more stores less and computes
-            more again; if that does not suffice, it is refused before it starts.
+        memory: bytes that a rank may use for one evaluation; by default what is free, divided among the ranks of a
+            machine. A graph that would need more stores less and computes more again; if that does not suffice, it is
+            refused before it starts.
         validate: compare the program with the stock model on the example (if it has at most 128 atoms) and on a
             smaller graph cut out of it.
 
@@ -133,13 +130,13 @@ class DistributedModel:
         """The same programs on another world; nothing is captured again."""
         other = DistributedModel(self._call, self._module, world, self.memory, self.lowering)
         other.captures = self.captures
-        other._executors = [Executor(e.program, world) for e in self._executors]
+        other._executors = [other._executor(e.program) for e in self._executors]
         return other
 
     @property
     def program(self) -> Program:
-        """The rewritten program of the example."""
-        return self._executors[0].program
+        """The rewritten program of the example, tiled as it last ran."""
+        return self._executors[0].running
 
     @property
     def graph_module(self) -> fx.GraphModule:
@@ -161,18 +158,21 @@ class DistributedModel:
         executor = self.executor_for(*graph)
         prepared = executor.prepare(leaves)
         division = executor.layout(prepared).division
-        moved = [c for c in collectives(executor.program) if c.space]
-        needs = _needs(executor.program, prepared.sizes, division)
+        program = self._fit(executor.program).choose(
+            prepared.sizes, division, free_here(self.world, device_of(leaves))
+        )[0]
+        moved = [c for c in collectives(program) if c.space]
+        predicted = needs(program, prepared.sizes, division)
         return [
             {
                 "rank": rank,
                 "owned": rows,
                 "halo": halos,
                 "bytes": sum(c.row_bytes * halos[c.space] for c in moved),
-                "peak_memory": needs[rank],
+                "peak_memory": predicted[rank],
                 "partition": division.partition.method,
             }
-            for rank, (rows, halos) in enumerate(_rows_of_ranks(division))
+            for rank, (rows, halos) in enumerate(rows_of_ranks(division))
         ]
 
     def _flatten(self, graph: tuple[Any, ...]) -> tuple[list[Leaf], Tree]:
@@ -205,13 +205,18 @@ class DistributedModel:
         for compiler_pass in PIPELINE:
             program = compiler_pass(program)
         self.captures += 1
-        self._executors.append(Executor(self._lowered(program), self.world))
+        self._executors.append(self._executor(self._lowered(program)))
         return self._executors[-1]
 
+    def _executor(self, program: Program) -> Executor:
+        return Executor(program, self.world, self._fit(program))
+
+    def _fit(self, program: Program) -> Fit:
+        return Fit(program, self.memory, self._lowered)
+
     def _evaluate(self, executor: Executor, leaves: list[Leaf]) -> Any:
-        accept = functools.partial(self._fit, executor) if self.memory is not None else None
         try:
-            results = executor(leaves, self._is_differentiable(executor), accept)
+            results = executor(leaves, self._is_differentiable(executor))
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -226,35 +231,16 @@ class DistributedModel:
     def _explain_memory(self, executor: Executor, leaves: list[Leaf]) -> str:
         """What an evaluation that ran out of memory was predicted to need, and what to do."""
         prepared = executor.prepare(leaves)
-        needs = _needs(executor.program, prepared.sizes, executor.layout(prepared).division)
+        predicted = needs(executor.running, prepared.sizes, executor.layout(prepared).division)
         mine = getattr(self.world, "rank", None)
-        who, need = (f"Rank {mine} of {self.world.size}", needs[mine]) if mine is not None else ("A rank", max(needs))
+        who = f"Rank {mine} of {self.world.size}" if mine is not None else "A rank"
+        need, most = predicted[mine] if mine is not None else max(predicted), max(predicted)
         return (
             f"{who} ran out of memory: its share of this graph needs about {need / 1e9:.2f} GB beside parameters and "
-            f"the graph itself. Use more ranks, or machines with more memory. memory={max(needs)} accepts this graph "
+            f"the graph itself. Use more ranks, or machines with more memory. memory={most} accepts this graph "
             "as it is; set it to what a rank really has, and graphs that need more store less, or are refused before "
             "they start."
         )
-
-    def _fit(self, executor: Executor, sizes: dict[str, int], division: Division) -> None:
-        """Compute again rather than store if that makes a graph fit `memory`; refuse it, on every rank, if not."""
-        assert self.memory is not None
-        program, least = executor.program, max(_needs(executor.program, sizes, division))
-        for hold in DEARER:
-            if least <= self.memory:
-                break
-            leaner = tile(executor.program, hold)
-            needed = max(_needs(leaner, sizes, division))
-            if needed < least:
-                program, least = leaner, needed
-        if least > self.memory:
-            raise InputError(
-                f"This graph needs about {least / 1e9:.2f} GB on the fullest of {self.world.size} ranks, more than "
-                f"memory={self.memory} ({self.memory / 1e9:.2f} GB), storing as little as possible. Use "
-                f"{-(-least // self.memory) * self.world.size} ranks or more, or raise memory=."
-            )
-        if program is not executor.program:
-            executor.retile(self._lowered(program))
 
     def _lowered(self, program: Program) -> Program:
         if self.lowering == "inductor":
@@ -266,21 +252,6 @@ class DistributedModel:
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether an error is one of the several that Python and torch have for memory that is not to be had."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _rows_of_ranks(division: Division) -> list[tuple[dict[str, int], dict[str, int]]]:
-    """Per rank, the rows owned and the halo rows of every space."""
-    owned = {name: division.counts(name) for name in division.ranks}
-    halo = {name: division.halo_counts(name) for name in division.ranks}
-    return [
-        ({name: n[rank] for name, n in owned.items()}, {name: n[rank] for name, n in halo.items()})
-        for rank in range(division.parts)
-    ]
-
-
-def _needs(program: Program, sizes: dict[str, int], division: Division) -> list[int]:
-    """Per rank, the bytes that an evaluation is predicted to take at its peak."""
-    return [peak_bytes(program, {**sizes, **rows}, halos) for rows, halos in _rows_of_ranks(division)]
 
 
 def _outgrows(leaves: Sequence[Leaf], example: Sequence[Leaf]) -> bool:

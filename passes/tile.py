@@ -29,7 +29,7 @@ from .store_or_recompute import bytes_per_row, choose, work_per_row
 
 aten = torch.ops.aten
 
-HOLD = 32.0
+HOLD = 64.0
 """What holding a byte until it is read costs, in bytes moved: how dear memory is against time."""
 BLOCK_BYTES = 8 * 2**20
 """Bytes that a block's values may take: what fits the share of the last-level cache that one thread has."""

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from ..errors import InputError
 from ..ir import Program
 from ..rules.base import user_line
+from .memory import available
 
 SMALL = 2**20
 """Bytes that are never asked about."""
@@ -68,12 +69,3 @@ def compares_all_with_all(program: Program) -> bool:
 
 def _shape(program: Program, node: fx.Node) -> tuple[sympy.Expr, ...]:
     return program.shape(node) if isinstance(node.meta.get("val"), torch.Tensor) else ()
-
-
-def available() -> int | None:
-    """Bytes of memory that can be had without swapping, as the kernel estimates; None where it does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-    except OSError:
-        return None

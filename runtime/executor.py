@@ -22,6 +22,7 @@ from ..ir import Placement, Program, placement
 from ..tree import Leaf
 from .autograd import Lockstep, enter, leave
 from .budget import Careful, compares_all_with_all
+from .memory import Free, free, share
 from .plan import Division, divide
 from .shard import Order, gather_output, shard_inputs
 from .world import Communicator, World, communicator
@@ -47,12 +48,38 @@ class _Prepared:
     coordinates: tuple[Tensor, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Report:
+    """What ranks tell each other before they run."""
+
+    call: int
+    graph: str
+    """A digest of the graph object and of what the program was captured for."""
+    problem: str
+    free: Free
+
+
 class Executor:
     """Runs one program on one world."""
 
-    def __init__(self, program: Program, world: World) -> None:
+    def __init__(
+        self,
+        program: Program,
+        world: World,
+        fit: Callable[[dict[str, int], Division, int | None], Program] | None = None,
+    ) -> None:
+        """
+        Args:
+            program: a program that went through all passes.
+            world: who executes.
+            fit: chooses a tiling for a division (sizes of all spaces, division, bytes free for each rank), the same on
+                every rank, or refuses it.
+        """
         assert program.index_program is not None
         self.program, self.world = program, world
+        self.running = program
+        """The program in the tiling that runs."""
+        self._fit = fit
         self.calls = 0
         self._index_program = program.index_program
         self._is_quadratic = compares_all_with_all(program)
@@ -69,21 +96,15 @@ class Executor:
         leaf_of = {n: i for i, n in enumerate(n for n in self._index_program.graph.nodes if n.op == "placeholder")}
         self._leaf_of = {i: leaf_of[n] for i, n in enumerate(output.args[0]) if n in leaf_of}
         self._layout: Layout | None = None
-        self._accepted: Layout | None = None
+        self._fitted: Layout | None = None
 
-    def __call__(
-        self,
-        leaves: Sequence[Leaf],
-        differentiable: bool = False,
-        accept: Callable[[dict[str, int], Division], None] | None = None,
-    ) -> list[Tensor]:
+    def __call__(self, leaves: Sequence[Leaf], differentiable: bool = False) -> list[Tensor]:
         """Evaluate the program on a whole graph object, given as its leaves; return the result's tensors, whole.
 
         With `differentiable`, they carry gradients to the leaves and parameters that require them, to any order.
-        `accept` may refuse a division (sizes of all spaces, division), the same on every rank, before the program runs.
 
         Raises:
-            InputError: the graph object does not fit the program.
+            InputError: the graph object does not fit the program, or needs more memory than there is.
             GuardError: it takes another branch of the model than the example did.
             RankError: ranks were given different graph objects, or another rank failed.
         """
@@ -95,20 +116,22 @@ class Executor:
         except DistcompileError as error:
             problem = error
         numbers = repr(self.program.capture.numbers)
-        report = (self.calls, fingerprint(leaves) + numbers if self.world.size > 1 else "", str(problem or ""))
+        graph = fingerprint(leaves) + numbers if self.world.size > 1 else ""
+        report = _Report(self.calls, graph, str(problem or ""), free(device_of(leaves)))
         layouts: list[Layout] = []
         wanted = self._differentiated(leaves) if differentiable and problem is None else {}
 
         def work(comm: Communicator, values: Sequence[Tensor] = ()) -> list[Tensor]:
-            _compare(comm.rank, comm.all_gather_objects(report))
+            everyone = comm.all_gather_objects(report)
+            _compare(comm.rank, everyone)
             if problem is not None:
                 raise problem
             assert prepared is not None
             if not layouts:  # virtual ranks share what the first one worked out
                 layouts.append(self.layout(prepared))
-                if accept is not None and layouts[0] is not self._accepted:
-                    accept(prepared.sizes, layouts[0].division)
-                    self._accepted = layouts[0]
+                if self._fit is not None and layouts[0] is not self._fitted:
+                    self._run_as(self._fit(prepared.sizes, layouts[0].division, share([r.free for r in everyone])))
+                    self._fitted = layouts[0]
             return self._run(comm, prepared, layouts[0], dict(zip(wanted, values, strict=False)))
 
         if not wanted:
@@ -117,9 +140,10 @@ class Executor:
             return Lockstep(self.world, work)(list(wanted.values()))
         return self.world.run(lambda comm: work(comm, list(wanted.values())))[0]
 
-    def retile(self, program: Program) -> None:
-        """Run another tiling of the same program from now on."""
-        self.program, self._constants = program, _constants(program)
+    def _run_as(self, program: Program) -> None:
+        """Run this tiling of the program from now on."""
+        if program is not self.running:
+            self.running, self._constants = program, _constants(program)
 
     def constants(self) -> list[Leaf]:
         """Parameters and constant tensors of the program, by name."""
@@ -146,7 +170,7 @@ class Executor:
                 values[position] = enter(tensor)
         parameters = {name: enter(tensor) for name, tensor in given.items() if isinstance(name, str)}
         # Virtual ranks take turns within the graph, so none may set its parameters on the module that all share.
-        graph = self.program.graph if given or self.program.tiled is None else self.program.tiled
+        graph = self.running.graph if given or self.running.tiled is None else self.running.tiled
         module = SimpleNamespace(**{**self._constants, **parameters})
         with torch.set_grad_enabled(bool(given) and torch.is_grad_enabled()):
             local = shard_inputs(self._inputs, self._shapes, values, self._spaces, plans, layout.sizes)
@@ -352,14 +376,18 @@ def fingerprint(leaves: Sequence[Leaf]) -> str:
     return digest.hexdigest()
 
 
-def _compare(rank: int, everyone: Sequence[tuple[int, str, str]]) -> None:
+def device_of(leaves: Sequence[Leaf]) -> torch.device:
+    """Where a graph object is."""
+    return leaves[0].tensor.device if leaves else torch.device("cpu")
+
+
+def _compare(rank: int, everyone: Sequence[_Report]) -> None:
     """All ranks go on together with the same graph, or all raise."""
-    for what, position in (("call number", 0), ("graph", 1)):
-        values = [report[position] for report in everyone]
+    for what, values in (("call number", [r.call for r in everyone]), ("graph", [r.graph for r in everyone])):
         if len(set(values)) > 1:
-            common = max(values, key=values.count)
+            common = max(values, key=values.count)  # type: ignore[arg-type, type-var]
             odd = [i for i, v in enumerate(values) if v != common]
-            refused = [f" Rank {i} refused its graph: {report[2]}" for i, report in enumerate(everyone) if report[2]]
+            refused = [f" Rank {i} refused its graph: {r.problem}" for i, r in enumerate(everyone) if r.problem]
             raise RankError(
                 f"Ranks disagree on the {what}: rank {', '.join(map(str, odd))} differs from the others "
                 f"(this is rank {rank}). Every rank must evaluate the same structures in the same order; "

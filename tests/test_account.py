@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ import toys
 from torch import Tensor, nn
 
 import distcompile
-from distcompile import LocalWorld, api
+from distcompile import LocalWorld, fit
 from distcompile.passes.tile import tile
-from distcompile.runtime import halo
+from distcompile.runtime import halo, memory
+from distcompile.runtime.memory import Free, left_in_groups, share
 from distcompile.runtime.world import communicator
 
 MODELS = {"Pair": {}, "Gnn": {}, "Eam": {"half": True}}
@@ -100,11 +102,55 @@ def test_a_graph_that_does_not_fit_is_held_leaner(monkeypatch: pytest.MonkeyPatc
     expected = stock(graph)
     model = distcompile.compile(stock, toys.random_graph(14, 1), memory=10**9, world=LocalWorld(2))
     before = model.program.tiled
-    peak = api.peak_bytes
-    monkeypatch.setattr(api, "peak_bytes", lambda p, *rest: peak(p, *rest) * (10**6 if p.tiled is before else 1))
-    monkeypatch.setattr(api, "tile", lambda program, hold: (dear.append(hold), tile(program, hold))[1])
+    peak = fit.peak_bytes
+    monkeypatch.setattr(fit, "peak_bytes", lambda p, *rest: peak(p, *rest) * (10**6 if p.tiled is before else 1))
+    monkeypatch.setattr(fit, "tile", lambda program, hold: (dear.append(hold), tile(program, hold))[1])
     found = model(graph)
-    assert dear == [api.DEARER[0]]
+    assert dear == [fit.DEARER[0]]
     assert model.program.tiled is not before
     for name in ("energy", "forces", "stress"):
         assert torch.allclose(found[name], expected[name], rtol=1e-12, atol=1e-12)
+
+
+def test_without_a_limit_it_is_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that takes more than there is stores less, and is refused if that does not suffice."""
+    graph = toys.random_graph(30, 3)
+    model = distcompile.compile(toys.Gnn().eval(), toys.random_graph(14, 1), validate=False)
+    stored, peak = model.program.tiled, fit.peak_bytes
+    need = model.stats(graph)[0]["peak_memory"]
+    monkeypatch.setattr(memory, "available", lambda: int(1.2 * need))
+    monkeypatch.setattr(fit, "peak_bytes", lambda p, *rest: peak(p, *rest) // (1 if p.tiled is stored else 2))
+    model(graph)
+    assert model.program.tiled is not stored
+    assert model.stats(graph)[0]["peak_memory"] < 0.8 * need
+    monkeypatch.setattr(memory, "available", lambda: 2 * need)
+    model(toys.random_graph(30, 4))
+    assert model.program.tiled is stored  # there is room again
+    monkeypatch.setattr(memory, "available", lambda: need // 100)
+    with pytest.raises(distcompile.InputError, match=r"more than what is free there .* ranks or more"):
+        model(graph)
+    monkeypatch.setattr(memory, "available", lambda: None)
+    model(graph)
+
+
+def test_ranks_share_what_their_machine_has() -> None:
+    ranks = [Free("a", 30), Free("a", 32), Free("b", 12), Free("c", 100)]
+    assert share(ranks) == 12
+    assert share(ranks[:2]) == 15
+    assert share([*ranks, Free("d", None)]) is None
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_control_groups_limit_what_is_free(tmp_path: Path, version: int) -> None:
+    """A job's group inside a larger one: each may be the one that binds; files in memory make room."""
+    top = tmp_path / "memory" if version == 1 else tmp_path
+    job = top / "slurm" / "job_7"
+    job.mkdir(parents=True)
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if version == 1 else ("memory.max", "memory.current")
+    for group, limit, used in ((job, "1000", "300"), (job.parent, "800" if version == 1 else "max", "500")):
+        (group / names[0]).write_text(limit + "\n")
+        (group / names[1]).write_text(used + "\n")
+    (job / "memory.stat").write_text("anon 200\ninactive_file 50\n")
+    line = "4:memory:/slurm/job_7" if version == 1 else "0::/slurm/job_7"
+    found = list(left_in_groups(f"9:name=systemd:/\n{line}\n", tmp_path))
+    assert found == ([750, 300] if version == 1 else [750])

@@ -48,7 +48,8 @@ class InTwoForms(Toy):
         sender, receiver = graph["edge_index"]
         message = w * h[sender]
         read_twice = add_to(message**2, sender, h)
-        by_element = torch.zeros_like(h).scatter_add(0, sender[:, None].expand_as(message), message)
+        where = sender[:, None] + torch.zeros(h.shape[1], dtype=torch.int64)  # one number for each element
+        by_element = torch.zeros_like(h).scatter_add(0, where, message)
         total = add_to(message, receiver, h) + by_element + read_twice
         return torch.tanh(self.mix(h + total)) + torch.tanh(read_twice)
 
@@ -93,7 +94,7 @@ class ToItself(Toy):
 MODELS: dict[str, tuple[type[Toy], int, int]] = {
     "both ends": (BothEnds, 2, 2),
     "read often": (ReadOften, 4, 2),
-    "in two forms": (InTwoForms, 2, 2),
+    "in two forms": (InTwoForms, 3, 2),
     "two spaces": (TwoSpaces, 4, 4),
 }
 """Models, and the halo reductions without and with the pass."""
