@@ -1,0 +1,99 @@
+"""One rank beside several, one thread each: time, memory and traffic of a step, and parallel efficiency.
+
+    python benchmarks/ranks.py --models chgnet mace:medium --cells 8 8 8 --ranks 1 2
+
+Rattled rocksalt MgO, float32, energy and forces and stress. Every figure comes from processes of its own, started by
+torchrun; a step is the slowest rank's. Efficiency is the time on the first number of ranks, divided by the time on
+more and by how many times more they are. Bytes are what all ranks receive in halo exchanges and reductions, counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from single import in_single_precision, peak_memory, resident, rocksalt, stock_case
+
+
+def measure(name: str, cells: tuple[int, int, int], lowering: Any) -> dict[str, Any] | None:
+    """Run on every rank of a job: one step's seconds, bytes received and memory; None on all but the first rank."""
+    import torch
+    import torch.distributed as dist
+
+    import distcompile
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    case = stock_case(name)
+    model = case.model.float().eval()
+    model.requires_grad_(False)
+    small = in_single_precision(case.graph(rocksalt((2, 2, 2))))
+    compiled = distcompile.compile(model, small, model_kwargs=case.kwargs, validate=False, lowering=lowering)
+    atoms = rocksalt(cells)
+    graph = in_single_precision(case.graph(atoms))
+    resting = resident()
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak of the resident set
+    times = []
+    for _ in range(3):
+        dist.barrier()
+        start = time.perf_counter()
+        compiled(*graph)
+        times.append(time.perf_counter() - start)
+        if sum(times) > 120:
+            break
+    mine = torch.tensor([min(times[1:] or times), peak_memory() - resting])
+    dist.all_reduce(mine, dist.ReduceOp.MAX)
+    rows = compiled.stats(*graph)
+    first = dist.get_rank() == 0
+    dist.destroy_process_group()
+    n = len(atoms)
+    halo = sum(row["halo"]["atoms"] for row in rows)
+    return {
+        "atoms": n, "ms/atom": 1e3 * float(mine[0]) / n, "MB/atom": float(mine[1]) / n / 1e6,
+        "halo": halo / n, "MB/step": sum(row["bytes"] for row in rows) / 1e6, "partition": rows[0]["partition"],
+    } if first else None  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["chgnet", "mace:medium", "matgl:TensorNet"])
+    parser.add_argument("--cells", nargs=3, type=int, default=[8, 8, 8], help="cubic cells of 8 atoms")
+    parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--lowering", choices=["eager", "inductor"], default="eager")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    cells = tuple(options.cells)
+    if options.one:
+        print(json.dumps(measure(options.one, cells, options.lowering)), flush=True)
+        return
+    titles = ("model", "atoms", "ranks", "ms/atom", "efficiency", "MB/atom a rank", "halo/atom", "MB/step")
+    print("{:<18} {:>7} {:>5} {:>8} {:>10} {:>14} {:>9} {:>8}".format(*titles))
+    for name in options.models:
+        baseline = 0.0
+        for ranks in options.ranks:
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+            command += [__file__, "--one", name, "--cells", *map(str, cells), "--lowering", options.lowering]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+            if not found:
+                print(f"{name:<18} {'':>7} {ranks:>5} {(done.stderr.strip().splitlines() or ['failed'])[-1][:80]}")
+                continue
+            (row,) = found
+            baseline = baseline or row["ms/atom"] * ranks
+            print(
+                f"{name:<18} {row['atoms']:>7} {ranks:>5} {row['ms/atom']:>8.3f} "
+                f"{baseline / ranks / row['ms/atom']:>10.0%} {row['MB/atom']:>14.3f} {row['halo']:>9.2f} "
+                f"{row['MB/step']:>8.1f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
