@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import sympy
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from .capture import Capture
 
@@ -57,11 +57,20 @@ class Pointer:
     """True for the one pointer that decides which rank owns a row of `source`."""
     identity: bool = False
     """True for ``arange(rows)``: row i points at row i."""
+    dim: int = 0
+    """The dimension that counts the rows of `source`; an ``edge_index [2, edges]`` used as it is has them in 1."""
+    several: bool = False
+    """Whether a row has more than one target: of these the first one may own it, and the others may be anywhere."""
 
     @property
     def leaves_rank(self) -> bool:
         """Whether a row may point at a row of another rank."""
-        return self.target.sharded and not (self.owner or self.identity)
+        return self.target.sharded and not (self.owner and not self.several) and not self.identity
+
+    def by_rows(self, values: Tensor) -> Tensor:
+        """The pointer's values with a row for each row of `source`.  # Shape: [rows of source, targets of a row]"""
+        rows = values.movedim(self.dim, 0)
+        return rows[:, None] if rows.dim() == 1 else rows.flatten(1)
 
 
 Factor = Space | Halo | int

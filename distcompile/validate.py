@@ -74,7 +74,7 @@ def smaller_graph(program: Program, leaves: Sequence[Leaf], values: Sequence[Any
     while changed:
         changed = False
         for p in pointers:
-            reached = keep[p.target.name][rows[p.name]].reshape(len(rows[p.name]), -1).all(1)
+            reached = p.by_rows(keep[p.target.name][rows[p.name]]).all(1)
             if bool((keep[p.source.name] & ~reached).any()):
                 keep[p.source.name] &= reached
                 changed = True

@@ -6,6 +6,8 @@
 
 Traffic through the owner pointer stays on the rank, so the pointer that would move the most bytes is chosen. Where a
 model sums messages at one end of an edge that is the end it sums at: messages are wider than what they are made of.
+A pointer that holds both ends at once (``x[edge_index]``) cannot stay on the rank; without any other one, rows follow
+the first of its ends, and it leaves the rank all the same.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ def choose_owners(program: Program) -> Program:
         ready = [s for s in pending if any(p.target in owned for p in _from(program, s))]
         space = min(ready, key=lambda s: len({p.target for p in _from(program, s) if p.target.sharded} - {*owned, s}))
         candidates = [p for p in _from(program, space) if p.target in owned and p.target != space]
-        best = max(candidates, key=lambda p: (traffic[p.origin], -p.input))
+        best = max(candidates, key=lambda p: (not p.several, traffic[p.origin], -p.input))
         chosen.add(best.origin)
         owned.append(space)
         pending.remove(space)

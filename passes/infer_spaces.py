@@ -174,7 +174,8 @@ def _spaces(
             alone.append(target)
         else:
             for size in rows:
-                links[size][target].add(root.name)
+                ends = 1 + any(n not in (1, size) for n in program.shape(root))  # one pointer may hold both ends
+                links[size][target] |= {f"{root.name} {end}" for end in range(ends)}
     atoms = _atoms(links, alone, program)
     names: dict[sympy.Expr, str] = {atoms: "atoms"}
     pending = [s for s in links if s != atoms]
@@ -266,21 +267,22 @@ def _with_pointers(
         if given.kind != "rows" or target is None or not target.sharded:
             ordered.append(given)
             continue
-        source = next((spaces[s] for s in program.shape(node) if s in spaces), None)
-        if source is None:
+        over = next((dim for dim, size in enumerate(program.shape(node)) if size in spaces), None)
+        if over is None:
             _no_rows(program, node, given, f"points at rows of {target}")
+        source, several = spaces[program.shape(node)[over]], any(n != 1 for n in _others(program.shape(node), over))
+        name, identity = origins.name(given.source), source == target and origins.is_identity(given.source)
+        pointers.append(
+            Pointer(node.name, source, target, len(ordered), name, identity=identity, dim=over, several=several)
+        )
+        ordered.append(dataclasses.replace(given, kind="pointer", space=target))
         if _used_as_data(node):
             with module.graph.inserting_after(node):
                 twin = module.graph.placeholder(f"{node.name}_values")
             twin.target = twin.name
             twin.meta = dict(node.meta)
             _data_uses_to(node, twin)
-            ordered.append(dataclasses.replace(given, kind="pointer", space=target))
-            pointers.append(_pointer(node.name, source, target, len(ordered) - 1, given, origins))
             ordered.append(dataclasses.replace(given, name=twin.name))
-            continue
-        ordered.append(dataclasses.replace(given, kind="pointer", space=target))
-        pointers.append(_pointer(node.name, source, target, len(ordered) - 1, given, origins))
     return replace_graph(
         program, module, inputs=tuple(ordered), pointers=tuple(pointers), spaces=tuple(spaces.values())
     )
@@ -302,9 +304,8 @@ def _no_rows(program: Program, node: fx.Node, given: Input, what: str) -> NoRetu
     )
 
 
-def _pointer(name: str, source: Space, target: Space, position: int, given: Input, origins: _Origins) -> Pointer:
-    identity = source == target and origins.is_identity(given.source)
-    return Pointer(name, source, target, position, origins.name(given.source), identity=identity)
+def _others(shape: tuple[sympy.Expr, ...], dim: int) -> tuple[sympy.Expr, ...]:
+    return shape[:dim] + shape[dim + 1 :]
 
 
 def _indexes(user: fx.Node, node: fx.Node) -> bool:

@@ -112,27 +112,27 @@ def _atoms_followed(
     follows = {atoms.name: torch.arange(sizes[atoms.name])}
     for space in others:
         owner = next(p for p in pointers if p.source == space and p.owner)
-        follows[space.name] = follows[owner.target.name][_first(values[owner.name])]
+        follows[space.name] = follows[owner.target.name][_first(owner, values)]
     return follows
 
 
-def _first(pointer: Tensor) -> Tensor:
-    """One target a row: the first of those that the row's pointer has."""
-    return (pointer if pointer.dim() == 1 else pointer.flatten(1)[:, 0]).long()
+def _first(pointer: Pointer, values: Mapping[str, Tensor]) -> Tensor:
+    """One target a row: the first of those that the row's pointer has.  # Shape: [rows of source], int64"""
+    return pointer.by_rows(values[pointer.name])[:, 0].long()
 
 
 def _pairs(atoms: Space, pointers: Sequence[Pointer], values: Mapping[str, Tensor]) -> Tensor | None:
     """Both ends of the rows of the largest space that points at atoms twice: (the other end, the owner's end)."""
-    ends: dict[Space, dict[str, Pointer]] = {}
-    for p in pointers:
-        if p.target == atoms and p.source != atoms:
-            ends.setdefault(p.source, {}).setdefault(p.origin, p)
-    double = [list(found.values()) for found in ends.values() if len(found) > 1]
-    if not double:
-        return None
-    largest = max(double, key=lambda found: len(values[found[0].name]))
-    one, two = sorted(largest, key=lambda p: p.owner)[-2:]
-    return torch.stack([_first(values[one.name]), _first(values[two.name])])
+    for several in (False, True):  # two pointers are two ends; without such, one pointer may hold them both
+        ends: dict[Space, dict[str, list[Tensor]]] = {}
+        for p in sorted(pointers, key=lambda p: p.owner):
+            if p.target == atoms and p.source != atoms and p.several <= several:
+                ends.setdefault(p.source, {}).setdefault(p.origin, list(p.by_rows(values[p.name]).T.flip(0)))
+        joined = [[end.long() for each in found.values() for end in each] for found in ends.values()]
+        double = [found for found in joined if len(found) > 1]
+        if double:
+            return torch.stack(max(double, key=lambda found: len(found[0]))[-2:])
+    return None
 
 
 def _halo_keys(
@@ -150,8 +150,8 @@ def _halo_keys(
         if p.target != space or not p.leaves_rank or p.origin in seen:
             continue
         seen.add(p.origin)
-        targets = values[p.name].long()
-        readers = ranks[p.source.name].reshape(-1, *[1] * (targets.dim() - 1)).expand_as(targets)
+        targets = p.by_rows(values[p.name]).long()
+        readers = ranks[p.source.name][:, None].expand_as(targets)
         away = owners[targets] != readers
         keys.append(torch.unique(readers[away] * rows + targets[away]))
     return torch.unique(torch.cat(keys))

@@ -72,6 +72,8 @@ def _input(
             value = value.index_select(dim, plans[space.name].owned.to(value.device))
     if given.kind == "pointer":
         value = numbers[name].to(value.device)[value.long()].to(value.dtype)
+        # Torch would count row -1 from the end and go on.
+        assert not bool((value < 0).any()), f"{given.name} points at rows of {name} that are not here"
     return value
 
 

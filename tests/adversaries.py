@@ -438,6 +438,37 @@ class BothDirections(Toy):
         return h + add_to(torch.cat([w, w]) * h[sender], receiver, h)
 
 
+class EndsAtOnce(Toy):
+    """Both ends of an edge are read through one index of two rows, and added to through one list of all ends."""
+
+    def forward(self, graph: Graph) -> Result:
+        positions = graph["positions"].clone().requires_grad_()
+        strain = torch.zeros_like(graph["cell"]).requires_grad_()
+        deformation = torch.eye(3, dtype=strain.dtype) + (strain + strain.T) / 2
+        ends = graph["edge_index"]
+        one, two = (positions @ deformation)[ends]
+        vectors = one + graph["shifts"] @ (graph["cell"] @ deformation) - two
+        w = self.radial(gaussians(vectors.norm(dim=-1)))
+        h = self.embedding(graph["species"])
+        for _ in range(2):
+            near = h[ends.T]
+            messages = torch.stack([w * near[:, 1], 0.5 * w * near[:, 0]], 1)
+            h = torch.tanh(self.mix(h + add_to(messages.flatten(0, 1), ends.T.reshape(-1), h)))
+        energy = self.readout(h).sum()
+        from_positions, from_strain = torch.autograd.grad(energy, [positions, strain], create_graph=self.training)
+        return {"energy": energy, "forces": -from_positions, "stress": from_strain}
+
+
+class Triples(Toy):
+    """Rows of three atoms each, which nothing else says the place of."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        h = h + add_to(w * h[sender], receiver, h)
+        bent = h[graph["triples"]].prod(1)
+        return h + h.new_zeros(len(h), F).index_put((graph["triples"],), bent[:, None], accumulate=True)
+
+
 class Padding(Toy):
     """Features beside columns of zeros, of ones, and some columns cut off."""
 
@@ -911,6 +942,13 @@ def with_centers() -> list[Graph]:
     ]
 
 
+def with_triples() -> list[Graph]:
+    """Graphs that name three atoms at a time."""
+    generator = torch.Generator().manual_seed(0)
+    return [{**g, "triples": torch.randint(n, (3 * n, 3), generator=generator)}
+            for n, g in zip(SIZES, plain(), strict=True)]  # fmt: skip
+
+
 def counted() -> list[Any]:
     """Graphs that say how many atoms they have."""
     return [{**g, "num_nodes": len(g["positions"])} for g in plain()]
@@ -995,6 +1033,8 @@ ADVERSARIES = {
     "half list completed": Adversary(
         BothDirections, lambda: plain(half=True), missing="rows that are two blocks of edges are no index space"
     ),
+    "both ends at once": Adversary(EndsAtOnce, lambda: plain(half=True)),
+    "three atoms at once": Adversary(Triples, with_triples, frozenset({"atoms", "edges", "edges2"})),
     "padding": Adversary(Padding),
     "attention": Adversary(Attention),
     "tensor products": Adversary(TensorProducts),

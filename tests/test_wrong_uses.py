@@ -229,6 +229,9 @@ WRONG = [
     rows("a triangle", lambda h: h.tril(), "aten.tril", "no placement rule"),
     case("atoms and edges in one list", computing(lambda m, g, h, w, r: h + torch.cat([h, w]).sum()), UnsupportedOp,
          "aten.cat", "different index spaces"),
+    case("ends edge by edge, values end by end",
+         computing(lambda m, g, h, w, r: add_to(torch.cat([w, -w]), g["edge_index"].T.reshape(-1), h)), UnsupportedOp,
+         "aten.index_add", "2*edges", "edges*2"),
     case("one row overwritten twice", computing(lambda m, g, h, w, r: h.index_put((g["edge_index"][1],), w)),
          InputError, "overwrites one row twice", "index_add"),
     # Values that went through Python.

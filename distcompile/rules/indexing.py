@@ -98,6 +98,10 @@ def gather(ctx: Context, node: fx.Node) -> Placement:
 
 @rule(aten.index.Tensor)
 def index(ctx: Context, node: fx.Node) -> Placement:
+    return Placement(one_row_dimension(_indexed(ctx, node)))
+
+
+def _indexed(ctx: Context, node: fx.Node) -> tuple[Dim, ...]:
     """Advanced indexing: the indices broadcast together and stand where the first of them is, if adjacent."""
     found = accesses(node)
     source: Any = node.args[0]
@@ -111,7 +115,7 @@ def index(ctx: Context, node: fx.Node) -> Placement:
     at = indexed[0] if adjacent else 0
     before = [d for i, d in rest if adjacent and i < at]
     after = [d for i, d in rest if not adjacent or i >= at]
-    return Placement(one_row_dimension((*before, *joined, *after)))
+    return (*before, *joined, *after)
 
 
 def _check_row_local(ctx: Context, found: list[Access]) -> None:
@@ -125,9 +129,9 @@ def index_put(ctx: Context, node: fx.Node) -> Placement:
     if len(node.args) < 4 or not node.args[3]:
         raise Refused("rows overwritten through an index (only accumulating writes have a defined order)")
     found = accesses(node)
-    for access in found:
-        _local_dim(ctx, access)
-    _check_row_local(ctx, found)
+    for written, given in zip(reversed(_indexed(ctx, node)), reversed(ctx.dims(node.args[2])), strict=False):
+        if given:  # without rows, one value is written to all
+            _check_in_step(written, given)
     rows = broadcast(ctx, [a.index for a in found], max(rank(a.index) for a in found))
     return _scattered(ctx, node, found, any(rows))
 
@@ -150,7 +154,20 @@ def scatter(ctx: Context, node: fx.Node) -> Placement:
         raise Refused("a scatter_reduce with include_self=False")
     _local_dim(ctx, found[0])
     source: Any = node.args[3]
-    return _scattered(ctx, node, found, bool(ctx.dims(source)[found[0].dim]))
+    over = ctx.dims(source)[found[0].dim] if rank(source) else ()
+    there = ctx.dims(found[0].index)
+    _check_in_step(there[0 if found[0].dense else found[0].dim] if there else (), over)
+    return _scattered(ctx, node, found, bool(over))
+
+
+def _check_in_step(index: Dim, source: Dim) -> None:
+    """What is written and where must be of the same rows in the same order: row 1 twice, or all rows once and again."""
+    if index != source:
+        raise Refused(f"values of {_shown(source)} added where an index of {_shown(index)} says")
+
+
+def _shown(dim: Dim) -> str:
+    return "*".join(map(str, dim)) or "no rows"
 
 
 def _scattered(ctx: Context, node: fx.Node, found: list[Access], over_rows: bool) -> Placement:
