@@ -22,6 +22,8 @@ def explain(program: Program) -> str:
         owner = next((p for p in program.pointers if p.source == space and p.owner), None)
         if not space.sharded:
             lines.append(f"  {space.name:<8} whole on every rank")
+        elif space.blocks:
+            lines.append(f"  {space.name:<8} rows of {', then of '.join(b.name for b in space.blocks)}")
         elif owner is None:
             lines.append(f"  {space.name:<8} divided among ranks")
         else:

@@ -24,6 +24,9 @@ class Space:
     """The size of the space in the captured graph; on a rank it means the owned rows. A symbol, if it is sharded."""
     sharded: bool = True
     """False for spaces that every rank holds whole (graphs)."""
+    blocks: tuple[Space, ...] = ()
+    """Of a list that the model joins (each edge once more, the other way round): what its rows are rows of, one after
+    another. They live where those do, so that a rank's rows are joined, and cut, as the whole list is."""
 
     def __str__(self) -> str:
         return self.name
@@ -54,7 +57,7 @@ class Pointer:
     origin: str = ""
     """Pointers of one origin hold the same values (a cast of another is the same pointer)."""
     owner: bool = False
-    """True for the one pointer that decides which rank owns a row of `source`."""
+    """True for the one pointer that decides which rank owns a row of `source`, or of its blocks that have no other."""
     identity: bool = False
     """True for ``arange(rows)``: row i points at row i."""
     dim: int = 0
@@ -65,7 +68,8 @@ class Pointer:
     @property
     def leaves_rank(self) -> bool:
         """Whether a row may point at a row of another rank."""
-        return self.target.sharded and not (self.owner and not self.several) and not self.identity
+        stays = self.identity or (self.owner and not self.several and not self.source.blocks)
+        return self.target.sharded and not stays
 
     def by_rows(self, values: Tensor) -> Tensor:
         """The pointer's values with a row for each row of `source`.  # Shape: [rows of source, targets of a row]"""

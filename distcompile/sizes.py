@@ -34,5 +34,9 @@ def size_nodes(graph: fx.Graph, expr: sympy.Expr, leaf: Callable[[sympy.Symbol],
         return None
     result, *rest = parts
     for part in rest:
-        result = graph.call_function(function, (result, part))
+        node = graph.call_function(function, (result, part))
+        values = [a.meta.get("val") if isinstance(a, fx.Node) else a for a in (result, part)]
+        if None not in values:
+            node.meta["val"] = function(*values)
+        result = node
     return result

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from .errors import ValidationError
-from .ir import Program
+from .ir import Program, Space
+from .provenance import Elements
 from .sizes import SMALLEST_SPACE
 from .tree import Leaf
 
@@ -68,18 +69,20 @@ def smaller_graph(program: Program, leaves: Sequence[Leaf], values: Sequence[Any
     atoms = program.spaces[0]
     if sizes[atoms.name] <= SMALLEST_SPACE:
         return None
-    keep = {s.name: torch.ones(sizes[s.name], dtype=torch.bool) for s in spaces.values()}
+    keep = {s.name: torch.ones(sizes[s.name], dtype=torch.bool) for s in spaces.values() if not s.blocks}
     keep[atoms.name] = _cluster(sizes[atoms.name], [rows[p.name] for p in pointers if p.target == atoms])
     changed = True
     while changed:
         changed = False
         for p in pointers:
-            reached = p.by_rows(keep[p.target.name][rows[p.name]]).all(1)
-            if bool((keep[p.source.name] & ~reached).any()):
-                keep[p.source.name] &= reached
-                changed = True
+            reached = p.by_rows(_kept(keep, p.target)[rows[p.name]]).all(1)
+            blocks = p.source.blocks or (p.source,)
+            for block, part in zip(blocks, reached.split([sizes[b.name] for b in blocks]), strict=True):
+                changed |= bool((keep[block.name] & ~part).any())
+                keep[block.name] &= part
     if any(int(k.sum()) < SMALLEST_SPACE for k in keep.values()):
         return None
+    keep |= {s.name: _kept(keep, s) for s in spaces.values()}
     numbers = {name: k.cumsum(0) - 1 for name, k in keep.items()}
     counts = {sizes[name]: int(k.sum()) for name, k in reversed(keep.items())}  # of equal sizes, the first space's
     cut = []
@@ -98,6 +101,11 @@ def smaller_graph(program: Program, leaves: Sequence[Leaf], values: Sequence[Any
                 tensor = tensor.index_select(dim, keep[found.name].nonzero().flatten())
         cut.append(tensor)
     return cut
+
+
+def _kept(keep: dict[str, Tensor], space: Space) -> Tensor:
+    """Which rows are kept: of a joined list, those of its blocks."""
+    return torch.cat([keep[block.name] for block in space.blocks or (space,)])
 
 
 def _is_integer(tensor: Tensor) -> bool:
@@ -128,74 +136,29 @@ def _sizes(program: Program, leaves: Sequence[Leaf]) -> dict[str, int]:
             space = program.space_of(program.size(size))
             if space is not None:
                 sizes[space.name] = n
-    return sizes
+    joined = {s.name: sum(sizes[block.name] for block in s.blocks) for s in program.spaces if s.blocks}
+    return sizes | joined
 
 
 def _targets(program: Program, leaves: Sequence[Leaf]) -> dict[str, Any]:
     """Which elements of the leaves are row numbers, and of which space.
 
-    Each integer element of the leaves is replaced by a code of its own; a pointer that only moves elements about
-    then holds the codes of the elements that it is made of.
-
     Returns:
         Per decoded pointer an entry; under "" per leaf and space the flat positions of its row numbers.
     """
-    assert program.index_program is not None
-    codes, starts, total = [], [], 1
-    for leaf in leaves:
-        starts.append(total)
-        n = leaf.tensor.numel() if not leaf.tensor.is_floating_point() and leaf.tensor.dtype != torch.bool else 0
-        codes.append(torch.arange(total, total + n).reshape(leaf.tensor.shape) if n else leaf.tensor.detach())
-        total += n
-    (output,) = [n for n in program.index_program.graph.nodes if n.op == "output"]
-    outputs: Any = output.args[0]
-    placeholders = [n for n in program.index_program.graph.nodes if n.op == "placeholder"]
-    known: dict[fx.Node, Any] = dict(zip(placeholders, codes, strict=True))
     found: dict[str, Any] = {"": {}}
+    elements = Elements(program, [leaf.tensor for leaf in leaves])
     for pointer in program.pointers:
-        node = outputs[program.inputs[pointer.input].source]
-        try:
-            value = _evaluate(program.index_program, node, known)
-        except (RuntimeError, IndexError):
+        flat = elements.of(program.inputs[pointer.input].source)
+        if flat is None:
             continue  # computed from values, not moved: not an element of any leaf
-        flat = value.reshape(-1).long().contiguous()
-        if bool((flat < 1).any()) or bool((flat >= total).any()):
-            continue
         found[pointer.name] = True
-        leaf_of = torch.searchsorted(torch.tensor(starts), flat, right=True) - 1
+        leaf_of = torch.searchsorted(torch.tensor(elements.starts), flat, right=True) - 1
         for i in leaf_of.unique().tolist():
             per_space = found[""].setdefault(i, {})
             before = per_space.get(pointer.target.name, flat[:0])
-            per_space[pointer.target.name] = torch.cat([before, flat[leaf_of == i] - starts[i]]).unique()
+            per_space[pointer.target.name] = torch.cat([before, flat[leaf_of == i] - elements.starts[i]]).unique()
     return found
-
-
-_MOVES = (
-    "select",
-    "slice",
-    "_to_copy",
-    "reshape",
-    "permute",
-    "t",
-    "cat",
-    "unbind",
-    "getitem",
-    "unsqueeze",
-    "squeeze",
-)
-
-
-def _evaluate(module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
-    if node in known:
-        return known[node]
-    name = getattr(node.target, "__name__", "").partition(".")[0]
-    sized = node.target is torch.ops.aten.sym_size.int
-    if node.op != "call_function" or not (name in _MOVES or sized):
-        raise RuntimeError("not a move")
-    args = fx.node.map_arg(node.args, lambda n: _evaluate(module, n, known))
-    kwargs = {} if name == "_to_copy" else fx.node.map_arg(node.kwargs, lambda n: _evaluate(module, n, known))
-    known[node] = args[0] if name == "_to_copy" else node.target(*args, **kwargs)  # type: ignore[operator]
-    return known[node]
 
 
 def warn_unchecked(reason: str) -> None:

@@ -23,7 +23,9 @@ def verify(program: Program) -> None:
         assert len({s.name for s in program.spaces}) == len(program.spaces), "two spaces of one name"
         for space in program.spaces[1:]:
             owners = {p.origin for p in program.pointers if p.source == space and p.owner}
-            assert not placed or not space.sharded or len(owners) == 1, f"{space} has {len(owners)} owner pointers"
+            owners = owners or {p.origin for p in program.pointers if space in p.source.blocks and p.owner}
+            divided = space.sharded and not space.blocks
+            assert not placed or not divided or len(owners) == 1, f"{space} has {len(owners)} owner pointers"
     if placed:
         assert len(placed) == len(program.graph.graph.nodes), "a node without a placement"
     if any(n.target in COLLECTIVES for n in program.graph.graph.nodes):

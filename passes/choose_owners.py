@@ -27,8 +27,14 @@ def choose_owners(program: Program) -> Program:
     atoms = program.spaces[0]
     owned = [atoms]
     chosen: set[str] = set()
-    pending = [s for s in program.spaces if s.sharded and s != atoms]
-    while pending:
+    joined = [s for s in program.spaces if s.blocks]
+    pending = [s for s in program.spaces if s.sharded and s != atoms and not s.blocks]
+    while pending or joined:
+        complete = [s for s in joined if all(b in owned for b in s.blocks)]
+        owned += complete
+        joined = [s for s in joined if s not in complete]
+        if not pending:
+            break
         ready = [s for s in pending if any(p.target in owned for p in _from(program, s))]
         space = min(ready, key=lambda s: len({p.target for p in _from(program, s) if p.target.sharded} - {*owned, s}))
         candidates = [p for p in _from(program, space) if p.target in owned and p.target != space]
@@ -42,7 +48,9 @@ def choose_owners(program: Program) -> Program:
 
 
 def _from(program: Program, space: Space) -> list[Pointer]:
-    return [p for p in program.pointers if p.source == space]
+    """The pointers that say where rows of a space are: its own, else those of a list that it was joined into."""
+    own = [p for p in program.pointers if p.source == space]
+    return own or [p for p in program.pointers if space in p.source.blocks and p.target != space]
 
 
 def _traffic(program: Program) -> dict[str, int]:

@@ -11,20 +11,23 @@ A table may also be as long as another size says (``s7 - 1`` structures between 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import defaultdict
 from typing import NoReturn
 
 import sympy
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from ..errors import CaptureError, NoIndexSpaceError
 from ..ir import Access, Input, Pointer, Program, Space, copy_graph, replace_graph
+from ..provenance import Elements
 from ..rules.base import user_line
 from ..rules.indexing import INDEX_VIEWS, accesses
 from ..runtime.checks import distinct_rows
 from ..sizes import SMALLEST_SPACE
+from .joined_spaces import joined_spaces, terms
 
 aten = torch.ops.aten
 
@@ -69,6 +72,7 @@ def infer_spaces(program: Program) -> Program:
     for root in both:
         if targets[root] in {s.symbol for s in spaces if s.sharded}:
             _baked(program, fixed[root], inputs[root.name])
+    spaces += joined_spaces(program, module.graph, spaces, targets.values())
     program = dataclasses.replace(program, spaces=spaces, ranges=tuple(sorted(ranges)))
     return _with_pointers(program, module, targets, inputs, origins)
 
@@ -121,6 +125,7 @@ def _merge(
         return size
 
     first: dict[str, sympy.Expr] = {}
+    names = _names(program, inputs, origins)
     for access, root in found:
         size = program.shape(access.table)[access.dim]
         given = inputs[root.name]
@@ -130,7 +135,7 @@ def _merge(
         if origins.is_identity(given.source) and rows.is_Symbol:
             tables.append(rows)  # row i of one is row i of the other
         for table in tables:
-            name = origins.name(given.source)
+            name = names.get(root.name, origins.name(given.source))
             a, b = find(first.setdefault(name, table)), find(table)
             if a != b and b.is_Symbol and b not in a.free_symbols:
                 parent[b] = a
@@ -142,6 +147,20 @@ def _merge(
                     f"the same number.\n  {user_line(access.node)}\nGive tables that one index is for one length."
                 )
     return {symbol: find(symbol) for symbol in parent}
+
+
+def _names(program: Program, inputs: dict[str, Input], origins: _Origins) -> dict[str, str]:
+    """One name for all inputs that have row numbers of the graph in common: they point into the same rows."""
+    elements = Elements(program, [leaf.tensor for leaf in program.capture.leaves], chosen=True)
+    names: dict[str, str] = {}
+    known: list[tuple[Tensor, str]] = []
+    for name, given in inputs.items():
+        codes = elements.of(given.source) if given.kind == "rows" else None
+        if codes is None or not len(codes):
+            continue
+        names[name] = next((n for c, n in known if bool(torch.isin(codes, c).any())), origins.name(given.source))
+        known.append((codes, names[name]))
+    return names
 
 
 def _range(program: Program, access: Access, root: fx.Node, given: Input, rows: int) -> tuple[int, int, str, bool]:
@@ -172,10 +191,12 @@ def _spaces(
         rows = [size for size in program.shape(root) if size.is_Symbol]
         if target in rows:  # other dimensions are columns, however many a graph has
             alone.append(target)
-        else:
-            for size in rows:
-                ends = 1 + any(n not in (1, size) for n in program.shape(root))  # one pointer may hold both ends
-                links[size][target] |= {f"{root.name} {end}" for end in range(ends)}
+            continue
+        for size in program.shape(root):
+            ends = 1 + any(n not in (1, size) for n in program.shape(root))  # one pointer may hold both ends
+            for source, part in itertools.product(terms(size) or (), terms(target) or (target,)):
+                if source != part:
+                    links[source][part] |= {f"{root.name} {end}" for end in range(ends)}
     atoms = _atoms(links, alone, program)
     names: dict[sympy.Expr, str] = {atoms: "atoms"}
     pending = [s for s in links if s != atoms]
@@ -289,8 +310,10 @@ def _with_pointers(
 
 
 def _is_made_of_rows(size: sympy.Expr, spaces: dict[sympy.Expr, Space]) -> bool:
-    """Whether a size is computed from the size of a divided space."""
-    return not size.is_Symbol and any(s in spaces and spaces[s].sharded for s in size.free_symbols)
+    """Whether a size is computed from the size of a divided space, and is not that of a joined list."""
+    if size.is_Symbol or size in spaces:
+        return False
+    return any(s in spaces and spaces[s].sharded for s in size.free_symbols)
 
 
 def _no_rows(program: Program, node: fx.Node, given: Input, what: str) -> NoReturn:
@@ -299,8 +322,8 @@ def _no_rows(program: Program, node: fx.Node, given: Input, what: str) -> NoRetu
     raise CaptureError(
         f"{given.label} {what} but is no list of rows of anything: its shape is "
         f"{tuple(map(str, program.shape(node)))}.\n  {lines[0]}\n"
-        "Pick rows by a graph input or a mask. Lists that the model joins (each edge once more, the other way round) "
-        "have to be joined in the graph that it is given, with all that belongs to them."
+        "Pick rows by a graph input or a mask. Lists that the model joins must be joined of whole lists (all edges, "
+        "all edges the other way round, all atoms); what they lack has to be joined in the graph that it is given."
     )
 
 

@@ -11,6 +11,7 @@ operators of one space and level form a region, which can run block by block.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -133,6 +134,8 @@ def continues(node: fx.Node) -> fx.Node | None:
 
 
 def _work(node: fx.Node, found: dict[fx.Node, Work], order: Mapping[Space, int]) -> Work:
+    if node.target is operator.getitem and found[node.args[0]].kind == "whole":  # type: ignore[index]
+        return found[node.args[0]]  # type: ignore[index]
     mine, source = rows_of(node), source_of(node)
     over = rows_of(source) if source is not None else None
     tables = tables_of(node)

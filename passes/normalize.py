@@ -12,6 +12,7 @@
     arange(n, float)                     =>  float(arange(n))
     conj(x), view_as_complex(x)          =>  conj_physical(x), complex(x[..., 0], x[..., 1])
     mean(x, rows)                        =>  sum(x, rows) / number of rows, of all ranks
+    split(x, n)                          =>  x[:n], x[n:2*n], ...                a rank without rows has as many pieces
     zeros_like(x), x.new_zeros(n, 64)    =>  full([n, 64], 0)                    of x nothing but its sizes is needed
 
 Later passes then know only gathers, scatters that add or compare, and sums.
@@ -53,7 +54,8 @@ class _Writer:
 
     def __init__(self, graph: fx.Graph, node: fx.Node) -> None:
         self._graph, self._node = graph, node
-        self._mode = node.meta["val"].fake_mode
+        value = node.meta["val"]
+        self._mode = (value[0] if isinstance(value, list | tuple) else value).fake_mode
 
     def __call__(self, target: Any, *args: Any, value: Any = None, **kwargs: Any) -> fx.Node:
         """One operator; `value` stands in where its result has a size that another operator has named."""
@@ -270,6 +272,19 @@ def _std(write: _Writer, node: fx.Node) -> fx.Node | None:
     return None if variance is None else write(aten.sqrt.default, variance)
 
 
+def _split(write: _Writer, node: fx.Node) -> None:
+    """Pieces of some number of rows; that many also where there is no row to split."""
+    source, length, dim = (*node.args, 0)[:3]
+    if not isinstance(length, fx.Node):
+        return
+    pieces = node.meta["val"]
+    for piece in list(node.users):
+        i: Any = piece.args[1]
+        start, end = (write(operator.mul, length, k, value=length.meta["val"] * k) if k else 0 for k in (i, i + 1))
+        end = end if i + 1 < len(pieces) else 2**63 - 1
+        piece.replace_all_uses_with(write(aten.slice.Tensor, source, dim, start, end, value=pieces[i]))
+
+
 _FILLS: dict[Any, Any] = {
     **dict.fromkeys((aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default), 0),
     **dict.fromkeys((aten.ones.default, aten.new_ones.default, aten.ones_like.default), 1),
@@ -388,6 +403,7 @@ _REWRITES = {
     aten.masked_select.default: _masked_select,
     aten.index_put.default: _index_put,
     aten.scatter_reduce.two: _scatter_reduce,
+    aten.split.Tensor: _split,
     aten.mean.default: _mean,
     aten.mean.dim: _mean,
     aten.linalg_vector_norm.default: _norm,

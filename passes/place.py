@@ -15,6 +15,7 @@ import dataclasses
 import operator
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 
@@ -142,7 +143,7 @@ def _checked(ctx: Context, node: fx.Node, found: Any) -> Any:
             for factor in dim:
                 product = product / (factor.symbol if isinstance(factor, Space) else factor)  # type: ignore[union-attr]
             symbols = {s.symbol for s in ctx.program.spaces if s.sharded}
-            if (dim and product != 1) or (not dim and symbols & size.free_symbols):
+            if (dim and sympy.cancel(product) != 1) or (not dim and symbols & size.free_symbols):
                 raise Refused(f"its result of shape {tuple(value.shape)} was placed as {place.dims}")
     return found
 

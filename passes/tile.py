@@ -29,6 +29,7 @@ from .store_or_recompute import bytes_per_row, choose, work_per_row
 
 aten = torch.ops.aten
 
+_ROWS = sympy.Symbol("rows")
 HOLD = 64.0
 """What holding a byte until it is read costs, in bytes moved: how dear memory is against time."""
 BLOCK_BYTES = 8 * 2**20
@@ -199,6 +200,9 @@ class _Tiler:
         for node in self.nodes:
             if node.op == "placeholder" and self._is_size_of(node, space):
                 return self.env[node]
+        for node in self.nodes if space.blocks else ():  # computed from the sizes of its blocks
+            if is_size(node) and not _is_number(self, node) and self.program.size(node.meta["val"]) == space.symbol:
+                return self.env[node]
         node, part = next((n, s) for n, s in zip(body.given, body.slices, strict=True) if s is not None)
         rows = self.graph.call_function(aten.sym_size.int, (self._whole(node), part.dim))
         return self.graph.call_function(operator.floordiv, (rows, part.factor)) if part.factor > 1 else rows
@@ -286,11 +290,22 @@ class _Body:
     def _size(self, node: fx.Node) -> Any:
         """A size: of the block where it is one of this space, else as it is."""
         expr = self.tiler.program.size(node.meta["val"]) if isinstance(node.meta["val"], torch.SymInt) else None
-        if expr is None or self.space.symbol not in expr.free_symbols or _is_number(self.tiler, node):
+        if expr is None or not self._is_of_block(expr) or _is_number(self.tiler, node):
             return self.inside.get((node, True)) or self._input(node, True, None)
         if expr not in self.sizes:
-            self.sizes[expr] = size_nodes(self.graph, expr, self._symbol)
+            if self.space.blocks:
+                factor = sympy.cancel(expr / self.space.symbol)
+                rows: Any = size_nodes(self.graph, factor * _ROWS, lambda _: self.rows)
+            else:
+                rows = size_nodes(self.graph, expr, self._symbol)
+            self.sizes[expr] = rows
         return self.sizes[expr]
+
+    def _is_of_block(self, expr: sympy.Expr) -> bool:
+        """Whether a size grows with the rows of this space; with those of a joined list, as a multiple of them."""
+        if self.space.blocks:
+            return not sympy.cancel(expr / self.space.symbol).free_symbols
+        return self.space.symbol in expr.free_symbols
 
     def _symbol(self, symbol: sympy.Symbol) -> fx.Node:
         if symbol == self.space.symbol:

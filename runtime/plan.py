@@ -111,8 +111,16 @@ def _atoms_followed(
     atoms, *others = spaces
     follows = {atoms.name: torch.arange(sizes[atoms.name])}
     for space in others:
-        owner = next(p for p in pointers if p.source == space and p.owner)
-        follows[space.name] = follows[owner.target.name][_first(owner, values)]
+        if space.blocks:
+            follows[space.name] = torch.cat([follows[block.name] for block in space.blocks])
+            continue
+        own = [p for p in pointers if p.source == space and p.owner]
+        owner = (own or [p for p in pointers if space in p.source.blocks and p.owner])[0]
+        targets = _first(owner, values)
+        if not own:  # the rows are the first block of them in a list that has the pointer
+            before = owner.source.blocks[: owner.source.blocks.index(space)]
+            targets = targets.narrow(0, sum(sizes[block.name] for block in before), sizes[space.name])
+        follows[space.name] = follows[owner.target.name][targets]
     return follows
 
 

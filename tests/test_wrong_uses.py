@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from adversaries import AllWithAll, BothDirections, F, SegmentSoftmax, ToReceivers, Toy, add_to, plain
+from adversaries import AllWithAll, F, SegmentSoftmax, ToReceivers, Toy, add_to, plain
 from torch import Tensor, nn
 from toys import CUTOFF, Gnn, Graph, random_graph
 
@@ -39,8 +39,6 @@ from distcompile.testing import check_model
 
 EXAMPLE, OTHER = plain()[:2]
 """10 atoms, and 17."""
-HALF = plain(half=True)[0]
-"""10 atoms, each pair once."""
 
 
 @functools.cache
@@ -158,6 +156,12 @@ def rows(id: str, then: Callable[[Tensor], Tensor], *words: str, error: Any = Un
     return case(id, computing(lambda model, graph, h, w, lengths: then(h)), error, *words, missing=missing)
 
 
+def one_more(model: Toy, graph: Graph, h: Tensor, w: Tensor, lengths: Tensor) -> Tensor:
+    """Messages along all edges and one from the first atom to the second."""
+    sender, receiver = torch.cat([graph["edge_index"], torch.tensor([[0], [1]])], 1)
+    return h + add_to(torch.cat([w, w.new_ones(1, F)]) * h[sender], receiver, h)
+
+
 def attend_to_all(h: Tensor) -> Tensor:
     return nn.functional.scaled_dot_product_attention(h[None], h[None], h[None])[0]
 
@@ -214,8 +218,8 @@ WRONG = [
     rows("every second atom", lambda h: h + h[::2].sum(), "aten.slice", "picked by number"),
     rows("the first half", lambda h: h + h[torch.arange(len(h) // 2)].sum(), "no list of rows", "//2",
          "by a graph input or a mask", error=CaptureError),
-    case("a half list completed in forward", compiling(BothDirections().eval(), HALF), CaptureError,
-         "graph['edge_index'] is used as an index", "('2*s", "joined in the graph", "adversaries.py"),
+    case("one edge more than there are", computing(one_more), CaptureError,
+         "graph['edge_index'] is used as an index", "+ 1',)", "joined of whole lists", "test_wrong_uses.py"),
     rows("atoms in reverse", lambda h: h * h.flip(0), "aten.flip", "moved by number"),
     rows("atoms rolled", lambda h: h * h.roll(1, 0), "aten.roll", "moved by number"),
     rows("features rolled to the next atom", lambda h: h * h.roll(1), "aten.roll", "moved by number"),
@@ -227,7 +231,12 @@ WRONG = [
     rows("a Fourier transform", lambda h: h * torch.fft.fft(h, dim=0).real, "baked", error=CaptureError),
     rows("a diagonal", lambda h: h + h.diagonal().sum(), "Min(6, ", "no number of rows", error=CaptureError),
     rows("a triangle", lambda h: h.tril(), "aten.tril", "no placement rule"),
-    case("atoms and edges in one list", computing(lambda m, g, h, w, r: h + torch.cat([h, w]).sum()), UnsupportedOp,
+    case("atoms and a row more in one list", computing(lambda m, g, h, w, r: h + torch.cat([h, h[:1]]).sum()),
+         UnsupportedOp, "aten.slice", "picked by number"),
+    case("half of a joined list", computing(lambda m, g, h, w, r: h + torch.cat([h, w])[len(w):].sum()),
+         UnsupportedOp, "aten.slice", "picked by number"),
+    case("lists joined in two orders",
+         computing(lambda m, g, h, w, r: h + (torch.cat([h, w]) * torch.cat([w, h])).sum()), UnsupportedOp,
          "aten.cat", "different index spaces"),
     case("ends edge by edge, values end by end",
          computing(lambda m, g, h, w, r: add_to(torch.cat([w, -w]), g["edge_index"].T.reshape(-1), h)), UnsupportedOp,

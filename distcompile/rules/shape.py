@@ -16,6 +16,7 @@ from torch import fx
 
 from ..ir import Dim, Factor, Halo, Placement, Space
 from .base import Context, Refused, argument, arguments, one_row_dimension, rank, rule, wrap
+from .blocks import blocks_of, factors, joined, named, part
 
 aten = torch.ops.aten
 
@@ -76,10 +77,10 @@ def reshape(ctx: Context, node: fx.Node) -> Placement:
     """Split and merge dimensions, following each factor in row-major order."""
     (source, *_) = arguments(node)
     assert isinstance(source, fx.Node)
-    factors: list[Factor] = []
+    every: list[Factor] = []
     for dim, size in zip(ctx.dims(source), ctx.shape(source), strict=True):
-        factors.extend(dim or _replicated(ctx, size))
-    return Placement(regroup(factors, ctx.shape(node)))
+        every.extend(factors(dim) or _replicated(ctx, size))
+    return Placement(tuple(named(ctx, dim) for dim in regroup(every, ctx.shape(node))))
 
 
 def _replicated(ctx: Context, size: sympy.Expr) -> tuple[Factor, ...]:
@@ -157,9 +158,21 @@ def slice_(ctx: Context, node: fx.Node) -> Placement:
     source: Any = arguments(node)[0]
     dims = ctx.dims(source)
     dim = wrap(arguments(node)[1] if len(arguments(node)) > 1 else 0, source)
-    if dims[dim] and ctx.shape(node)[dim] != ctx.shape(source)[dim]:
-        raise Refused("a range of rows picked by number")
-    return Placement(dims)
+    if not dims[dim] or ctx.shape(node)[dim] == ctx.shape(source)[dim]:
+        return Placement(dims)
+    start, step = argument(node, 2, "start", 0), argument(node, 4, "step", 1)
+    return Placement(_part(ctx, dims, dim, start, ctx.shape(node)[dim], "a range of rows picked by number", step))
+
+
+def _part(
+    ctx: Context, dims: tuple[Dim, ...], dim: int, start: Any, size: sympy.Expr, otherwise: str, step: Any = 1
+) -> tuple[Dim, ...]:
+    """`dims` after a range of dimension `dim` was picked, which must be whole blocks of rows."""
+    position = ctx.program.size(start.meta["val"] if hasattr(start, "meta") else start or 0)
+    found = part(ctx, dims[dim], position, size) if step == 1 else None
+    if found is None:
+        raise Refused(otherwise)
+    return (*dims[:dim], found, *dims[dim + 1 :])
 
 
 @rule(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
@@ -167,9 +180,14 @@ def split(ctx: Context, node: fx.Node) -> Any:
     source: Any = arguments(node)[0]
     dims = ctx.dims(source)
     dim = wrap(argument(node, 2, "dim", 0), source)
-    if dims[dim] and len(node.meta["val"]) > 1:
-        raise Refused("rows split by number")
-    return _each(node, Placement(dims))
+    if not dims[dim] or len(node.meta["val"]) == 1:
+        return _each(node, Placement(dims))
+    pieces, start = [], sympy.Integer(0)
+    for piece in node.meta["val"]:
+        size = ctx.program.size(piece.shape[dim])
+        pieces.append(Placement(_part(ctx, dims, dim, start, size, "rows split by number")))
+        start = sympy.expand(start + size)
+    return tuple(pieces)
 
 
 def _each(node: fx.Node, one: Placement) -> Any:
@@ -179,7 +197,7 @@ def _each(node: fx.Node, one: Placement) -> Any:
 
 @rule(aten.cat.default, aten.stack.default)
 def cat(ctx: Context, node: fx.Node) -> Placement:
-    """Join along a whole dimension. n pieces joined along rows are n blocks of rows: factors (n, rows)."""
+    """Join along a whole dimension, or rows after rows."""
     parts = [p for p in arguments(node)[0] if ctx.shape(p) != (0,)]
     if node.target is aten.stack.default:
         dim = (arguments(node)[1] if len(arguments(node)) > 1 else 0) % rank(node)
@@ -187,12 +205,24 @@ def cat(ctx: Context, node: fx.Node) -> Placement:
         dims.insert(dim, ())
         return Placement(tuple(dims))
     dim = (arguments(node)[1] if len(arguments(node)) > 1 else 0) % rank(node)
-    if len({ctx.dims(p)[dim] for p in parts}) > 1:
-        raise Refused("rows of different index spaces joined into one dimension")
-    dims = list(_common([ctx.dims(p) for p in parts]))
-    if dims[dim] and len(parts) > 1:
-        dims[dim] = (len(parts), *dims[dim])
+    along = [ctx.dims(p)[dim] for p in parts]
+    dims = list(_common([(*ctx.dims(p)[:dim], (), *ctx.dims(p)[dim + 1 :]) for p in parts]))
+    if any(along):
+        dims[dim] = _rows_after_rows(ctx, along)
     return Placement(tuple(dims))
+
+
+def _rows_after_rows(ctx: Context, parts: list[Dim]) -> Dim:
+    if len(parts) == 1:
+        return parts[0]
+    blocks = [blocks_of(dim) for dim in parts]
+    if None not in blocks:
+        found = joined(ctx, tuple(b for several in blocks for b in several or ()))
+        if found is not None:
+            return found
+    if len(set(parts)) == 1:
+        return (len(parts), *parts[0])
+    raise Refused("rows of different index spaces joined into one dimension")
 
 
 def _common(rows: list[tuple[Dim, ...]]) -> tuple[Dim, ...]:
@@ -210,32 +240,49 @@ def part_backward(ctx: Context, node: fx.Node) -> Placement:
     dims = tuple(ctx.dim_of(n) for n in node.meta["val"].shape)
     dim = arguments(node)[2] % len(dims)
     given: Any = arguments(node)[0]
-    if dims[dim] and (node.target is aten.select_backward.default or ctx.shape(given)[dim] != ctx.shape(node)[dim]):
+    if dims[dim] and node.target is aten.select_backward.default:
         raise Refused("rows put back by number")
+    if dims[dim] and ctx.shape(given)[dim] != ctx.shape(node)[dim]:
+        start, step = arguments(node)[3], arguments(node)[5]
+        _check_part(ctx, dims, dim, given, start, step, "rows put back by number")
     return Placement(dims)
+
+
+def _check_part(
+    ctx: Context, dims: tuple[Dim, ...], dim: int, given: fx.Node, start: Any, step: Any, otherwise: str
+) -> None:
+    """What is put into a range of rows must be those rows."""
+    if ctx.dims(given) != _part(ctx, dims, dim, start, ctx.shape(given)[dim], otherwise, step):
+        raise Refused(otherwise)
 
 
 @rule(aten.slice_scatter.default, aten.select_scatter.default)
 def part_scatter(ctx: Context, node: fx.Node) -> Placement:
-    """Overwrite a part along a whole dimension."""
-    base: Any = arguments(node)[0]
+    """Overwrite a part along a whole dimension, or whole blocks of rows."""
+    base, given = arguments(node)[:2]
     dims = ctx.dims(base)
-    dim = (arguments(node)[2] if len(arguments(node)) > 2 else 0) % len(dims)
+    dim = argument(node, 2, "dim", 0) % len(dims)
     if dims[dim]:
-        raise Refused("rows overwritten by number")
+        otherwise = "rows overwritten by number"
+        if node.target is aten.select_scatter.default:
+            raise Refused(otherwise)
+        start, step = argument(node, 3, "start", 0), argument(node, 5, "step", 1)
+        _check_part(ctx, dims, dim, given, start, step, otherwise)
     return Placement(dims)
 
 
 @rule(aten.constant_pad_nd.default, aten.flip.default, aten.repeat.default, aten.roll.default)
 def along_whole(ctx: Context, node: fx.Node) -> Placement:
-    """Operators that rearrange whole dimensions only; row dimensions must keep their size and order."""
+    """Operators that rearrange whole dimensions only; row dimensions must keep their order, but may come again."""
     source: Any = arguments(node)[0]
     before, after = ctx.shape(source), ctx.shape(node)
     offset = len(after) - len(before)
     dims: list[Dim] = [()] * offset + list(ctx.dims(source))
     moved = _moved(node, len(dims))
     for i, dim in enumerate(dims):
-        if dim and (after[i] != before[i - offset] or i in moved):
+        if dim and node.target is aten.repeat.default and isinstance(times := arguments(node)[1][i], int):
+            dims[i] = _rows_after_rows(ctx, [dim] * times)
+        elif dim and (after[i] != before[i - offset] or i in moved):
             raise Refused("rows moved by number")
     return Placement(tuple(dims))
 
