@@ -23,6 +23,7 @@ from .passes.lower import lower
 from .printer import show_program
 from .progress import compiling
 from .runtime.executor import Executor, device_of, fingerprint
+from .runtime.precision import as_written, precision
 from .runtime.world import World, default_world
 from .sizes import SMALLEST_SPACE
 from .tree import Leaf, Tree, flatten
@@ -195,17 +196,21 @@ class DistributedModel:
         return [
             e
             for e in self._executors
-            if e.program.capture.numbers == tree.numbers and not _outgrows(leaves, e.program.capture.leaves)
+            if e.program.capture.numbers == tree.numbers
+            and e.program.capture.precision == precision()
+            and not _outgrows(leaves, e.program.capture.leaves)
         ]
 
     def _capture(self, graph: tuple[Any, ...]) -> Executor:
         leaves, _ = self._flatten(graph)
         captured = capture(self._call, self._module, graph, [leaf.path for leaf in leaves])
         program = Program(captured, captured.graph_module)
-        for compiler_pass in PIPELINE:
-            program = compiler_pass(program)
+        with as_written():
+            for compiler_pass in PIPELINE:
+                program = compiler_pass(program)
+            lowered = self._lowered(program)
         self.captures += 1
-        self._executors.append(self._executor(self._lowered(program)))
+        self._executors.append(self._executor(lowered))
         return self._executors[-1]
 
     def _executor(self, program: Program) -> Executor:

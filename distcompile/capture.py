@@ -39,6 +39,7 @@ from torch.utils._sympy.symbol import SymT, symbol_is_type
 from .cures import Cures
 from .errors import CaptureError, DistcompileError
 from .host import LeftTorch
+from .runtime.precision import Precision, as_written, nothing_kept, precision
 from .shadows import replaced
 from .sizes import SMALLEST_SPACE
 from .tree import Leaf, Tree, flatten
@@ -63,6 +64,8 @@ class Capture:
     """Values that the model branched on; the graph returns the tensors that hold them after those of the result."""
     differentiates: bool = False
     """Whether the call takes gradients itself (forces)."""
+    precision: Precision = ()
+    """What autocast did when the call was captured: under another one it is another program."""
 
     def size(self, value: Any) -> sympy.Expr:
         """The expression of a size, equal sizes in one symbol; includes what the example's branches took for equal."""
@@ -176,7 +179,7 @@ def capture(
     if not leaves:
         raise CaptureError("The example holds no tensors: pass the graph object that the model's forward takes.")
     try:
-        with functorch_config.patch(fake_tensor_propagate_real_tensors=True), _quiet():
+        with functorch_config.patch(fake_tensor_propagate_real_tensors=True), _quiet(), nothing_kept():
             cures = Cures()
             trace = None
             while trace is None or cures.learn(trace.shape_env, trace.sizes):
@@ -186,7 +189,8 @@ def capture(
                     if not cures.learn_from(left):
                         raise _explained(left) from left
             conditions = _keep_conditions(trace)
-            functional = _functionalize(trace)
+            with as_written():
+                functional = _functionalize(trace)
             trace.mode.forget(functional.graph)
     except DistcompileError:
         raise
@@ -201,6 +205,7 @@ def capture(
         trace.shape_env,
         conditions,
         cures.differentiates,
+        precision(),
     )
 
 

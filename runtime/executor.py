@@ -24,6 +24,7 @@ from .autograd import Lockstep, enter, leave
 from .budget import Careful, compares_all_with_all
 from .memory import Free, free, share
 from .plan import Division, divide
+from .precision import as_written
 from .shard import Order, gather_output, shard_inputs
 from .world import Communicator, World, communicator
 
@@ -115,7 +116,7 @@ class Executor:
             prepared = self.prepare(leaves)
         except DistcompileError as error:
             problem = error
-        numbers = repr(self.program.capture.numbers)
+        numbers = repr((self.program.capture.numbers, self.program.capture.precision))
         graph = fingerprint(leaves) + numbers if self.world.size > 1 else ""
         report = _Report(self.calls, graph, str(problem or ""), free(device_of(leaves)))
         layouts: list[Layout] = []
@@ -172,7 +173,7 @@ class Executor:
         # Virtual ranks take turns within the graph, so none may set its parameters on the module that all share.
         graph = self.running.graph if given or self.running.tiled is None else self.running.tiled
         module = SimpleNamespace(**{**self._constants, **parameters})
-        with torch.set_grad_enabled(bool(given) and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(bool(given) and torch.is_grad_enabled()), as_written():
             local = shard_inputs(self._inputs, self._shapes, values, self._spaces, plans, layout.sizes)
             results = type(graph).forward(module, *local)  # type: ignore[arg-type]
             del local
@@ -203,7 +204,7 @@ class Executor:
         """Check a graph object and run the index program on it."""
         check_leaves(self.program, leaves)
         known = bind_sizes(self.program, leaves)
-        with torch.no_grad():
+        with torch.no_grad(), as_written():
             try:
                 run = Careful(self.program, known).run if self._is_quadratic else self._index_program
                 values = tuple(run(*[leaf.tensor.detach() for leaf in leaves]))
