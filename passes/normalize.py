@@ -11,7 +11,7 @@
     scatter_add(x, 0, p.expand(n, 64), v)  =>  index_add(x, 0, p, v)             also gather: index_select
     arange(n, float)                     =>  float(arange(n))
     conj(x), view_as_complex(x)          =>  conj_physical(x), complex(x[..., 0], x[..., 1])
-    mean(x, rows)                        =>  sum(x, rows) / number of rows, of all ranks
+    mean(x, rows), logsumexp(x, rows)    =>  sum(x, rows) / number of rows, of all ranks, ...
     split(x, n)                          =>  x[:n], x[n:2*n], ...                a rank without rows has as many pieces
     zeros_like(x), x.new_zeros(n, 64)    =>  full([n, 64], 0)                    of x nothing but its sizes is needed
 
@@ -30,6 +30,8 @@ from ..ir import Program, copy_graph, replace_graph
 from ..rules.base import arguments
 from ..rules.indexing import is_zero
 from ..runtime.checks import distinct_rows
+from .normalize_reductions import REDUCTIONS
+from .writer import Writer, ndim
 
 aten = torch.ops.aten
 
@@ -42,41 +44,14 @@ def normalize(program: Program) -> Program:
         if rewrite is None:
             continue
         with module.graph.inserting_before(node):
-            result = rewrite(_Writer(module.graph, node), node)
+            result = rewrite(Writer(module.graph, node), node)
         if result is not None:
             node.replace_all_uses_with(result)
             module.graph.erase_node(node)
     return replace_graph(program, module)
 
 
-class _Writer:
-    """Adds operators in front of a node, with their fake results."""
-
-    def __init__(self, graph: fx.Graph, node: fx.Node) -> None:
-        self._graph, self._node = graph, node
-        value = node.meta["val"]
-        self._mode = (value[0] if isinstance(value, list | tuple) else value).fake_mode
-
-    def __call__(self, target: Any, *args: Any, value: Any = None, **kwargs: Any) -> fx.Node:
-        """One operator; `value` stands in where its result has a size that another operator has named."""
-        new = self._graph.call_function(target, args, kwargs)
-        if value is None:
-            with self._mode:
-                value = target(*_values(args), **_values(kwargs))
-        new.meta = {"val": value, "stack_trace": self._node.meta.get("stack_trace")}
-        return new
-
-    def size(self, node: fx.Node, dim: int) -> Any:
-        """The size of a dimension: a number, or the node of a symbolic one."""
-        n = node.meta["val"].shape[dim]
-        return self(aten.sym_size.int, node, dim, value=n) if isinstance(n, torch.SymInt) else n
-
-
-def _values(args: Any) -> Any:
-    return fx.node.map_arg(args, lambda n: n.meta["val"])
-
-
-def _mask_to_pointer(write: _Writer, mask: fx.Node, count: Any) -> fx.Node:
+def _mask_to_pointer(write: Writer, mask: fx.Node, count: Any) -> fx.Node:
     """The rows where a mask over one dimension is true; `count` is how many."""
     fake: Tensor = mask.meta["val"]
     found = write(aten.nonzero.default, mask, value=fake.new_empty([count, 1], dtype=torch.int64))
@@ -108,12 +83,12 @@ def _row_by_row(node: fx.Node) -> fx.Node | None:
     return columns if is_all and same and columns.meta["val"].dim() == 1 else None
 
 
-def _one_column(write: _Writer, columns: fx.Node) -> fx.Node:
+def _one_column(write: Writer, columns: fx.Node) -> fx.Node:
     """A number for each row, as the index of a gather along dimension 1."""
     return write(aten.unsqueeze.default, write(aten._to_copy.default, columns, dtype=torch.int64), 1)
 
 
-def _index(write: _Writer, node: fx.Node) -> fx.Node | None:
+def _index(write: Writer, node: fx.Node) -> fx.Node | None:
     columns = _row_by_row(node)
     if columns is not None:
         index = _one_column(write, columns)
@@ -127,14 +102,14 @@ def _index(write: _Writer, node: fx.Node) -> fx.Node | None:
     )
 
 
-def _masked_select(write: _Writer, node: fx.Node) -> fx.Node | None:
+def _masked_select(write: Writer, node: fx.Node) -> fx.Node | None:
     table, mask = node.args
     if not isinstance(mask, fx.Node) or mask.meta["val"].dim() != 1:
         return None
     return write(aten.index_select.default, table, 0, _mask_to_pointer(write, mask, node.meta["val"].shape[0]))
 
 
-def _index_put(write: _Writer, node: fx.Node) -> fx.Node | None:
+def _index_put(write: Writer, node: fx.Node) -> fx.Node | None:
     base: Any = node.args[0]
     values: Any = node.args[2]
     columns = _row_by_row(node)
@@ -168,7 +143,7 @@ def _index_put(write: _Writer, node: fx.Node) -> fx.Node | None:
     return added or write(aten.index_put.default, base, [*[None] * dim, index], values, True)
 
 
-def _as_index_add(write: _Writer, base: fx.Node, dim: int, index: fx.Node, values: fx.Node) -> fx.Node | None:
+def _as_index_add(write: Writer, base: fx.Node, dim: int, index: fx.Node, values: fx.Node) -> fx.Node | None:
     """An accumulating index_put with one index is an index_add, which is several times faster."""
     if values.meta["val"].dim() != base.meta["val"].dim() or index.meta["val"].dtype not in (torch.int32, torch.int64):
         return None
@@ -180,7 +155,7 @@ def _as_index_add(write: _Writer, base: fx.Node, dim: int, index: fx.Node, value
     return write(aten.index_add.default, base, dim, index, values)
 
 
-def _where(write: _Writer, base: fx.Node, dim: int, rows: fx.Node, value: Any) -> fx.Node:
+def _where(write: Writer, base: fx.Node, dim: int, rows: fx.Node, value: Any) -> fx.Node:
     """`base` with `value` in the rows of a mask over dimension `dim`."""
     ndim = base.meta["val"].dim()
     mask = rows
@@ -191,7 +166,7 @@ def _where(write: _Writer, base: fx.Node, dim: int, rows: fx.Node, value: Any) -
     return write(aten.where.self, mask, value, base)
 
 
-def _scatter_reduce(write: _Writer, node: fx.Node) -> fx.Node | None:
+def _scatter_reduce(write: Writer, node: fx.Node) -> fx.Node | None:
     base, dim, index, source, how = arguments(node)[:5]
     include = node.kwargs.get("include_self", node.args[5] if len(node.args) > 5 else True)
     if how not in ("sum", "mean") and include:
@@ -212,67 +187,7 @@ def _scatter_reduce(write: _Writer, node: fx.Node) -> fx.Node | None:
     return write(aten.div.Tensor, total, count)
 
 
-def _summed_rows(node: fx.Node, position: int = 1) -> list[int]:
-    """The dimensions that a reduction runs over, if rows may be among them; none if it is within each row."""
-    source: Any = node.args[0]
-    given: Any = node.args[position] if len(node.args) > position else None
-    chosen = range(_ndim(source)) if given is None or given == [] else [given] if isinstance(given, int) else given
-    dims = [d % _ndim(source) for d in chosen]
-    return dims if any(isinstance(source.meta["val"].shape[d], torch.SymInt) for d in dims) else []
-
-
-def _flag(node: fx.Node, position: int) -> bool:
-    return bool(node.args[position]) if len(node.args) > position else False
-
-
-def _mean(write: _Writer, node: fx.Node) -> fx.Node | None:
-    source: Any = node.args[0]
-    dims = _summed_rows(node)
-    if not dims:
-        return None
-    if node.kwargs.get("dtype") is not None:
-        source = write(aten._to_copy.default, source, dtype=node.kwargs["dtype"])
-    total = write(aten.sum.dim_IntList, source, dims, _flag(node, 2))
-    for dim in dims:
-        total = write(aten.div.Tensor, total, write.size(source, dim))
-    return total
-
-
-def _norm(write: _Writer, node: fx.Node) -> fx.Node | None:
-    """The 2-norm over rows."""
-    source: Any = node.args[0]
-    dims = _summed_rows(node, 2)
-    if not dims or (len(node.args) > 1 and node.args[1] != 2):
-        return None
-    square = write(aten.mul.Tensor, source, source)
-    return write(aten.sqrt.default, write(aten.sum.dim_IntList, square, dims, _flag(node, 3)))
-
-
-def _var(write: _Writer, node: fx.Node) -> fx.Node | None:
-    """The variance over rows, by its definition."""
-    source: Any = node.args[0]
-    dims = _summed_rows(node)
-    if not dims:
-        return None
-    correction: Any = node.kwargs.get("correction", 1)
-    count: Any = 1
-    for dim in dims:
-        n = write.size(source, dim)
-        count = write(operator.mul, count, n) if isinstance(n, fx.Node) or isinstance(count, fx.Node) else count * n
-    average = write(aten.div.Tensor, write(aten.sum.dim_IntList, source, dims, True), count)
-    off = write(aten.sub.Tensor, source, average)
-    keep = bool(node.kwargs.get("keepdim", False))
-    square = write(aten.sum.dim_IntList, write(aten.mul.Tensor, off, off), dims, keep)
-    return write(aten.div.Tensor, square, write(operator.sub, count, 1 if correction is None else correction))
-
-
-def _std(write: _Writer, node: fx.Node) -> fx.Node | None:
-    """The standard deviation over rows: the root of the variance."""
-    variance = _var(write, node)
-    return None if variance is None else write(aten.sqrt.default, variance)
-
-
-def _split(write: _Writer, node: fx.Node) -> None:
+def _split(write: Writer, node: fx.Node) -> None:
     """Pieces of some number of rows; that many also where there is no row to split."""
     source, length, dim = (*node.args, 0)[:3]
     if not isinstance(length, fx.Node):
@@ -292,19 +207,19 @@ _FILLS: dict[Any, Any] = {
 """What operators that make tensors of one value fill them with; the others say so in their last argument."""
 
 
-def _created(write: _Writer, node: fx.Node) -> fx.Node:
+def _created(write: Writer, node: fx.Node) -> fx.Node:
     """``zeros_like(x)``, ``x.new_zeros(...)`` and their kin depend on sizes only; x may be partial or not kept."""
     given: Any = node.args[0]
     fill = _FILLS.get(node.target, node.args[-1])
     if isinstance(given, fx.Node):
-        sizes = node.args[1] if "new_" in str(node.target) else [write.size(given, d) for d in range(_ndim(given))]
+        sizes = node.args[1] if "new_" in str(node.target) else [write.size(given, d) for d in range(ndim(given))]
     else:
         sizes = given
     value = node.meta["val"]
     return write(aten.full.default, sizes, fill, value=value, dtype=value.dtype, device=value.device)
 
 
-def _done_at_once(write: _Writer, node: fx.Node) -> Any:
+def _done_at_once(write: Writer, node: fx.Node) -> Any:
     """Conjugates and negatives are computed, not noted on a view that other ranks would not be told of."""
     (given,) = node.args
     if isinstance(given, complex):
@@ -312,13 +227,13 @@ def _done_at_once(write: _Writer, node: fx.Node) -> Any:
     return write(aten.conj_physical.default if node.target is aten._conj.default else aten.neg.default, given)
 
 
-def _complex(write: _Writer, node: fx.Node) -> fx.Node:
+def _complex(write: Writer, node: fx.Node) -> fx.Node:
     """A view would ask for strides that a copy has and what was copied has not."""
     real, imag = (write(aten.select.int, node.args[0], -1, part) for part in (0, 1))
     return write(aten.complex.default, real, imag, value=node.meta["val"])
 
 
-def _counted(write: _Writer, node: fx.Node) -> fx.Node | None:
+def _counted(write: Writer, node: fx.Node) -> fx.Node | None:
     """Row numbers as real numbers: row numbers, of the whole graph, first."""
     value = node.meta["val"]
     given = [n.meta["val"] if isinstance(n, fx.Node) else n for n in node.args]
@@ -328,18 +243,14 @@ def _counted(write: _Writer, node: fx.Node) -> fx.Node | None:
     return write(aten._to_copy.default, whole, dtype=value.dtype)
 
 
-def _filled(write: _Writer, like: fx.Node, fill: Any) -> fx.Node:
+def _filled(write: Writer, like: fx.Node, fill: Any) -> fx.Node:
     """A tensor of one value, of the sizes and dtype of another."""
-    sizes = [write.size(like, dim) for dim in range(_ndim(like))]
+    sizes = [write.size(like, dim) for dim in range(ndim(like))]
     value = like.meta["val"]
     return write(aten.full.default, sizes, fill, value=torch.empty_like(value), dtype=value.dtype, device=value.device)
 
 
-def _ndim(node: fx.Node) -> int:
-    return node.meta["val"].dim()  # type: ignore[no-any-return]
-
-
-def _added(write: _Writer, node: fx.Node) -> fx.Node | None:
+def _added(write: Writer, node: fx.Node) -> fx.Node | None:
     """A sum into a table of fixed length that is not empty: of this each rank adds its own rows only once."""
     base, dim, index, source = arguments(node)[:4]
     if is_zero(base) or isinstance(base.meta["val"].shape[dim], torch.SymInt):
@@ -352,11 +263,11 @@ def _added(write: _Writer, node: fx.Node) -> fx.Node | None:
     return write(aten.add.Tensor, base, add(write, _filled(write, base, 0), dim, index, source))
 
 
-def _index_add(write: _Writer, base: fx.Node, dim: int, index: fx.Node, source: fx.Node) -> fx.Node:
+def _index_add(write: Writer, base: fx.Node, dim: int, index: fx.Node, source: fx.Node) -> fx.Node:
     return write(aten.index_add.default, base, dim, index, source)
 
 
-def _scatter_add(write: _Writer, base: fx.Node, dim: int, index: fx.Node, source: fx.Node) -> fx.Node:
+def _scatter_add(write: Writer, base: fx.Node, dim: int, index: fx.Node, source: fx.Node) -> fx.Node:
     """Rows added whole where the index says the same for all elements of one."""
     rows = _row_numbers(write, dim, index, base) if _are_alike(dim, index, source) else None
     if rows is not None:
@@ -364,13 +275,13 @@ def _scatter_add(write: _Writer, base: fx.Node, dim: int, index: fx.Node, source
     return write(aten.scatter_add.default, base, dim, index, source)
 
 
-def _gather(write: _Writer, node: fx.Node) -> fx.Node | None:
+def _gather(write: Writer, node: fx.Node) -> fx.Node | None:
     base, dim, index = arguments(node)[:3]
     rows = _row_numbers(write, dim, index, base)
     return write(aten.index_select.default, base, dim, rows) if rows is not None else None
 
 
-def _row_numbers(write: _Writer, dim: int, index: fx.Node, table: fx.Node) -> fx.Node | None:
+def _row_numbers(write: Writer, dim: int, index: fx.Node, table: fx.Node) -> fx.Node | None:
     """The one number that an index with one for each element repeats for all elements of a row of a table."""
     if index.target not in (aten.expand.default, aten.repeat.default) or not _are_alike(dim, index, table, False):
         return None
@@ -404,9 +315,5 @@ _REWRITES = {
     aten.index_put.default: _index_put,
     aten.scatter_reduce.two: _scatter_reduce,
     aten.split.Tensor: _split,
-    aten.mean.default: _mean,
-    aten.mean.dim: _mean,
-    aten.linalg_vector_norm.default: _norm,
-    aten.var.correction: _var,
-    aten.std.correction: _std,
+    **REDUCTIONS,
 }

@@ -225,7 +225,6 @@ WRONG = [
     rows("features rolled to the next atom", lambda h: h * h.roll(1), "aten.roll", "moved by number"),
     rows("two halves", lambda h: h + h.reshape(2, -1).sum(), "aten.reshape", "cuts across rows"),
     rows("a product of all", lambda h: h + h.prod(0), "aten.prod", "not a sum"),
-    rows("a softmax over atoms", lambda h: h.softmax(0), "aten._softmax", "along rows"),
     rows("the sum of absolute values", lambda h: h / h.norm(p=1), "aten.linalg_vector_norm", "a norm over rows"),
     rows("a batch norm", lambda h: nn.functional.batch_norm(h, None, None, training=True), "batch_norm"),
     rows("a Fourier transform", lambda h: h * torch.fft.fft(h, dim=0).real, "baked", error=CaptureError),
