@@ -22,6 +22,7 @@ from typing import Any
 import sympy
 import torch
 import torch._functorch.config as functorch_config
+import torch._meta_registrations
 from torch import Tensor, fx, nn
 from torch._dynamo.source import ConstantSource
 from torch._subclasses import FakeTensor, FakeTensorMode
@@ -112,6 +113,8 @@ class _Fakes(FakeTensorMode):
 
     def _with_values(self, parameter: nn.Parameter) -> Tensor:
         """A parameter with its values, which torch drops (and makes results up from memory that it never wrote)."""
+        if isinstance(parameter, FakeTensor):  # of a module that is built within the call
+            return parameter
         if parameter not in self._parameters:
             self._parameters[parameter] = self.from_tensor(parameter.detach(), static_shapes=True)
         return self._parameters[parameter]
@@ -179,7 +182,7 @@ def capture(
     if not leaves:
         raise CaptureError("The example holds no tensors: pass the graph object that the model's forward takes.")
     try:
-        with functorch_config.patch(fake_tensor_propagate_real_tensors=True), _quiet(), nothing_kept():
+        with functorch_config.patch(fake_tensor_propagate_real_tensors=True), _quiet(), nothing_kept(), _mended():
             cures = Cures()
             trace = None
             while trace is None or cures.learn(trace.shape_env, trace.sizes):
@@ -336,6 +339,18 @@ def _helpers_recorded() -> Iterator[None]:
         return traceback.StackSummary.from_list(theirs)
 
     with replaced(PythonKeyTracer, "_filter_traceback_frames", frames):
+        yield
+
+
+@contextmanager
+def _mended() -> Iterator[None]:
+    """Let shapes of triangular systems be followed: torch expands operands to the sizes they have, which it cannot."""
+
+    def broadcast(one: Tensor, two: Tensor, name: str | None = None) -> tuple[Tensor, Tensor]:
+        return (one, two) if one.shape[:-2] == two.shape[:-2] else stock(one, two, name)
+
+    stock = torch._meta_registrations._linalg_broadcast_batch_dims_name
+    with replaced(torch._meta_registrations, "_linalg_broadcast_batch_dims_name", broadcast):
         yield
 
 

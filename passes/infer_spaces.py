@@ -231,10 +231,27 @@ def _atoms(
         )
         raise NoIndexSpaceError(
             "No index space was found: nothing in the graph gathers rows through an input of varying size.\n"
-            f"  inputs: {sizes}\n"
+            f"  inputs: {sizes}\n{_fixed(program)}"
             "The example needs at least 4 atoms and 4 edges, and the model must read its edges from the graph."
         )
     return max(candidates, key=candidates.count)
+
+
+def _fixed(program: Program) -> str:
+    """The inputs whose sizes became numbers while the model was traced, in a sentence; nothing if there are none."""
+    leaves = zip(program.capture.leaves, program.capture.sizes, strict=True)
+    fixed = [
+        f"{n} of {leaf.path}"
+        for leaf, sizes in leaves
+        for n, size in zip(leaf.tensor.shape, sizes, strict=True)
+        if n >= SMALLEST_SPACE and size.is_Integer
+    ]
+    if not fixed:
+        return ""
+    return (
+        f"Sizes that the model, or an operator that it uses, took for fixed: {', '.join(fixed)}. Some operators do so "
+        "under torch.func (prod under jacrev): write these in another way.\n"
+    )
 
 
 def _name(links: dict[sympy.Expr, set[str]], names: dict[sympy.Expr, str]) -> str:

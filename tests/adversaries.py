@@ -603,6 +603,25 @@ class ThreeOperands(Toy):
         return h + torch.einsum("nf,fg,ng->n", h, self.mix.weight, h)[:, None]
 
 
+class LinearAlgebra(Toy):
+    """Matrices of atoms and edges: rotations, inverses, factors, determinants, powers, and equations solved."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        outer = vectors[:, :, None] * vectors[:, None]
+        unit = torch.eye(3, dtype=h.dtype)
+        h = h + add_to(w * h[sender] / torch.linalg.det(outer + unit)[:, None], receiver, h)
+        a = unit + 0.1 * add_to(outer, receiver, h)
+        turned = torch.linalg.svd(a + 0.1 * h[:, :3, None] * h[:, None, 3:])
+        rotation = turned.U @ turned.Vh
+        solved = torch.linalg.solve(a, h.reshape(-1, 3, 2)).flatten(1) + torch.linalg.solve(a, h[:, 3:]).repeat(1, 2)
+        factor = torch.linalg.cholesky(a)
+        lower = torch.linalg.solve_triangular(factor, h.reshape(-1, 3, 2), upper=False).flatten(1)
+        scale = torch.linalg.slogdet(a).logabsdet + torch.linalg.inv(a).sum((1, 2)) + torch.linalg.det(a).sqrt()
+        scale = scale + torch.matrix_exp(-a).sum((1, 2)) + torch.linalg.eigvalsh(a).sin().sum(1)
+        return solved + lower + (scale + rotation.sum((1, 2)) + torch.linalg.qr(a).R[:, 0, 2])[:, None] * h
+
+
 class LayerNorm(Toy):
     """Normalisation of each atom's features, with weights."""
 
@@ -1120,6 +1139,7 @@ ADVERSARIES = {
     "attention": Adversary(Attention),
     "tensor products": Adversary(TensorProducts),
     "einsum of three operands": Adversary(ThreeOperands),
+    "linear algebra": Adversary(LinearAlgebra),
     "layer norm": Adversary(LayerNorm),
     "order within rows": Adversary(OrderWithinRows),
     "sizes in Python": Adversary(PythonSizes),

@@ -229,7 +229,7 @@ WRONG = [
     rows("a batch norm", lambda h: nn.functional.batch_norm(h, None, None, training=True), "batch_norm"),
     rows("a Fourier transform", lambda h: h * torch.fft.fft(h, dim=0).real, "baked", error=CaptureError),
     rows("a diagonal", lambda h: h + h.diagonal().sum(), "Min(6, ", "no number of rows", error=CaptureError),
-    rows("a triangle", lambda h: h.tril(), "aten.tril", "no placement rule"),
+    rows("a triangle", lambda h: h.tril(), "aten.tril", "a triangle over rows"),
     case("atoms and a row more in one list", computing(lambda m, g, h, w, r: h + torch.cat([h, h[:1]]).sum()),
          UnsupportedOp, "aten.slice", "picked by number"),
     case("half of a joined list", computing(lambda m, g, h, w, r: h + torch.cat([h, w])[len(w):].sum()),
@@ -243,6 +243,8 @@ WRONG = [
     case("one row overwritten twice", computing(lambda m, g, h, w, r: h.index_put((g["edge_index"][1],), w)),
          InputError, "overwrites one row twice", "index_add"),
     # Values that went through Python.
+    case("an operator that needs numbers, transformed", computing(lambda m, g, h, w, r: h + torch.vmap(
+         torch.func.jacrev(lambda x: x.prod()))(w).sum()), NoIndexSpaceError, "took for fixed: 68 of", "torch.func"),
     case("features as a list", computing(lambda m, g, h, w, r: h * torch.tensor(h[:, 0].tolist()).double()[:, None]),
          CaptureError, "(10) was baked", "tensor.shape"),
     case("the number of atoms from the edges",

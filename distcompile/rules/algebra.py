@@ -182,14 +182,32 @@ def layer_norm_backward(ctx: Context, node: fx.Node) -> Any:
 
 @rule(
     aten._linalg_det.default,
+    aten._linalg_slogdet.default,
     aten.linalg_inv_ex.default,
     aten._linalg_eigh.default,
     aten._linalg_svd.default,
     aten.linalg_cholesky_ex.default,
+    aten.linalg_qr.default,
+    aten.linalg_lu_factor_ex.default,
+    aten.linalg_lu.default,
+    aten.linalg_matrix_exp.default,
+    aten._linalg_solve_ex.default,
+    aten.linalg_lu_solve.default,
+    aten.linalg_solve_triangular.default,
+    aten.triangular_solve.default,
 )
 def per_matrix(ctx: Context, node: fx.Node) -> Any:
-    """Linear algebra on the last two dimensions of each row."""
-    dims = ctx.dims(arguments(node)[0])
-    if any(dims[-2:]):
-        raise Refused("linear algebra over rows")
-    return tuple(Placement((*dims[:-2], *((),) * (len(v.shape) - len(dims) + 2))) for v in node.meta["val"])
+    """Linear algebra on the last two dimensions of each row, or on the last one of the right-hand sides."""
+    operands = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+    matrices = next(ctx.dims(n) for n in operands if rank(n) == max(map(rank, operands)))
+    batch = matrices[:-2]
+    for operand in operands:  # pivots and vectors have a dimension less than matrices
+        dims = ctx.dims(operand)
+        if dims[: len(batch)] != batch or any(dims[len(batch) :]):
+            raise Refused("linear algebra over rows, or with matrices and vectors of different rows")
+    values = node.meta["val"]
+    found = [
+        Placement((*batch, *((),) * (len(v.shape) - len(batch))))
+        for v in (values if isinstance(values, list | tuple) else [values])
+    ]
+    return tuple(found) if isinstance(values, list | tuple) else found[0]

@@ -308,6 +308,38 @@ def diagonal_backward(ctx: Context, node: fx.Node) -> Placement:
     return Placement(dims)
 
 
+@rule(aten.tril.default, aten.triu.default)
+def triangle(ctx: Context, node: fx.Node) -> Placement:
+    """A triangle of the matrix of each row."""
+    dims = ctx.dims(arguments(node)[0])
+    if any(dims[-2:]):
+        raise Refused("a triangle over rows")
+    return Placement(dims)
+
+
+@rule(aten.diag_embed.default)
+def diag_embed(ctx: Context, node: fx.Node) -> Placement:
+    """The last dimension as the diagonal of matrices."""
+    source: Any = arguments(node)[0]
+    one, two = (argument(node, 2 + i, f"dim{i + 1}", i - 2) for i in (0, 1))
+    dims = ctx.dims(source)
+    if dims[-1] or (one % (len(dims) + 1), two % (len(dims) + 1)) != (len(dims) - 1, len(dims)):
+        raise Refused("a diagonal over rows")
+    return Placement((*dims[:-1], (), ()))
+
+
+@rule(aten.diagonal_scatter.default)
+def diagonal_scatter(ctx: Context, node: fx.Node) -> Placement:
+    """A diagonal overwritten in each row."""
+    base: Any = arguments(node)[0]
+    one, two = (argument(node, 3 + i, f"dim{i + 1}", i) % rank(base) for i in (0, 1))
+    dims = ctx.dims(base)
+    rest = tuple(d for i, d in enumerate(dims) if i not in (one, two))
+    if dims[one] or dims[two] or ctx.dims(arguments(node)[1]) != (*rest, ()):
+        raise Refused("a diagonal over rows")
+    return Placement(dims)
+
+
 @rule(aten.diagonal.default)
 def diagonal(ctx: Context, node: fx.Node) -> Placement:
     source: Any = arguments(node)[0]
