@@ -180,7 +180,10 @@ def _scatter_reduce(write: Writer, node: fx.Node) -> fx.Node | None:
         base = write(aten.where.self, touched, _filled(write, base, neutral), base)
         if how not in ("sum", "mean"):
             return write(aten.scatter_reduce.two, base, dim, index, source, how)
-    total = _scatter_add(write, base, dim, index, source)
+    if is_zero(base) or isinstance(base.meta["val"].shape[dim], torch.SymInt):
+        total = _scatter_add(write, base, dim, index, source)
+    else:  # as of `_added`
+        total = write(aten.add.Tensor, base, _scatter_add(write, _filled(write, base, 0), dim, index, source))
     if how == "sum":
         return total
     count = write(aten.add.Tensor, count, 1) if include else write(aten.clamp_min.default, count, 1)

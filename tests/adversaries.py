@@ -155,7 +155,9 @@ class ScatterMean(Toy):
         back = sender[:, None].expand_as(w)
         with_self = h.scatter_reduce(0, back, w * h[receiver], "mean", include_self=True)
         total = torch.zeros_like(h).scatter_reduce(0, index, w * with_self[sender], "sum")
-        return with_self + total
+        species = graph["species"][:, None].expand_as(h)
+        kind = torch.zeros(N_SPECIES, F, dtype=h.dtype).scatter_reduce(0, species, h, "mean", include_self=False)
+        return with_self + total + kind[graph["species"]]
 
 
 class LineGraphs(Toy):

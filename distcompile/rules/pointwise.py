@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..ir import Dim, Placement
+from ..ir import Dim, Placement, Space
 from ..runtime.halo import stop_gradient
 from .base import Context, Refused, argument, one_row_dimension, rank, rule
 
@@ -56,9 +56,19 @@ def broadcast(ctx: Context, operands: list[fx.Node], ndim: int) -> tuple[Dim, ..
             if not dim or dim == dims[offset + i]:
                 continue
             if dims[offset + i]:
-                raise Refused(f"rows of {_show(dims[offset + i])} meet rows of {_show(dim)}")
+                raise Refused(
+                    f"rows of {_show(dims[offset + i])} meet rows of {_show(dim)}{_order(dims[offset + i], dim)}"
+                )
             dims[offset + i] = dim
     return one_row_dimension(dims)
+
+
+def _order(one: Dim, two: Dim) -> str:
+    """What to say of rows that come twice (edges*2) and of two lists of them (2*edges, edges_edges)."""
+    spaces = [{f for part in dim if isinstance(part, Space) for f in (part.blocks or (part,))} for dim in (one, two)]
+    if spaces[0] != spaces[1]:
+        return ""
+    return ", which come in another order: join lists of all rows with torch.cat, and do not repeat row by row"
 
 
 def _show(dim: Dim) -> str:
