@@ -187,12 +187,14 @@ def _spaces(
     """Every symbolic size that is reached from the atoms, named for people."""
     links: dict[sympy.Expr, dict[sympy.Expr, set[str]]] = defaultdict(lambda: defaultdict(set))
     alone = []  # tables that are pointed into by rows of their own only: a matrix of neighbours
+    lists = {size for root in targets for size in _varying(program, root) if len(_varying(program, root)) == 1}
     for root, target in targets.items():
         rows = [size for size in program.shape(root) if size.is_Symbol]
         if target in rows:  # other dimensions are columns, however many a graph has
             alone.append(target)
             continue
-        for size in program.shape(root):
+        varying = _varying(program, root)
+        for size in [size for size in varying if size in lists] or varying[:1]:  # others are columns here, too
             ends = 1 + any(n not in (1, size) for n in program.shape(root))  # one pointer may hold both ends
             for source, part in itertools.product(terms(size) or (), terms(target) or (target,)):
                 if source != part:
@@ -212,6 +214,11 @@ def _spaces(
     spaces = [Space(name, symbol) for symbol, name in names.items()]
     spaces += [Space(_unused("graphs", names), symbol, sharded=False) for symbol in above]
     return tuple(spaces)
+
+
+def _varying(program: Program, root: fx.Node) -> list[sympy.Expr]:
+    """The sizes of an index that are not the same for all graphs."""
+    return [size for size in program.shape(root) if not size.is_Integer]
 
 
 def _atoms(

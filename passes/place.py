@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from typing import Any
+from typing import Any, NoReturn
 
 import sympy
 import torch
 from torch import fx
 
+from ..errors import UnsupportedOp
 from ..ir import META, Dim, Placement, Program, Space, copy_graph, replace_graph
 from ..rules import RULES, Context, Refused
-from ..rules.base import named, unsupported
+from ..rules.base import named, unsupported, user_line
 from ..rules.linear import passes_partial
 from ..rules.pointwise import is_pointwise, pointwise
 
@@ -67,7 +68,10 @@ def _place(ctx: Context, node: fx.Node, partial: set[fx.Node], sharded: set[fx.N
         value = node.meta["val"]
         if not isinstance(value, torch.Tensor):
             return Placement(rule="size")
-        return Placement(tuple(_input_dim(ctx, n) for n in value.shape), rule="input")
+        dims = tuple(_input_dim(ctx, n) for n in value.shape)
+        if sum(map(bool, dims)) > 1:
+            _no_pairs(ctx, node, dims)
+        return Placement(dims, rule="input")
     if node.op == "get_attr":
         value = getattr(node.graph.owning_module, str(node.target))
         return Placement(((),) * value.dim(), rule="constant")
@@ -86,6 +90,17 @@ def _place(ctx: Context, node: fx.Node, partial: set[fx.Node], sharded: set[fx.N
         return found
     several = tuple(dataclasses.replace(p, partial=True) for p in several)
     return several if isinstance(found, tuple) else several[0]
+
+
+def _no_pairs(ctx: Context, node: fx.Node, dims: tuple[Dim, ...]) -> NoReturn:
+    """Refuse an input with a value for every pair of rows: of these a rank would have its own rows' pairs only."""
+    label = next((i.label for i in ctx.program.inputs if i.name == node.name), node.name)
+    lines = list(dict.fromkeys(user_line(user) for user in node.users))
+    rows = " and ".join(str(f) for dim in dims for f in dim)
+    raise UnsupportedOp(
+        f"{label} has a value for every pair of {rows}, which cannot be divided among ranks.\n  {lines[0]}\n"
+        "Give the pairs that matter as a list: an index of two rows, and a value for each of its columns."
+    )
 
 
 def _several(found: Any) -> tuple[Placement, ...]:
@@ -143,6 +158,8 @@ def _checked(ctx: Context, node: fx.Node, found: Any) -> Any:
             for factor in dim:
                 product = product / (factor.symbol if isinstance(factor, Space) else factor)  # type: ignore[union-attr]
             symbols = {s.symbol for s in ctx.program.spaces if s.sharded}
+            if dim and place.partial:
+                raise Refused("a sum over some rows of values that have a row for each of others")
             if (dim and sympy.cancel(product) != 1) or (not dim and symbols & size.free_symbols):
                 raise Refused(f"its result of shape {tuple(value.shape)} was placed as {place.dims}")
     return found

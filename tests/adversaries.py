@@ -533,13 +533,14 @@ class EndsAtOnce(Toy):
 
 
 class Triples(Toy):
-    """Rows of three atoms each, which nothing else says the place of."""
+    """Rows of three atoms each, which nothing else says the place of; rows of as many atoms as a graph has around."""
 
     def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
         sender, receiver = graph["edge_index"]
         h = h + add_to(w * h[sender], receiver, h)
         bent = h[graph["triples"]].prod(1)
-        return h + h.new_zeros(len(h), F).index_put((graph["triples"],), bent[:, None], accumulate=True)
+        h = h + h.new_zeros(len(h), F).index_put((graph["triples"],), bent[:, None], accumulate=True)
+        return h + add_to(h[graph["around"]].prod(1), graph["centers"], h)
 
 
 class Padding(Toy):
@@ -1035,10 +1036,17 @@ def with_centers() -> list[Graph]:
 
 
 def with_triples() -> list[Graph]:
-    """Graphs that name three atoms at a time."""
+    """Graphs that name three atoms at a time, and some others around each of their centers."""
     generator = torch.Generator().manual_seed(0)
-    return [{**g, "triples": torch.randint(n, (3 * n, 3), generator=generator)}
-            for n, g in zip(SIZES, plain(), strict=True)]  # fmt: skip
+
+    def some(*shape: int) -> Tensor:
+        return torch.randint(n, shape, generator=generator)
+
+    graphs = []
+    for n, graph in zip(SIZES, with_centers(), strict=True):
+        around = some(len(graph["centers"]), 4 + n % 3)
+        graphs.append({**graph, "triples": some(3 * n, 3), "around": around})
+    return graphs
 
 
 def counted() -> list[Any]:
@@ -1136,7 +1144,7 @@ ADVERSARIES = {
     "self loops": Adversary(SelfLoops, spaces=frozenset({"atoms", "edges", "edges_atoms", "atoms_edges_edges"})),
     "atoms and edges in one list": Adversary(AllRowsInOneList, spaces=frozenset({"atoms", "edges", "atoms_edges"})),
     "both ends at once": Adversary(EndsAtOnce, lambda: plain(half=True)),
-    "three atoms at once": Adversary(Triples, with_triples, frozenset({"atoms", "edges", "edges2"})),
+    "three atoms at once": Adversary(Triples, with_triples, frozenset({"atoms", "edges", "edges2", "edges3"})),
     "padding": Adversary(Padding),
     "attention": Adversary(Attention),
     "tensor products": Adversary(TensorProducts),

@@ -119,6 +119,16 @@ def buffered(rows: int) -> Update:
     return lambda model, graph, h, w, lengths: h * table
 
 
+class Adjacency(ToReceivers):
+    """Reads a matrix that the graph holds."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        return super().update(graph, h, w, vectors, lengths) + graph["matrix"] @ h
+
+
+WITH_MATRIX = {**EXAMPLE, "matrix": torch.eye(10, dtype=torch.float64)}
+
+
 def raising(*_: Any) -> Tensor:
     raise KeyError("charges")
 
@@ -219,6 +229,8 @@ WRONG = [
     rows("all pairs by a product", lambda h: (h @ h.T) @ h, "aten.mm", "every row with every row"),
     rows("all pairs by broadcasting", lambda h: (h[:, None] - h[None]).sum(1), "aten.sub", "every row", "of another"),
     rows("a matrix of atoms by atoms", lambda h: torch.zeros(len(h), len(h)).to(h) @ h, "aten.full", "every row"),
+    case("a matrix of atoms by atoms that is given", compiling(Adjacency().eval(), WITH_MATRIX), UnsupportedOp,
+         "graph['matrix'] has a value for every pair of atoms and atoms", "test_wrong_uses.py", "as a list"),
     rows("attention of all to all", attend_to_all, "aten.bmm", "every row with every row"),
     rows("the first atom", lambda h: h * h[0], "aten.select", "picked by its number"),
     rows("atoms 2 to 5", lambda h: h + h[2:5].sum(), "aten.slice", "picked by number"),
