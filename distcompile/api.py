@@ -208,9 +208,8 @@ class DistributedModel:
         with as_written():
             for compiler_pass in PIPELINE:
                 program = compiler_pass(program)
-            lowered = self._lowered(program)
         self.captures += 1
-        self._executors.append(self._executor(lowered))
+        self._executors.append(self._executor(self._lowered(program)))
         return self._executors[-1]
 
     def _executor(self, program: Program) -> Executor:
@@ -249,7 +248,7 @@ class DistributedModel:
 
     def _lowered(self, program: Program) -> Program:
         if self.lowering == "inductor":
-            with compiling() as notify:
+            with compiling() as notify, as_written():
                 lower(program, notify)
         return program
 
