@@ -23,6 +23,7 @@ from ..tree import Leaf
 from .autograd import Lockstep, enter, leave
 from .budget import Careful, compares_all_with_all
 from .memory import Free, free, share
+from .partition import Partition
 from .plan import Division, divide
 from .precision import as_written
 from .shard import Order, gather_output, shard_inputs
@@ -98,6 +99,7 @@ class Executor:
         self._leaf_of = {i: leaf_of[n] for i, n in enumerate(output.args[0]) if n in leaf_of}
         self._layout: Layout | None = None
         self._fitted: Layout | None = None
+        self._standing: Partition | None = None
 
     def __call__(self, leaves: Sequence[Leaf], differentiable: bool = False) -> list[Tensor]:
         """Evaluate the program on a whole graph object, given as its leaves; return the result's tensors, whole.
@@ -130,6 +132,7 @@ class Executor:
             assert prepared is not None
             if not layouts:  # virtual ranks share what the first one worked out
                 layouts.append(self.layout(prepared))
+                self._standing = layouts[0].division.partition
                 if self._fit is not None and layouts[0] is not self._fitted:
                     self._run_as(self._fit(prepared.sizes, layouts[0].division, share([r.free for r in everyone])))
                     self._fitted = layouts[0]
@@ -185,7 +188,11 @@ class Executor:
         return [whole[o.position] if o.source == "graph" else values[o.position] for o in self.program.outputs]
 
     def layout(self, prepared: _Prepared) -> Layout:
-        """The division of a graph object among the ranks; the last one if its pointers still hold."""
+        """The division of a graph object among the ranks; the last one if its pointers still hold.
+
+        It depends on this graph object and on those that were evaluated, which are the same on all ranks. One that was
+        only asked about, perhaps on one rank, leaves no trace.
+        """
         last = self._layout
         if (
             last is not None
@@ -195,7 +202,15 @@ class Executor:
             return last
         spaces = [s for s in self.program.spaces if s.sharded]
         pointers = [p for p in self.program.pointers if p.source.sharded and p.target.sharded]
-        division = divide(spaces, pointers, prepared.sizes, prepared.pointers, prepared.coordinates, self.world.size)
+        division = divide(
+            spaces,
+            pointers,
+            prepared.sizes,
+            prepared.pointers,
+            prepared.coordinates,
+            self.world.size,
+            self._standing,
+        )
         orders = {s.name: (division.ranks[s.name].argsort(stable=True), division.counts(s.name)) for s in spaces}
         self._layout = Layout(prepared.pointers, prepared.sizes, division, orders)
         return self._layout

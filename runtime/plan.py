@@ -78,6 +78,7 @@ def divide(
     values: Mapping[str, Tensor],
     coordinates: Sequence[Tensor],
     parts: int,
+    last: Partition | None = None,
 ) -> Division:
     """Divide all rows among `parts` ranks.
 
@@ -88,6 +89,7 @@ def divide(
         values: the values of each pointer, by its name.  # Shape: [rows of source, ...], integer
         coordinates: candidates for positions, see `partition`.
         parts: number of ranks.
+        last: how the atoms were divided before, see `partition`.
     """
     atoms = spaces[0]
     follows = _atoms_followed(spaces, pointers, sizes, values)
@@ -95,7 +97,7 @@ def divide(
     for name, atom in follows.items():
         if name != atoms.name:
             work += torch.bincount(atom, minlength=sizes[atoms.name])
-    found = partition(sizes[atoms.name], _pairs(atoms, pointers, values), work, coordinates, parts)
+    found = partition(sizes[atoms.name], _pairs(atoms, pointers, values), work, coordinates, parts, last)
     ranks = {name: found.ranks[atom] for name, atom in follows.items()}
     halo_keys = {s.name: _halo_keys(s, pointers, values, ranks, sizes) for s in spaces}
     return Division(ranks, halo_keys, found, parts)

@@ -46,7 +46,7 @@ class Case:
         given = (self.spaces, pointers, self.sizes, self.values, self.coordinates, self.parts)
         if self.ranks is None:
             return plan.divide(*given)
-        with mock.patch.object(plan, "partition", return_value=Partition(self.ranks, "given", 0.0, 1.0)):
+        with mock.patch.object(plan, "partition", return_value=Partition(self.ranks, "given", 0.0, 1.0, 1.0)):
             return plan.divide(*given)
 
     def readers(self, space: Space, division: plan.Division) -> set[tuple[int, int]]:

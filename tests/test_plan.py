@@ -211,3 +211,22 @@ def test_a_model_takes_fewer_atoms_than_ranks(compiled: distcompile.DistributedM
     assert bool(stock["stress"].any())
     for name in stock:
         torch.testing.assert_close(found[name], stock[name], rtol=1e-12, atol=1e-12)
+
+
+def test_atoms_stay_on_their_rank_from_step_to_step(compiled: distcompile.DistributedModel) -> None:
+    """Another neighbour list is no reason to move atoms; nor is a graph that was only asked about by one."""
+    model = compiled.on(LocalWorld(3))
+    (executor,) = model._executors
+    graph, moved, other = random_graph(60, 1), random_graph(60, 1, cutoff=2.9), random_graph(60, 2)
+    assert graph["edge_index"].shape != moved["edge_index"].shape
+
+    def ranks(given: dict[str, torch.Tensor]) -> list[int]:
+        leaves, _ = model._flatten((given,))
+        return executor.layout(executor.prepare(leaves)).division.ranks["atoms"].tolist()
+
+    model(graph)
+    before = ranks(graph)
+    model.stats(other)
+    assert ranks(moved) == before
+    assert ranks(other) != before
+    assert ranks(graph) == before
