@@ -27,7 +27,7 @@ WORTH_ANOTHER = 0.995
 """Halo rows after a sweep over those before it, above which it is the last."""
 
 UNEVEN = 1.01
-"""Work of the busiest rank over the mean that moves may lead to. METIS allows 1.03, which costs more than it saves."""
+"""Work of the busiest rank over the mean that moves may lead to; 1.03 costs more than it saves."""
 
 
 @dataclasses.dataclass(frozen=True)

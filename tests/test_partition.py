@@ -258,7 +258,7 @@ def test_halo_rows_of_a_liquid(water: systems.System, parts: int) -> None:
     ("system", "step"),
     [
         (systems.bulk(8), 1.532),
-        (systems.slab(10), 1.377),
+        (systems.slab(10), 1.368),
         (systems.nanoparticle(20.0), 1.291),
         (systems.film(24), 1.136),
     ],
