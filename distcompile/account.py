@@ -1,18 +1,20 @@
-"""What a program costs: bytes of every collective, and memory at its peak, from shapes alone."""
+"""What a program costs, from shapes alone: bytes of every collective, memory at its peak, work for each row."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import sympy
 import torch
 from torch import fx
 
-from .ir import META, Halo, Placement, Program
+from .ir import META, Halo, Placement, Program, Space, placement
+from .passes.levels import rows_of
+from .passes.store_or_recompute import bytes_per_row, product_flops
 from .printer import short
 from .rules.base import user_frame
 from .rules.shape import VIEWS
@@ -58,6 +60,63 @@ def collectives(program: Program) -> list[Collective]:
             reader = "added at " + place(operand)
         found.append(Collective(short(node), str(space), row, reader))
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class RowWork:
+    """What the operators of a program do for each row of a space in one evaluation."""
+
+    moved: float
+    """Bytes of operands and results, of those that have rows."""
+    flops: float
+    """Floating-point operations of matrix products."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What an evaluation takes on a rank, by rows."""
+
+    rows: dict[str, RowWork]
+    """By space."""
+    operators: int
+    """Calls of operators, if each region has one block."""
+    collectives: tuple[Collective, ...]
+    results: tuple[tuple[str, int], ...]
+    """Results that are put together on every rank: the space of their rows, and bytes of each."""
+
+
+def work(program: Program) -> Work:
+    """What an evaluation of a tiled program takes."""
+    assert program.tiled is not None
+    rows = {s.name: RowWork(0.0, 0.0) for s in program.spaces if s.sharded}
+    operators = sum(n.op == "call_function" for n in program.tiled.graph.nodes)
+    for region in program.tiled.children():
+        assert isinstance(region, Region)
+        for node in region.graph_module.graph.nodes:
+            if node.op == "call_function":
+                operators += 1
+                found = rows.get(region.spec.space, RowWork(0.0, 0.0))
+                moved = sum(_row(program, n, region.spec.space) for n in (node, *node.all_input_nodes))
+                rows[region.spec.space] = RowWork(
+                    found.moved + (0.0 if node.target in VIEWS else moved), found.flops + product_flops(program, node)
+                )
+    return Work(rows, operators, tuple(collectives(program)), tuple(_results(program)))
+
+
+def _row(program: Program, node: fx.Node, space: str) -> float:
+    """Bytes of a row of a value of a region's body; 0 for what every block reads whole."""
+    found = rows_of(node) if META in node.meta else None
+    size = bytes_per_row(program, node) if found is not None and found.space.name == space else 0.0
+    return size if math.isfinite(size) else 0.0
+
+
+def _results(program: Program) -> Iterator[tuple[str, int]]:
+    (output,) = [n for n in program.graph.graph.nodes if n.op == "output"]
+    for node in output.args[0]:
+        found = placement(node) if isinstance(node, fx.Node) and META in node.meta else None
+        if isinstance(found, Placement):
+            for space in [f for dim in found.dims for f in dim if isinstance(f, Space)]:
+                yield space.name, int(bytes_per_row(program, node))
 
 
 def place(node: fx.Node) -> str:

@@ -22,7 +22,7 @@ from .passes import PIPELINE
 from .passes.lower import lower
 from .printer import show_program
 from .progress import compiling
-from .runtime.executor import Executor, device_of, fingerprint
+from .runtime.executor import Executor, Prepared, device_of, fingerprint
 from .runtime.precision import as_written, precision
 from .runtime.world import World, default_world
 from .sizes import SMALLEST_SPACE
@@ -127,6 +127,12 @@ class DistributedModel:
             return executor
         return self._capture(graph)
 
+    def prepared(self, *graph: Any) -> tuple[Executor, Prepared]:
+        """The program that serves this graph object, and what its index program makes of it."""
+        leaves, _ = self._flatten(graph)
+        executor = self.executor_for(*graph)
+        return executor, executor.prepare(leaves)
+
     def on(self, world: World) -> DistributedModel:
         """The same programs on another world; nothing is captured again."""
         other = DistributedModel(self._call, self._module, world, self.memory, self.lowering)
@@ -156,8 +162,7 @@ class DistributedModel:
             reductions, ``peak_memory`` in bytes (predicted, without parameters), ``partition``.
         """
         leaves, _ = self._flatten(graph)
-        executor = self.executor_for(*graph)
-        prepared = executor.prepare(leaves)
+        executor, prepared = self.prepared(*graph)
         division = executor.layout(prepared).division
         program = self._fit(executor.program).choose(
             prepared.sizes, division, free_here(self.world, device_of(leaves))

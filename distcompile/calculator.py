@@ -68,6 +68,41 @@ def statistics(calculator: Any) -> list[dict[str, Any]]:
     return []
 
 
+def received(calculator: Any, atoms: Any) -> tuple[DistributedModel, tuple[Any, ...]]:
+    """The compiled model that a distributed calculator calls for a structure, and what it calls it with.
+
+    The model is not called: this takes what the calculator itself does, its neighbour list and its graph object.
+    """
+    forwards = [m.forward for m in _modules(calculator) if isinstance(m.forward, _Forward)]
+    for forward in forwards:
+        forward.only_receives = True
+    try:
+        calculate(calculator, atoms)
+    except _Received as found:
+        return found.model, found.graph
+    finally:
+        for forward in forwards:
+            forward.only_receives = False
+    raise TypeError(f"{type(calculator).__name__} did not call its model.")
+
+
+def calculate(calculator: Any, atoms: Any) -> None:
+    """Make a calculator evaluate all that it has for a structure."""
+    wanted = [p for p in ("energy", "forces", "stress", "magmoms") if p in calculator.implemented_properties]
+    if not atoms.pbc.all() and "stress" in wanted:
+        wanted.remove("stress")  # ASE refuses a stress without a cell
+    calculator.reset()
+    calculator.calculate(atoms.copy(), wanted, ["positions", "numbers", "cell", "pbc"])
+
+
+class _Received(BaseException):
+    """Takes what a calculator calls its model with past whatever the calculator does with exceptions."""
+
+    def __init__(self, model: DistributedModel, graph: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.model, self.graph = model, graph
+
+
 class _Forward:
     """Takes the place of a module's ``forward``; one compiled model for each set of keyword options."""
 
@@ -76,6 +111,7 @@ class _Forward:
         self._options: dict[str, Any] = {"world": world, "memory": memory, "lowering": lowering}
         self._models: dict[str, DistributedModel] = {}
         self.last: tuple[DistributedModel, tuple[Any, ...]] | None = None
+        self.only_receives = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with_tensors = {name: value for name, value in kwargs.items() if flatten(value)[0]}
@@ -86,6 +122,8 @@ class _Forward:
             stock = _WithTensors(self._stock) if with_tensors else self._stock
             self._models[key] = compile(stock, graph, model_kwargs=options, **self._options)
         model = self._models[key]
+        if self.only_receives:
+            raise _Received(model, graph)
         self.last = (model, graph)
         # A model that takes its forces itself returns plain numbers, in training mode too; the calculator counts on it.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not model.program.capture.differentiates):

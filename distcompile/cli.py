@@ -1,11 +1,12 @@
-"""The command line: ``distcompile run STRUCTURE --calculator NAME --ranks N``, ``check`` and ``doctor``."""
+"""The command line: ``distcompile run STRUCTURE --calculator NAME --ranks N``, ``plan``, ``check`` and ``doctor``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from .dynamics import Ensemble, Md, Optimizer, Output, Relaxation
 from .jobs import Job, Task, perform, problem_of
@@ -72,6 +73,40 @@ def run(
         perform(job)
     else:
         raise typer.Exit(launch(ranks, max_restarts, checkpoint))
+
+
+class _SeveralRanks(TyperCommand):
+    """Takes ``--ranks 8 64 512`` for ``--ranks 8,64,512``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        joined: list[str] = []
+        for word in args:
+            if word.isdigit() and joined[-2:-1] == ["--ranks"]:
+                joined[-1] += f",{word}"
+            else:
+                joined.append(word)
+        return super().parse_args(ctx, joined)
+
+
+@app.command(cls=_SeveralRanks)
+def plan(
+    structure: Annotated[Path, typer.Argument(help="Any structure file that ASE reads.")],
+    calculator: Annotated[str, typer.Option(help="As for run.")],
+    ranks: Annotated[str, typer.Option(help="Numbers of ranks.", metavar="N N ...")],
+    device: Annotated[
+        str, typer.Option(help="a100, h100 (published figures), cpu (this machine, measured); by commas.")
+    ] = "cpu",
+    measured: Annotated[
+        Path | None,
+        typer.Option(help="Figures of a machine; if there is no such file, this machine's are measured and kept."),
+    ] = None,
+    repeat: Annotated[tuple[int, int, int], typer.Option(min=1, help="Repeat the cell along its axes.")] = (1, 1, 1),
+    plot: Annotated[Path | None, typer.Option(help="Draw strong and weak scaling (.png).")] = None,
+) -> None:
+    """Predict rows, traffic, memory and time of a step on many ranks, without running the model on the structure."""
+    from .jobs import perform_plan
+
+    perform_plan(structure, calculator, ranks, device, measured, repeat, plot)
 
 
 @app.command()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import typer
 
-from .calculator import distribute, load_calculator, statistics
+from .calculator import calculate, distribute, load_calculator, statistics
 from .checkpoint import last, resume
 from .dynamics import Ensemble, Md, Output, Relaxation, relax, run_md
 from .errors import DistcompileError, OutOfMemory, RankError, SimulationError
@@ -86,17 +86,10 @@ def problem_of(job: Job, pressed: bool, max_restarts: int) -> str:
 
 def perform(job: Job) -> None:
     """Do a job, on every rank; ends the process with a message if it cannot be done."""
-    from ase.io import read
-
     first = is_first()
-    problem = ""
-    atoms: Any = None
     calculator: Any = None
     stock: tuple[dict[str, Any], float] | None = None
-    try:
-        atoms = read(job.structure) * job.repeat
-    except Exception as error:  # readers of ASE raise whatever their format makes them raise
-        problem = f"ASE cannot read {job.structure}: {str(error) or type(error).__name__}."
+    atoms, problem = _read(job.structure, job.repeat)
     try:
         calculator = load_calculator(job.calculator)
         if job.check and first and not problem:
@@ -126,6 +119,58 @@ def perform(job: Job) -> None:
             results = _consistent(calculator.results)
         if first and job.output is not None:
             _write(job.output, atoms, results)
+
+
+def perform_plan(
+    structure: Path,
+    calculator: str,
+    ranks: str,
+    device: str,
+    measured: Path | None,
+    repeat: tuple[int, int, int],
+    plot: Path | None,
+) -> None:
+    """Predict steps on many ranks and print them; ends the process with a message if that cannot be done."""
+    from .forecast import forecast
+    from .planning import DEVICES
+    from .report_plan import plot_plan, report_plan
+
+    devices = device.split(",")
+    unknown = set(devices) - {*DEVICES, "cpu"}
+    if unknown:
+        stop(f"--device takes {', '.join(DEVICES)} and cpu, not {unknown.pop()!r}; others with --measured.")
+    try:
+        numbers = [int(n) for n in ranks.split(",")]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1:
+        stop(f"--ranks takes numbers of ranks, not {ranks!r}.")
+    atoms, problem = _read(structure, repeat)
+    if problem:
+        stop(problem)
+    with _explained(None):
+        try:
+            found = forecast(atoms, calculator, numbers, devices, measured)
+        except (TypeError, ValueError) as error:
+            stop(str(error))
+        report_plan(found)
+        if plot is not None:
+            try:
+                plot_plan(found, plot)
+            except (ImportError, ValueError) as error:  # no matplotlib, or a format that it does not know
+                stop(f"{plot} cannot be drawn: {error}.")
+
+
+def _read(structure: Path, repeat: tuple[int, int, int]) -> tuple[Any, str]:
+    """Atoms, or what is wrong with their file."""
+    from ase.io import read
+
+    try:
+        return read(structure) * repeat, ""
+    except FileNotFoundError:
+        return None, f"There is no file {structure}."
+    except Exception as error:  # readers of ASE raise whatever their format makes them raise
+        return None, f"ASE cannot read {structure}: {str(error) or type(error).__name__}."
 
 
 @contextlib.contextmanager
@@ -178,12 +223,8 @@ def _move(job: Job, atoms: Any) -> None:
 
 def _evaluate(calculator: Any, atoms: Any) -> tuple[dict[str, Any], float]:
     """All results that the calculator has for a structure, and the seconds they took."""
-    wanted = [p for p in ("energy", "forces", "stress", "magmoms") if p in calculator.implemented_properties]
-    if not atoms.pbc.all() and "stress" in wanted:
-        wanted.remove("stress")  # ASE refuses a stress without a cell
-    calculator.reset()
     start = time.perf_counter()
-    calculator.calculate(atoms.copy(), wanted, ["positions", "numbers", "cell", "pbc"])
+    calculate(calculator, atoms)
     seconds = time.perf_counter() - start
     return _consistent(calculator.results), seconds
 

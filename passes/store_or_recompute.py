@@ -63,13 +63,20 @@ def work_per_row(program: Program, node: fx.Node) -> float:
     if not math.isfinite(size):
         size = sum(bytes_per_row(program, n) for n in node.all_input_nodes[:1])
     if node.target in _PRODUCTS:
-        first = node.args[_PRODUCTS[node.target]]
-        inner = program.shape(first)[-1]  # type: ignore[arg-type]
-        element = node.meta["val"].element_size()
-        return 2 * (int(inner) if inner.is_Integer else 1) * (size / element) / FLOPS_PER_BYTE + size
+        return product_flops(program, node) / FLOPS_PER_BYTE + size
     if accesses(node):
         return 1.5 * size
     return (0.3 if is_pointwise(node.target) else 1.0) * size
+
+
+def product_flops(program: Program, node: fx.Node) -> float:
+    """Floating-point operations of one row of a matrix product; 0 for other operators."""
+    if node.target not in _PRODUCTS:
+        return 0.0
+    first = node.args[_PRODUCTS[node.target]]
+    inner = program.shape(first)[-1]  # type: ignore[arg-type]
+    elements = bytes_per_row(program, node) / node.meta["val"].element_size()
+    return 2 * (int(inner) if inner.is_Integer else 1) * elements
 
 
 def choose(

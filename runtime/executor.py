@@ -2,7 +2,8 @@
 
     whole graph object -> checks -> index program -> (partition, plan) -> shards -> graph on every rank -> whole result
 
-The partition and the plan are kept while the pointers stay the same, as they do between two neighbour lists.
+The plan is kept while the pointers stay the same, as they do between two neighbour lists; the partition longer, while
+it is nearly as good as it was.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ import sympy
 import torch
 from torch import Tensor, fx
 
-from ..errors import DistcompileError, GuardError, InputError, RankError
+from ..errors import DistcompileError, InputError, RankError
 from ..ir import Placement, Program, placement
 from ..tree import Leaf
 from .autograd import Lockstep, enter, leave
 from .budget import Careful, compares_all_with_all
+from .inputs import bind_sizes, check_guards, check_leaves
 from .memory import Free, free, share
 from .partition import Partition
 from .plan import Division, divide
 from .precision import as_written
 from .shard import Order, gather_output, shard_inputs
-from .world import Communicator, World, communicator
+from .world import Communicator, World, active, communicator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Layout:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Prepared:
+class Prepared:
     """A graph object after checks and the index program."""
 
     values: tuple[Any, ...]
@@ -113,7 +115,7 @@ class Executor:
         """
         self.calls += 1
         problem: DistcompileError | None = None
-        prepared: _Prepared | None = None
+        prepared: Prepared | None = None
         try:
             prepared = self.prepare(leaves)
         except DistcompileError as error:
@@ -164,7 +166,7 @@ class Executor:
         return found
 
     def _run(
-        self, comm: Communicator, prepared: _Prepared, layout: Layout, given: Mapping[str | int, Tensor]
+        self, comm: Communicator, prepared: Prepared, layout: Layout, given: Mapping[str | int, Tensor]
     ) -> list[Tensor]:
         """One rank's part; `given` are the values of `_differentiated`, empty if there is nothing to differentiate."""
         plans = layout.division.for_rank(comm.rank)
@@ -187,7 +189,7 @@ class Executor:
             ]
         return [whole[o.position] if o.source == "graph" else values[o.position] for o in self.program.outputs]
 
-    def layout(self, prepared: _Prepared) -> Layout:
+    def layout(self, prepared: Prepared) -> Layout:
         """The division of a graph object among the ranks; the last one if its pointers still hold.
 
         It depends on this graph object and on those that were evaluated, which are the same on all ranks. One that was
@@ -200,22 +202,28 @@ class Executor:
             and all(torch.equal(last.pointers[name], value) for name, value in prepared.pointers.items())
         ):
             return last
-        spaces = [s for s in self.program.spaces if s.sharded]
-        pointers = [p for p in self.program.pointers if p.source.sharded and p.target.sharded]
-        division = divide(
-            spaces,
-            pointers,
-            prepared.sizes,
-            prepared.pointers,
-            prepared.coordinates,
-            self.world.size,
-            self._standing,
-        )
-        orders = {s.name: (division.ranks[s.name].argsort(stable=True), division.counts(s.name)) for s in spaces}
-        self._layout = Layout(prepared.pointers, prepared.sizes, division, orders)
+        division = self.divide(prepared, self.world.size, self._standing)
+        self._layout = self.laid_out(prepared, division)
         return self._layout
 
-    def prepare(self, leaves: Sequence[Leaf]) -> _Prepared:
+    def laid_out(self, prepared: Prepared, division: Division) -> Layout:
+        """A division with the order in which results are put together."""
+        ranks = division.ranks
+        orders = {name: (owners.argsort(stable=True), division.counts(name)) for name, owners in ranks.items()}
+        return Layout(prepared.pointers, prepared.sizes, division, orders)
+
+    def divide(self, prepared: Prepared, parts: int, last: Partition | None = None) -> Division:
+        """The division of a graph object among any number of ranks; `last` as for `runtime.plan.divide`."""
+        spaces = [s for s in self.program.spaces if s.sharded]
+        pointers = [p for p in self.program.pointers if p.source.sharded and p.target.sharded]
+        return divide(spaces, pointers, prepared.sizes, prepared.pointers, prepared.coordinates, parts, last)
+
+    def run_rank(self, comm: Communicator, prepared: Prepared, layout: Layout) -> list[Tensor]:
+        """One rank's part of an evaluation in a given layout."""
+        with active(comm):
+            return self._run(comm, prepared, layout, {})
+
+    def prepare(self, leaves: Sequence[Leaf]) -> Prepared:
         """Check a graph object and run the index program on it."""
         check_leaves(self.program, leaves)
         known = bind_sizes(self.program, leaves)
@@ -247,7 +255,7 @@ class Executor:
             for i, shape in zip(self._inputs, self._shapes, strict=True)
             if i.kind == "rows" and shape == (atoms.symbol, 3) and values[i.source].is_floating_point()
         )
-        return _Prepared(values, sizes, pointers, coordinates)
+        return Prepared(values, sizes, pointers, coordinates)
 
     def _check_ranges(self, values: Sequence[Any], sizes: Mapping[str, int]) -> None:
         """Every pointer points at rows that exist, every lookup in a fixed table finds its row."""
@@ -293,90 +301,6 @@ def _check_range(value: Tensor, rows: int, label: str, what: str, negative: bool
             f"{label} refers to number {bad} (at position {at}), but there are {rows} {what}, numbered from 0. "
             "Check the graph, and that the model knows every species in it."
         )
-
-
-def check_leaves(program: Program, leaves: Sequence[Leaf]) -> None:
-    """Same tensors, dtypes and feature widths as the example; no NaN."""
-    expected = program.capture.leaves
-    paths, known = [leaf.path for leaf in leaves], [leaf.path for leaf in expected]
-    if paths != known:
-        missing, extra = sorted(set(known) - set(paths)), sorted(set(paths) - set(known))
-        raise InputError(
-            "The graph does not have the structure of the example it was compiled for: "
-            + "; ".join(
-                f"{word} {', '.join(names)}" for word, names in (("missing", missing), ("unexpected", extra)) if names
-            )
-            + ". Build it as the example was built, or compile again."
-        )
-    for leaf, example, sizes in zip(leaves, expected, program.capture.sizes, strict=True):
-        tensor, model = leaf.tensor, example.tensor
-        if tensor.dtype != model.dtype:
-            raise InputError(
-                f"{leaf.path} is {tensor.dtype}, the model was compiled for {model.dtype}: "
-                f"convert it with .to({model.dtype}), or compile again."
-            )
-        if tensor.device.type != model.device.type:
-            raise InputError(
-                f"{leaf.path} is on {tensor.device}, the model was compiled on {model.device}: "
-                f"move it with .to({str(model.device)!r}), or compile again."
-            )
-        if tensor.dim() != model.dim() or any(
-            size.is_Integer and n != int(size) for size, n in zip(sizes, tensor.shape, strict=False)
-        ):
-            shape = ", ".join(str(size) if size.is_Integer else "*" for size in sizes)
-            raise InputError(
-                f"{leaf.path} has shape {tuple(tensor.shape)}, the model was compiled for ({shape}): "
-                "build the graph as the example was built, or compile again."
-            )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()) and bool(torch.isfinite(model).all()):
-            where = tuple((~torch.isfinite(tensor)).nonzero()[0].tolist())
-            raise InputError(
-                f"{leaf.path} is NaN or infinite at {where}. Check the structure; atoms may have flown apart."
-            )
-
-
-def bind_sizes(program: Program, leaves: Sequence[Leaf]) -> dict[sympy.Symbol, int]:
-    """The value of every size symbol, from the shapes of the leaves; sizes made of others must agree with them."""
-    known: dict[sympy.Symbol, int] = {}
-    first: dict[sympy.Symbol, str] = {}
-    for leaf, sizes in zip(leaves, program.capture.sizes, strict=True):
-        for size, n in zip(sizes, leaf.tensor.shape, strict=True):
-            symbol = program.size(size)
-            if not symbol.is_Symbol:
-                continue
-            if known.setdefault(symbol, n) != n:
-                raise InputError(
-                    f"{leaf.path} has {n} rows where {first[symbol]} has {known[symbol]}: both must have one row for "
-                    "each of the same things (atoms, edges)."
-                )
-            first.setdefault(symbol, leaf.path)
-    for leaf, sizes in zip(leaves, program.capture.sizes, strict=True):
-        for size, n in zip(sizes, leaf.tensor.shape, strict=True):
-            expected = program.size(size)
-            if expected.free_symbols <= known.keys() and int(expected.xreplace(known)) != n:
-                raise InputError(
-                    f"{leaf.path} has {n} rows, not the {expected.xreplace(known)} that "
-                    f"{first[min(expected.free_symbols, key=str)]} makes necessary."
-                )
-    return known
-
-
-def check_guards(program: Program, known: Mapping[sympy.Symbol, int | float]) -> None:
-    """Branches that the model took on the example's sizes must be the branches for these sizes."""
-    shape_env = program.capture.shape_env
-    checks = [g.expr for g in shape_env.guards]
-    checks += [a.expr for asserts in shape_env.deferred_runtime_asserts.values() for a in asserts]
-    values = {symbol: sympy.sympify(value) for symbol, value in known.items()}
-    decided = {symbol: values[symbol] for symbol, _ in program.conditions if symbol in values}
-    for check in checks:
-        if not isinstance(check, sympy.Basic):
-            continue
-        # Values that decided about a branch go in first: the example's took their place when they did.
-        expr = program.size(shape_env.replace(check.xreplace(decided)))
-        if expr.free_symbols <= set(known) and expr.xreplace(values) == sympy.false:
-            raise GuardError(
-                f"This graph takes another branch of the model than the example did: {check} does not hold."
-            )
 
 
 def fingerprint(leaves: Sequence[Leaf]) -> str:

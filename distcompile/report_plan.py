@@ -1,0 +1,80 @@
+"""The tables and the picture of ``distcompile plan``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from .forecast import Forecast
+
+
+def report_plan(found: Forecast) -> None:
+    """Rows, traffic and memory of the fullest rank, steps on every device, and what was assumed."""
+    console = Console(highlight=False)
+    console.print(f"{found.formula}: {found.atoms} atoms, {found.graph_bytes / 1e6:.1f} MB of graph and parameters")
+    names = list(found.columns[0].ranks.spaces)
+    rows = Table("ranks", "partition", "imbalance", *[f"{n} owned + halo" for n in names], title="Rows of a rank")
+    moved = Table("ranks", "messages", "MB halo", "MB results", "MB memory", title="One evaluation, on a rank")
+    for column in found.columns:
+        held, sent = column.ranks, column.traffic
+        counts = [f"{held.spaces[n].owned.max()} + {held.spaces[n].halo.max()}" for n in names]
+        rows.add_row(str(held.parts), held.partition.method, f"{held.partition.imbalance:.3f}", *counts)
+        megabytes = [f"{x.max() / 1e6:.2f}" for x in (sent.halo, sent.results, held.memory)]
+        moved.add_row(str(held.parts), str(sent.messages.max()), *megabytes)
+    console.print(rows, moved)
+    for i, device in enumerate(found.devices):
+        console.print(_steps(found, i, device.name))
+    host = found.columns[-1].host
+    console.print(
+        "All figures are of the rank that has most. Assumed:\n"
+        f"- whole on every rank, measured on this machine: neighbours and graph {host.graph:.3g} s, checks "
+        f"{host.checks:.3g} s, who sends what {host.division:.3g} s on {found.columns[-1].ranks.parts} ranks;\n"
+        '- atoms stay on their ranks from step to step; operators run one by one (lowering="eager");\n'
+        "- ranks wait for each other at each exchange, nothing overlaps; sums take 2 log2(ranks) messages;\n"
+        "- memory is that of the program's tensors; the graph and the parameters come on top, on every rank;"
+    )
+    for device in found.devices:
+        console.print(f"- {device.name}: {device.basis}.", soft_wrap=True)
+
+
+def _steps(found: Forecast, i: int, name: str) -> Table:
+    """Seconds of a step on one device, and how well more ranks do against one."""
+    table = Table(
+        *("ranks", "s/step", "whole graph", "operators", "halo", "sums, results", "efficiency", "without graph"),
+        title=f"A step on {name}, in seconds",
+    )
+    one = found.columns[0].steps[i]
+    for column in found.columns:
+        now, parts = column.steps[i], column.ranks.parts
+        seconds = [f"{x:.3g}" for x in (now.total, now.host, now.local, now.halo, now.whole)]
+        pairs = ((one.total, now.total), (one.evaluation, now.evaluation))
+        table.add_row(str(parts), *seconds, *(f"{alone / shared / parts:.0%}" for alone, shared in pairs))
+    return table
+
+
+def plot_plan(found: Forecast, path: Path) -> None:
+    """Strong scaling (the same system on more ranks) and weak scaling (as many rows a rank).
+
+    Whole, and without what every rank does on the whole graph; ideal is the latter on one rank, divided.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    strong, weak = figure.subplots(1, 2)
+    ranks = [c.ranks.parts for c in found.columns]
+    for i, device in enumerate(found.devices):
+        steps = [c.steps[i] for c in found.columns]
+        for axes, row in ((strong, steps), (weak, list(found.weak[i]))):
+            (line,) = axes.plot(ranks, [s.total for s in row], "o-", label=device.name)
+            axes.plot(ranks, [s.evaluation for s in row], "--", color=line.get_color(), label="without graph")
+        strong.plot(ranks, [steps[0].evaluation / n for n in ranks], ":", color=line.get_color(), label="ideal")
+    strong.set(
+        xscale="log", yscale="log", xlabel="ranks", ylabel="s/step", title=f"{found.atoms} atoms (dotted: ideal)"
+    )
+    weak.set(
+        xscale="log", yscale="log", xlabel="ranks", ylabel="s/step", title=f"{found.atoms // ranks[-1]} atoms a rank"
+    )
+    strong.legend()
+    figure.savefig(path, dpi=150)

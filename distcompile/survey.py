@@ -1,0 +1,79 @@
+"""What each of many ranks would hold and exchange, counted from one division of the whole graph.
+
+No rank's plan is made: rows, halo rows and the ranks that exchange them are histograms of who owns and who reads a row,
+so a million atoms among 512 ranks take the memory of the graph and not of 512 plans.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from .account import peak_bytes
+from .ir import Program
+from .runtime.partition import Partition
+from .runtime.plan import Division
+
+Counts = np.ndarray
+"""A number for each rank.  # Shape: [n_ranks], int64"""
+
+
+@dataclasses.dataclass(frozen=True)
+class SpaceSurvey:
+    """The rows of one space."""
+
+    owned: Counts
+    halo: Counts
+    """Rows read and not owned: received in an exchange, sent in a reduction."""
+    sent: Counts
+    """Owned rows, counted once for each rank that reads them: sent in an exchange, received in a reduction."""
+    sources: Counts
+    """Ranks that own a halo row of this one."""
+    readers: Counts
+    """Ranks that read a row of this one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """All ranks of a division."""
+
+    parts: int
+    partition: Partition
+    spaces: dict[str, SpaceSurvey]
+    memory: Counts
+    """Bytes of live tensors at the peak of each rank's evaluation, as `account.peak_bytes` predicts them."""
+
+
+def survey(program: Program, sizes: dict[str, int], division: Division) -> Survey:
+    """Count what every rank of a division holds.
+
+    Args:
+        program: a tiled program.
+        sizes: rows of every space in the whole graph.
+        division: who owns and who reads which rows.
+    """
+    spaces = {name: _space(division, name) for name in division.ranks}
+    memory = [
+        peak_bytes(
+            program,
+            {**sizes, **{name: int(s.owned[rank]) for name, s in spaces.items()}},
+            {name: int(s.halo[rank]) for name, s in spaces.items()},
+        )
+        for rank in range(division.parts)
+    ]
+    return Survey(division.parts, division.partition, spaces, np.array(memory))
+
+
+def _space(division: Division, name: str) -> SpaceSurvey:
+    parts, owners = division.parts, division.ranks[name].numpy()
+    reader, row = np.divmod(division.halo_keys[name].numpy(), max(len(owners), 1))
+    owner = owners[row]
+    between = np.bincount(owner * parts + reader, minlength=parts**2).reshape(parts, parts)
+    return SpaceSurvey(
+        owned=np.bincount(owners, minlength=parts),
+        halo=between.sum(0),
+        sent=between.sum(1),
+        sources=(between > 0).sum(0),
+        readers=(between > 0).sum(1),
+    )

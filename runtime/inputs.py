@@ -1,0 +1,96 @@
+"""Whether a graph object fits the program: structure, dtypes, sizes, and the branches that the model took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import sympy
+import torch
+
+from ..errors import GuardError, InputError
+from ..ir import Program
+from ..tree import Leaf
+
+
+def check_leaves(program: Program, leaves: Sequence[Leaf]) -> None:
+    """Same tensors, dtypes and feature widths as the example; no NaN."""
+    expected = program.capture.leaves
+    paths, known = [leaf.path for leaf in leaves], [leaf.path for leaf in expected]
+    if paths != known:
+        missing, extra = sorted(set(known) - set(paths)), sorted(set(paths) - set(known))
+        raise InputError(
+            "The graph does not have the structure of the example it was compiled for: "
+            + "; ".join(
+                f"{word} {', '.join(names)}" for word, names in (("missing", missing), ("unexpected", extra)) if names
+            )
+            + ". Build it as the example was built, or compile again."
+        )
+    for leaf, example, sizes in zip(leaves, expected, program.capture.sizes, strict=True):
+        tensor, model = leaf.tensor, example.tensor
+        if tensor.dtype != model.dtype:
+            raise InputError(
+                f"{leaf.path} is {tensor.dtype}, the model was compiled for {model.dtype}: "
+                f"convert it with .to({model.dtype}), or compile again."
+            )
+        if tensor.device.type != model.device.type:
+            raise InputError(
+                f"{leaf.path} is on {tensor.device}, the model was compiled on {model.device}: "
+                f"move it with .to({str(model.device)!r}), or compile again."
+            )
+        if tensor.dim() != model.dim() or any(
+            size.is_Integer and n != int(size) for size, n in zip(sizes, tensor.shape, strict=False)
+        ):
+            shape = ", ".join(str(size) if size.is_Integer else "*" for size in sizes)
+            raise InputError(
+                f"{leaf.path} has shape {tuple(tensor.shape)}, the model was compiled for ({shape}): "
+                "build the graph as the example was built, or compile again."
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()) and bool(torch.isfinite(model).all()):
+            where = tuple((~torch.isfinite(tensor)).nonzero()[0].tolist())
+            raise InputError(
+                f"{leaf.path} is NaN or infinite at {where}. Check the structure; atoms may have flown apart."
+            )
+
+
+def bind_sizes(program: Program, leaves: Sequence[Leaf]) -> dict[sympy.Symbol, int]:
+    """The value of every size symbol, from the shapes of the leaves; sizes made of others must agree with them."""
+    known: dict[sympy.Symbol, int] = {}
+    first: dict[sympy.Symbol, str] = {}
+    for leaf, sizes in zip(leaves, program.capture.sizes, strict=True):
+        for size, n in zip(sizes, leaf.tensor.shape, strict=True):
+            symbol = program.size(size)
+            if not symbol.is_Symbol:
+                continue
+            if known.setdefault(symbol, n) != n:
+                raise InputError(
+                    f"{leaf.path} has {n} rows where {first[symbol]} has {known[symbol]}: both must have one row for "
+                    "each of the same things (atoms, edges)."
+                )
+            first.setdefault(symbol, leaf.path)
+    for leaf, sizes in zip(leaves, program.capture.sizes, strict=True):
+        for size, n in zip(sizes, leaf.tensor.shape, strict=True):
+            expected = program.size(size)
+            if expected.free_symbols <= known.keys() and int(expected.xreplace(known)) != n:
+                raise InputError(
+                    f"{leaf.path} has {n} rows, not the {expected.xreplace(known)} that "
+                    f"{first[min(expected.free_symbols, key=str)]} makes necessary."
+                )
+    return known
+
+
+def check_guards(program: Program, known: Mapping[sympy.Symbol, int | float]) -> None:
+    """Branches that the model took on the example's sizes must be the branches for these sizes."""
+    shape_env = program.capture.shape_env
+    checks = [g.expr for g in shape_env.guards]
+    checks += [a.expr for asserts in shape_env.deferred_runtime_asserts.values() for a in asserts]
+    values = {symbol: sympy.sympify(value) for symbol, value in known.items()}
+    decided = {symbol: values[symbol] for symbol, _ in program.conditions if symbol in values}
+    for check in checks:
+        if not isinstance(check, sympy.Basic):
+            continue
+        # Values that decided about a branch go in first: the example's took their place when they did.
+        expr = program.size(shape_env.replace(check.xreplace(decided)))
+        if expr.free_symbols <= set(known) and expr.xreplace(values) == sympy.false:
+            raise GuardError(
+                f"This graph takes another branch of the model than the example did: {check} does not hold."
+            )
