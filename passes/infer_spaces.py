@@ -328,9 +328,22 @@ def _with_pointers(
             twin.meta = dict(node.meta)
             _data_uses_to(node, twin)
             ordered.append(dataclasses.replace(given, name=twin.name))
+    _select_rows(module.graph, {p.name for p in pointers})
     return replace_graph(
         program, module, inputs=tuple(ordered), pointers=tuple(pointers), spaces=tuple(spaces.values())
     )
+
+
+def _select_rows(graph: fx.Graph, pointers: set[str]) -> None:
+    """Write ``x[:, p]`` as index_select, which copies whole rows: a pointer is never negative, as an index may be."""
+    for node in graph.nodes:
+        if node.target is not aten.index.Tensor:
+            continue
+        found = accesses(node)
+        root = pointer_root(found[0].index)
+        if len(found) == 1 and found[0].index.meta["val"].dim() == 1 and root is not None and root.name in pointers:
+            node.target = aten.index_select.default
+            node.args = (node.args[0], found[0].dim, found[0].index)
 
 
 def _is_made_of_rows(size: sympy.Expr, spaces: dict[sympy.Expr, Space]) -> bool:
