@@ -34,9 +34,11 @@ from torch.fx.experimental.symbolic_shapes import (
     ShapeEnv,
     StatelessSymbolicContext,
 )
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
+from . import decompositions
 from .cures import Cures
 from .errors import CaptureError, DistcompileError
 from .host import LeftTorch
@@ -252,8 +254,10 @@ def _trace(
         result.append(out_tree)
         return [leaf.tensor for leaf in out_leaves]
 
-    with mode, cures.applied(model, fakes), torch.enable_grad(), _helpers_recorded():
-        traced = make_fx(flat_call, tracing_mode="real", _allow_non_fake_inputs=True, record_stack_traces=True)(*fakes)
+    with mode, cures.applied(model, fakes), torch.enable_grad(), _helpers_recorded(), sdpa_kernel(SDPBackend.MATH):
+        traced = make_fx(
+            flat_call, decompositions.TABLE, "real", _allow_non_fake_inputs=True, record_stack_traces=True
+        )(*fakes)
     return _Trace(traced, fakes, result[-1], mode)
 
 

@@ -3,10 +3,12 @@
 torch.tensor([a, n])      =>  stack([a, scalar_tensor(n)])     for tensors and sizes among the values
 pad(x, (1, 2))            =>  cat([zeros, x, zeros], -1)
 masked_select(x, mask)    =>  x[mask]
+gru_cell(x, h, weights)   =>  the products, sums and sigmoids that its documentation gives
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +39,9 @@ def substitute(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return lambda: _complex(*args, **kwargs)
     if function is torch.segment_reduce and kwargs.get("lengths") is not None and args[1:] == ("sum",):
         return lambda: _segments(args[0], **kwargs)
+    for known, written_out in _WRITTEN_OUT:
+        if function == known:
+            return lambda: written_out(*args, **kwargs)
     return None
 
 
@@ -109,3 +114,96 @@ def _segments(data: Tensor, *, lengths: Tensor, axis: int = 0, unsafe: bool = Fa
     where = torch.repeat_interleave(torch.arange(lengths.shape[0]), lengths, output_size=data.shape[axis])
     shape = [*data.shape[:axis], lengths.shape[0], *data.shape[axis + 1 :]]
     return data.new_full(shape, initial or 0).index_add(axis, where, data)
+
+
+def _polar(abs: Tensor, angle: Tensor) -> Tensor:
+    return _complex(abs * angle.cos(), abs * angle.sin())
+
+
+def _softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
+    return torch.where(input > lambd, input - lambd, torch.where(input < -lambd, input + lambd, 0 * input))
+
+
+def _hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
+    return torch.where(input.abs() <= lambd, 0 * input, input)
+
+
+def _rrelu(
+    input: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, inplace: bool = False
+) -> Tensor:
+    if training:
+        lower_, upper_ = torch.full_like(input, lower), torch.full_like(input, upper)
+        return torch.where(input >= 0, input, input * torch.lerp(lower_, upper_, torch.rand_like(input)))
+    return nn.functional.leaky_relu(input, (lower + upper) / 2)
+
+
+def _cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    one, two = (x / torch.linalg.vector_norm(x, dim=dim, keepdim=True).clamp_min(eps) for x in (x1, x2))
+    return (one * two).sum(dim)
+
+
+def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Tensor:
+    return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), ord=p, dim=-1)
+
+
+def _bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    result = torch.einsum("...i,oij,...j->...o", input1, weight, input2)
+    return result if bias is None else result + bias
+
+
+def _kron(input: Tensor, other: Tensor) -> Tensor:
+    ndim = max(input.dim(), other.dim())
+    one, two = ([1] * (ndim - x.dim()) + list(x.shape) for x in (input, other))
+    left = input.reshape([n for size in one for n in (size, 1)])
+    right = other.reshape([n for size in two for n in (1, size)])
+    return (left * right).reshape([m * n for m, n in zip(one, two, strict=True)])
+
+
+def _group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    width = math.prod(input.shape[1:]) // num_groups
+    groups = nn.functional.layer_norm(input.reshape(input.shape[0], num_groups, width), (width,), eps=eps)
+    result, ones = groups.reshape(input.shape), [1] * (input.dim() - 2)
+    result = result if weight is None else result * weight.reshape(-1, *ones)
+    return result if bias is None else result + bias.reshape(-1, *ones)
+
+
+def _gates(
+    input: Tensor, hidden: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return nn.functional.linear(input, w_ih, b_ih), nn.functional.linear(hidden, w_hh, b_hh)
+
+
+def _gru_cell(input: Tensor, hidden: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None) -> Tensor:
+    one, two = _gates(input, hidden, w_ih, w_hh, b_ih, b_hh)
+    width = hidden.shape[-1]
+    reset, update = torch.sigmoid(one[..., : 2 * width] + two[..., : 2 * width]).split(width, -1)
+    new = torch.tanh(one[..., 2 * width :] + reset * two[..., 2 * width :])
+    return new + update * (hidden - new)
+
+
+def _lstm_cell(
+    input: Tensor, state: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None
+) -> tuple[Tensor, Tensor]:
+    hidden, cell = state
+    one, two = _gates(input, hidden, w_ih, w_hh, b_ih, b_hh)
+    take, forget, new, give = (one + two).split(hidden.shape[-1], -1)
+    cell = torch.sigmoid(forget) * cell + torch.sigmoid(take) * torch.tanh(new)
+    return torch.sigmoid(give) * torch.tanh(cell), cell
+
+
+_WRITTEN_OUT: tuple[tuple[Any, Callable[..., Any]], ...] = (
+    (torch.polar, _polar),
+    (nn.functional.softshrink, _softshrink),
+    (nn.functional.hardshrink, _hardshrink),
+    (torch.rrelu, _rrelu),
+    (nn.functional.rrelu, _rrelu),
+    (nn.functional.cosine_similarity, _cosine_similarity),
+    (nn.functional.bilinear, _bilinear),
+    (torch.cdist, _cdist),
+    (torch.kron, _kron),
+    (nn.functional.group_norm, _group_norm),
+    (torch.gru_cell, _gru_cell),
+    (torch.lstm_cell, _lstm_cell),
+)

@@ -21,6 +21,7 @@ from adversaries import (
     of_one_species,
     plain,
 )
+from layers import LAYERS
 from torch import Tensor, nn
 from toys import CUTOFF, random_graph
 
@@ -31,11 +32,13 @@ from distcompile.runtime.tiles import Region
 from distcompile.testing import check_model
 from distcompile.tree import flatten
 
+MODELS = ADVERSARIES | LAYERS
+
 
 def cases(training: bool = False, missing: bool = False) -> list[Any]:
     """The names of the adversaries; those that cannot be trained, or `missing` ones, marked as failing."""
     found = []
-    for name, adversary in ADVERSARIES.items():
+    for name, adversary in MODELS.items():
         if adversary.missing and not missing:
             continue
         reason = adversary.missing or (adversary.untrainable if training else "")
@@ -47,7 +50,7 @@ def cases(training: bool = False, missing: bool = False) -> list[Any]:
 @functools.cache
 def compiled(name: str) -> tuple[nn.Module, list[Any], DistributedModel]:
     """A model in training mode, its graphs, and its program on one rank."""
-    adversary: Adversary = ADVERSARIES[name]
+    adversary: Adversary = MODELS[name]
     model, graphs = adversary.model().train(), adversary.graphs()
     return model, graphs, distcompile.compile(model, graphs[0], world=LocalWorld(1), validate=False)
 
@@ -68,7 +71,7 @@ def test_every_output_is_exact_on_any_number_of_ranks(name: str) -> None:
         report = check_model(model, first, others, ranks=(1, 2, 3, 5), relative=1e-12)
     assert report.captures == 1, "one program serves all sizes"
     assert report.dtype == "float64"
-    assert set(report.spaces) == ADVERSARIES[name].spaces
+    assert set(report.spaces) == MODELS[name].spaces
     assert len(report.differences) >= 4 * (1 + len(others)) * 3
 
 

@@ -128,16 +128,17 @@ def vector_norm(ctx: Context, node: fx.Node) -> Placement:
     return Placement(_after(dims, chosen, keep))
 
 
-@rule(aten.max.dim, aten.min.dim, aten.sort.default, aten.topk.default)
+@rule(aten.max.dim, aten.min.dim, aten.median.dim, aten.kthvalue.default, aten.sort.default, aten.topk.default)
 def values_and_indices(ctx: Context, node: fx.Node) -> Any:
     """Operators within each row that also say where they found their values."""
     source: Any = arguments(node)[0]
     dims = ctx.dims(source)
     sorts, selects = node.target is aten.sort.default, node.target is aten.topk.default
-    dim = wrap(argument(node, 2 if selects else 1, "dim", -1), source)
+    at = 2 if selects or node.target is aten.kthvalue.default else 1
+    dim = wrap(argument(node, at, "dim", -1), source)
     if dims[dim]:
         raise Refused("rows compared with each other")
-    keep = sorts or selects or bool(argument(node, 2, "keepdim", False))
+    keep = sorts or selects or bool(argument(node, at + 1, "keepdim", False))
     found = Placement(_after(dims, {dim}, keep))
     return found, found
 

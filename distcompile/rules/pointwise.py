@@ -13,7 +13,7 @@ from torch import fx
 
 from ..ir import Dim, Placement, Space
 from ..runtime.halo import stop_gradient
-from .base import Context, Refused, argument, one_row_dimension, rank, rule
+from .base import Context, Refused, argument, arguments, one_row_dimension, rank, rule
 
 aten = torch.ops.aten
 
@@ -31,6 +31,15 @@ EXTRA = {
     aten.copy.default,
     aten.complex.default,
     aten.lift_fresh_copy.default,
+    aten.elu_backward.default,
+    aten.hardsigmoid_backward.default,
+    aten.hardswish.default,
+    aten.hardswish_backward.default,
+    aten.hardtanh_backward.default,
+    aten.leaky_relu_backward.default,
+    aten.mish_backward.default,
+    aten.softplus_backward.default,
+    aten.special_ndtr.default,
     stop_gradient,
 }
 """Elementwise in effect, but not tagged so by torch."""
@@ -83,6 +92,15 @@ def cross(ctx: Context, node: fx.Node) -> Placement:
     if result.dims[dim % len(result.dims)]:
         raise Refused("a cross product along rows")
     return result
+
+
+@rule(aten.bucketize.Tensor, aten.searchsorted.Tensor)
+def place_among(ctx: Context, node: fx.Node) -> Placement:
+    """Where each element stands in a list that is the same for all rows."""
+    given, bounds = arguments(node)[:2] if node.target is aten.bucketize.Tensor else arguments(node)[1::-1]
+    if any(ctx.dims(bounds)) or rank(bounds) != 1:
+        raise Refused("a search in a list that rows make up")
+    return Placement(ctx.dims(given))
 
 
 @rule(
