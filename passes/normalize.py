@@ -4,6 +4,7 @@
     index_add(x, 0, p, v)                =>  x + index_add(zeros, 0, p, v)       x of fixed length, whole on every rank
     x[arange(n), k]                      =>  gather(x, 1, k)                     an element of each row
     x[mask] = 0                          =>  where(mask, 0, x)
+    x[arange(n), :, k] = 0               =>  where(k == arange(columns), 0, x)
     x[p] = v                             =>  where(written, 0, x)[p] += v        written = rows that p points at
     scatter_reduce(x, 0, p, v, "sum")    =>  scatter_add(x, 0, p, v)
     scatter_reduce(x, 0, p, v, "mean")   =>  scatter_add(x, 0, p, v) / how many went into each row
@@ -76,11 +77,27 @@ def _row_by_row(node: fx.Node) -> fx.Node | None:
     if len(indices) != 2 or None in indices or table.meta["val"].dim() != 2:
         return None
     rows, columns = indices
+    return columns if _is_every_row(rows, table) and columns.meta["val"].dim() == 1 else None
+
+
+def _is_every_row(rows: fx.Node, table: fx.Node) -> bool:
+    """Whether an index is ``arange(n)`` for the n rows of a table."""
     start = rows.args[0] if rows.target in (aten.arange.start, aten.arange.start_step) else 0
     step = rows.args[2] if rows.target is aten.arange.start_step and len(rows.args) > 2 else 1
     is_all = rows.target in (aten.arange.default, aten.arange.start, aten.arange.start_step) and (start, step) == (0, 1)
-    same = str(rows.meta["val"].shape[0]) == str(table.meta["val"].shape[0])
-    return columns if is_all and same and columns.meta["val"].dim() == 1 else None
+    return is_all and str(rows.meta["val"].shape[0]) == str(table.meta["val"].shape[0])
+
+
+def _repeat(write: Writer, node: fx.Node) -> fx.Node | None:
+    """One row, repeated as often as there are rows of something."""
+    args: Any = node.args
+    source, times = args
+    new = len(times) - ndim(source)
+    sizes = [1] * new + list(source.meta["val"].shape)
+    if any(n != 1 and i >= new and str(k) != "1" for i, (n, k) in enumerate(zip(sizes, times, strict=True))):
+        return None
+    kept = [k if n == 1 else write.size(source, i - new) for i, (n, k) in enumerate(zip(sizes, times, strict=True))]
+    return write(aten.expand.default, source, kept)
 
 
 def _one_column(write: Writer, columns: fx.Node) -> fx.Node:
@@ -109,9 +126,30 @@ def _masked_select(write: Writer, node: fx.Node) -> fx.Node | None:
     return write(aten.index_select.default, table, 0, _mask_to_pointer(write, mask, node.meta["val"].shape[0]))
 
 
+def _written_by_row(write: Writer, node: fx.Node) -> fx.Node | None:
+    """``x[arange(n), :, k] = v`` for a number v: an element of each row, found by comparison."""
+    args: Any = node.args
+    base, indices, values = args[:3]
+    given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
+    if len(given) != 2 or given[0][0] != 0 or values.meta["val"].dim() or (len(args) > 3 and args[3]):
+        return None
+    (_, rows), (dim, columns) = given
+    width, n = base.meta["val"].shape[dim], ndim(base)
+    if not _is_every_row(rows, base) or columns.meta["val"].dim() != 1 or not isinstance(width, int):
+        return None
+    own = write(aten.reshape.default, columns, [write.size(columns, 0), *[1] * (n - 1)])
+    numbers = write(aten.arange.default, width, dtype=torch.int64, device=columns.meta["val"].device)
+    each = write(aten.reshape.default, numbers, [width if i == dim else 1 for i in range(n)])
+    chosen = write(aten.eq.Tensor, write(aten.remainder.Scalar, own, width), each)
+    return write(aten.where.self, chosen, values, base)
+
+
 def _index_put(write: Writer, node: fx.Node) -> fx.Node | None:
     base: Any = node.args[0]
     values: Any = node.args[2]
+    written = _written_by_row(write, node)
+    if written is not None:
+        return written
     columns = _row_by_row(node)
     if columns is not None and len(node.args) > 3 and node.args[3] and values.meta["val"].dim() == 1:
         index = _one_column(write, columns)
@@ -313,6 +351,7 @@ _REWRITES = {
     aten.index_add.default: _added,
     aten.scatter_add.default: _added,
     aten.gather.default: _gather,
+    aten.repeat.default: _repeat,
     aten.index.Tensor: _index,
     aten.masked_select.default: _masked_select,
     aten.index_put.default: _index_put,

@@ -101,7 +101,10 @@ class PlacesWithinRows(Toy):
         middle = h.median(-1, keepdim=True).values + h.kthvalue(2, -1, keepdim=True).values
         one = torch.tensor([1])
         written = h.index_fill(1, one, 0.5) + h.index_copy(1, one, 2 * h[:, :1])
-        return written * middle + 0.1 * h * bins + torch.polar(h.abs() + 1, h).real
+        mask = h.new_zeros(h.shape[0], 2, F)
+        mask[torch.arange(len(h)), :, graph["species"]] = 1
+        order = torch.arange(F, dtype=h.dtype)[None].repeat(len(h), 1)
+        return written * middle + 0.1 * h * bins + torch.polar(h.abs() + 1, h).real + mask.sum(1) * torch.cos(order * h)
 
 
 LAYERS = {
