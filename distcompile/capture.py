@@ -379,9 +379,11 @@ def _explained(error: Exception) -> CaptureError:
     ours = (torch.__path__[0], __file__.rsplit("/", 1)[0])
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
     where = f"{frames[-1].filename}:{frames[-1].lineno}\n    {frames[-1].line}" if frames else "unknown"
-    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+    if "INTERNAL ASSERT" in reason:
+        reason = "torch cannot follow this operator when sizes, or numbers computed from tensors, are not known"
     return CaptureError(
-        f"The model's call could not be captured.\n  at {where}\n  reason: {type(error).__name__}: {reason}\n"
+        f"The model's call could not be captured.\n  at {where}\n  reason: {reason}\n"
         "Check first that the stock model runs on the example. Code that turns tensor values into Python values "
-        "(.item(), numpy, printing, data-dependent loops) has to move out of forward."
+        "(.item(), numpy, printing, data-dependent loops, a neighbour search) has to move out of forward."
     )
