@@ -3,7 +3,7 @@
     python benchmarks/peers.py --cells 16 2 4
 
 Both are given the same graph (edges included), random weights, float32, energy and forces and stress. fairchem runs in
-its two modes: all-gather (atoms by number) and all-to-all (atoms by place). Time is the best of three evaluations of
+its two modes: all-gather (atoms by number) and all-to-all (atoms by place). Time is the better of two evaluations of
 the slowest rank, memory the growth of the resident set of the fuller one, bytes what both ranks receive in every
 collective of an evaluation, counted as the calls are made; forces are compared with those of the stock model.
 """
@@ -98,7 +98,7 @@ def measure(mode: str, cells: tuple[int, int, int], layers: int, channels: int) 
             data.nedges = keep.sum()[None]
         return data
 
-    graphs = [given() for _ in range(4)]
+    graphs = [given() for _ in range(3)]
     with Received() as received:
         found = call(graphs.pop())
     resting = resident()
