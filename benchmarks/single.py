@@ -21,6 +21,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 MODES = ("stock", "compile", "eager", "inductor")
@@ -28,9 +32,6 @@ MODES = ("stock", "compile", "eager", "inductor")
 
 def measure(name: str, cells: int, mode: str, threads: int) -> dict[str, Any]:
     """Run in a process of its own: seconds and bytes of one evaluation."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
     import distcompile
 
     warnings.simplefilter("ignore")
@@ -53,7 +54,7 @@ def measure(name: str, cells: int, mode: str, threads: int) -> dict[str, Any]:
         call = compiled
     call(*graph(2))  # includes what torch.compile does at a first call
     prepared = time.perf_counter() - start
-    with FlopCounterMode(display=False) as products:
+    with Products() as products:
         model(*graph(2), **case.kwargs)
     args = graph(cells)
     resting = resident()
@@ -66,17 +67,27 @@ def measure(name: str, cells: int, mode: str, threads: int) -> dict[str, Any]:
         if sum(times) > 120:
             break
     atoms, used = 8 * cells**3, peak_memory() - resting
-    operations = products.get_total_flops() / 64 * atoms  # of 64 atoms, which have as many neighbours each
+    operations = products.count / 64 * atoms  # of 64 atoms, which have as many neighbours each
     return {
         "model": name, "mode": mode, "atoms": atoms, "prepare s": prepared, "ms/atom": 1e3 * min(times) / atoms,
         "MB/atom": used / atoms / 1e6, "of peak": operations / min(times) / _fastest_product(),
     }  # fmt: skip
 
 
+class Products(TorchDispatchMode):
+    """Counts the floating-point operations of matrix products."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            self.count += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=result)
+        return result
+
+
 def _fastest_product() -> float:
     """Operations a second that a large product of matrices in float32 reaches on this machine's threads."""
-    import torch
-
     n, times = 2048, []
     a = torch.rand(n, n)
     for _ in range(10):
@@ -109,7 +120,6 @@ def rocksalt(cells: tuple[int, int, int]) -> Any:
 
 def in_single_precision(graph: Any) -> tuple[Any, ...]:
     """What a model is called with, in single precision."""
-    import torch
 
     from distcompile.tree import flatten
 
