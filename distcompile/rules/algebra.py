@@ -128,7 +128,10 @@ def vector_norm(ctx: Context, node: fx.Node) -> Placement:
     return Placement(_after(dims, chosen, keep))
 
 
-@rule(aten.max.dim, aten.min.dim, aten.median.dim, aten.kthvalue.default, aten.sort.default, aten.topk.default)
+_LARGEST = (aten.max.dim, aten.min.dim)
+
+
+@rule(*_LARGEST, aten.median.dim, aten.kthvalue.default, aten.sort.default, aten.topk.default)
 def values_and_indices(ctx: Context, node: fx.Node) -> Any:
     """Operators within each row that also say where they found their values."""
     source: Any = arguments(node)[0]
@@ -137,7 +140,8 @@ def values_and_indices(ctx: Context, node: fx.Node) -> Any:
     at = 2 if selects or node.target is aten.kthvalue.default else 1
     dim = wrap(argument(node, at, "dim", -1), source)
     if dims[dim]:
-        raise Refused("rows compared with each other")
+        instead = "; amax and amin, which do not say which row it was, can be" if node.target in _LARGEST else ""
+        raise Refused(f"rows compared with each other{instead}")
     keep = sorts or selects or bool(argument(node, at + 1, "keepdim", False))
     found = Placement(_after(dims, {dim}, keep))
     return found, found
