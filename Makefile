@@ -19,7 +19,7 @@ lint: env
 	$(BIN)/mypy -p distcompile -p distcompile.passes -p distcompile.runtime
 
 unit: env
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --durations=15
 
 unit-e3nn06: env-e3nn06
 	$(VENV_E3NN06)/bin/python -m pytest tests/models
