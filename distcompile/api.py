@@ -118,20 +118,22 @@ class DistributedModel:
 
     def executor_for(self, *graph: Any) -> Executor:
         """The program that serves this graph object, captured now if none does."""
-        leaves, tree = self._flatten(graph)
-        for executor in self._matching(leaves, tree):
-            try:
-                executor.prepare(leaves)
-            except GuardError:
-                continue
-            return executor
-        return self._capture(graph)
+        return self._serving(graph)[0]
 
     def prepared(self, *graph: Any) -> tuple[Executor, Prepared]:
         """The program that serves this graph object, and what its index program makes of it."""
-        leaves, _ = self._flatten(graph)
-        executor = self.executor_for(*graph)
-        return executor, executor.prepare(leaves)
+        executor, leaves, found = self._serving(graph)
+        return executor, found or executor.prepare(leaves)
+
+    def _serving(self, graph: tuple[Any, ...]) -> tuple[Executor, list[Leaf], Prepared | None]:
+        """A program, the graph object's leaves, and what was made of them to see that the program serves."""
+        leaves, tree = self._flatten(graph)
+        for executor in self._matching(leaves, tree):
+            try:
+                return executor, leaves, executor.prepare(leaves)
+            except GuardError:
+                continue
+        return self._capture(graph), leaves, None
 
     def on(self, world: World) -> DistributedModel:
         """The same programs on another world; nothing is captured again."""
@@ -161,12 +163,11 @@ class DistributedModel:
             One dict per rank: ``owned`` and ``halo`` rows per space, ``bytes`` received in halo exchanges and
             reductions, ``peak_memory`` in bytes (predicted, without parameters), ``partition``.
         """
-        leaves, _ = self._flatten(graph)
-        executor, prepared = self.prepared(*graph)
+        executor, leaves, found = self._serving(graph)
+        prepared = found or executor.prepare(leaves)
         division = executor.layout(prepared).division
-        program = self._fit(executor.program).choose(
-            prepared.sizes, division, free_here(self.world, device_of(leaves))
-        )[0]
+        free = free_here(self.world, device_of(leaves))
+        program, _ = self._fit(executor.program).choose(prepared.sizes, division, free)
         moved = [c for c in collectives(program) if c.space]
         predicted = needs(program, prepared.sizes, division)
         return [

@@ -38,7 +38,7 @@ _LOSSES: list[Any] = [
     aten.smooth_l1_loss,
     aten.smooth_l1_loss_backward,
 ]
-_OTHERS: list[Any] = [aten._safe_softmax, aten.addr, aten.index_copy, aten.index_fill, aten.special_ndtr, aten.trace]
+_OTHERS: list[Any] = [aten._safe_softmax, aten.addr, aten.index_copy, aten.index_fill, aten.trace]
 
 TABLE: dict[Any, Any] = get_decompositions([*_ACTIVATIONS, *_NORMS, *_LOSSES, *_OTHERS])
 """What each of them becomes."""

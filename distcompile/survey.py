@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from .account import peak_bytes
+from .fit import needs
 from .ir import Program
 from .runtime.partition import Partition
 from .runtime.plan import Division
@@ -54,15 +54,7 @@ def survey(program: Program, sizes: dict[str, int], division: Division) -> Surve
         division: who owns and who reads which rows.
     """
     spaces = {name: _space(division, name) for name in division.ranks}
-    memory = [
-        peak_bytes(
-            program,
-            {**sizes, **{name: int(s.owned[rank]) for name, s in spaces.items()}},
-            {name: int(s.halo[rank]) for name, s in spaces.items()},
-        )
-        for rank in range(division.parts)
-    ]
-    return Survey(division.parts, division.partition, spaces, np.array(memory))
+    return Survey(division.parts, division.partition, spaces, np.array(needs(program, sizes, division)))
 
 
 def _space(division: Division, name: str) -> SpaceSurvey:

@@ -60,7 +60,8 @@ class _Report:
     graph: str
     """A digest of the graph object and of what the program was captured for."""
     problem: str
-    free: Free
+    free: Free | None
+    """None where a tiling was chosen before, for the same layout."""
 
 
 class Executor:
@@ -122,7 +123,9 @@ class Executor:
             problem = error
         numbers = repr((self.program.capture.numbers, self.program.capture.precision))
         graph = fingerprint(leaves) + numbers if self.world.size > 1 else ""
-        report = _Report(self.calls, graph, str(problem or ""), free(device_of(leaves)))
+        held = self._held(prepared) if prepared is not None else None
+        fits = self._fit is None or (held is not None and held is self._fitted)
+        report = _Report(self.calls, graph, str(problem or ""), None if fits else free(device_of(leaves)))
         layouts: list[Layout] = []
         wanted = self._differentiated(leaves) if differentiable and problem is None else {}
 
@@ -133,10 +136,11 @@ class Executor:
                 raise problem
             assert prepared is not None
             if not layouts:  # virtual ranks share what the first one worked out
-                layouts.append(self.layout(prepared))
+                layouts.append(held or self._laid_out_anew(prepared))
                 self._standing = layouts[0].division.partition
-                if self._fit is not None and layouts[0] is not self._fitted:
-                    self._run_as(self._fit(prepared.sizes, layouts[0].division, share([r.free for r in everyone])))
+                if self._fit is not None and not fits:
+                    free_for_each = share([r.free for r in everyone])
+                    self._run_as(self._fit(prepared.sizes, layouts[0].division, free_for_each))
                     self._fitted = layouts[0]
             return self._run(comm, prepared, layouts[0], dict(zip(wanted, values, strict=False)))
 
@@ -195,13 +199,17 @@ class Executor:
         It depends on this graph object and on those that were evaluated, which are the same on all ranks. One that was
         only asked about, perhaps on one rank, leaves no trace.
         """
+        return self._held(prepared) or self._laid_out_anew(prepared)
+
+    def _held(self, prepared: Prepared) -> Layout | None:
+        """The last layout, if it still holds."""
         last = self._layout
-        if (
-            last is not None
-            and last.sizes == prepared.sizes
-            and all(torch.equal(last.pointers[name], value) for name, value in prepared.pointers.items())
-        ):
-            return last
+        if last is None or last.sizes != prepared.sizes:
+            return None
+        same = all(torch.equal(last.pointers[name], value) for name, value in prepared.pointers.items())
+        return last if same else None
+
+    def _laid_out_anew(self, prepared: Prepared) -> Layout:
         division = self.divide(prepared, self.world.size, self._standing)
         self._layout = self.laid_out(prepared, division)
         return self._layout

@@ -33,10 +33,10 @@ def free(device: torch.device) -> Free:
     return Free(here, module.mem_get_info(device)[0] + kept)
 
 
-def share(everyone: Sequence[Free]) -> int | None:
+def share(everyone: Sequence[Free | None]) -> int | None:
     """Bytes that every one of these ranks may use, the same for all; None if some rank cannot tell."""
-    ranks = Counter(f.where for f in everyone)
-    sizes = [None if f.size is None else f.size // ranks[f.where] for f in everyone]
+    ranks = Counter(f.where for f in everyone if f is not None)
+    sizes = [None if f is None or f.size is None else f.size // ranks[f.where] for f in everyone]
     return None if None in sizes else min(n for n in sizes if n is not None)
 
 
