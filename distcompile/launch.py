@@ -19,6 +19,8 @@ from .checkpoint import last
 
 VOICE = "DISTCOMPILE_VOICE"
 """Environment variable: a file that the process which speaks for all creates."""
+SAID = "said"
+"""What the file holds when that process has spoken; if it ended before, the launcher speaks."""
 
 
 def in_job() -> bool:
@@ -66,12 +68,12 @@ def launch(ranks: int, max_restarts: int, checkpoint: Path | None) -> int:
             rank, first = failure.get_first_failure()
             killed = [r for r, f in failure.failures.items() if f.exitcode == -signal.SIGKILL]
             if killed:
-                say(f"Rank {killed[0]} was lost: it was killed. {last(checkpoint)}".strip())
+                _say_last(f"Rank {killed[0]} was lost: it was killed. {last(checkpoint)}".strip())
             else:
-                say(f"Rank {rank} ended with exit code {first.exitcode}. {last(checkpoint)}".strip())
+                _say_last(f"Rank {rank} ended with exit code {first.exitcode}. {last(checkpoint)}".strip())
             return max(1, *(f.exitcode for f in failure.failures.values()))
         except SignalException as interrupted:
-            say(f"Ended by {interrupted.sigval.name}. {last(checkpoint)}".strip())
+            _say_last(f"Ended by {interrupted.sigval.name}. {last(checkpoint)}".strip())
             return 128 + interrupted.sigval
     return 0
 
@@ -151,15 +153,27 @@ def say(message: str, speaks: bool | None = None) -> None:
     """
     from .runtime.world import is_first
 
-    voice = os.environ.get(VOICE)
-    if voice is not None:
-        try:
-            Path(f"{voice}.{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}").touch(exist_ok=False)
-        except OSError:  # another rank has spoken, or torchrun has gone with its folder
-            return
-    elif not (is_first() if speaks is None else speaks):
-        return
-    print(f"distcompile: {message}", file=sys.stderr, flush=True)
+    def speak() -> None:
+        print(f"distcompile: {message}", file=sys.stderr, flush=True)
+
+    if VOICE in os.environ:
+        # Where another has spoken there is a file; where torchrun has ended there is no folder.
+        with contextlib.suppress(FileExistsError, FileNotFoundError), open(_voice(), "x") as voice:
+            speak()
+            voice.write(SAID)
+    elif is_first() if speaks is None else speaks:
+        speak()
+
+
+def _voice() -> Path:
+    return Path(f"{os.environ[VOICE]}.{restarts()}")
+
+
+def _say_last(message: str) -> None:
+    """Say something when all ranks have ended, unless one of them has spoken to the end."""
+    if _voice().exists() and _voice().read_text() != SAID:
+        _voice().unlink()
+    say(message)
 
 
 def restarts() -> int:

@@ -124,19 +124,20 @@ class Watch:
     def _lose(self, lost: dict[int, str]) -> None:
         """Say who is lost, leave nothing of them on this machine, and end this rank."""
         first = min(set(range(self._size)) - lost.keys())
-        for q in lost.keys() & self._local.keys():
+        self._speak(" ".join(f"Rank {q} was lost: it {how}." for q, how in lost.items()), self._rank == first)
+        for q in lost.keys() & self._local.keys():  # not before: torchrun ends all ranks when one is killed
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._local[q], signal.SIGKILL)  # what is stopped hears nothing else
-        self._leave(" ".join(f"Rank {q} was lost: it {how}." for q, how in lost.items()), self._rank == first)
+        os._exit(1)
 
     def _lose_store(self, how: str) -> None:
         if not self._over.is_set() and not self._ended.is_set():
-            self._leave(f"The process that holds the job's store (torchrun, or rank 0) {how}.", True)
+            self._speak(f"The process that holds the job's store (torchrun, or rank 0) {how}.", True)
+            os._exit(1)
 
-    def _leave(self, message: str, speaks: bool) -> None:
+    def _speak(self, message: str, speaks: bool) -> None:
         self._say(f"{message} {self._report()}".strip(), speaks)
         sys.stdout.flush()
-        os._exit(1)
 
 
 def _fate(missed: int, process: int | None) -> str:

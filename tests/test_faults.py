@@ -17,7 +17,7 @@ from processes import run_ranks
 from runs import Run, check_resumes, one_message
 
 import distcompile
-from distcompile import LocalWorld, OutOfMemory, checkpoint
+from distcompile import LocalWorld, OutOfMemory, checkpoint, launch
 from distcompile.watch import SILENT, STOPPED, _fate
 
 Start = Callable[..., Run]
@@ -87,6 +87,18 @@ def test_the_launcher_is_killed(start: Start) -> None:
         assert time.monotonic() < deadline, "ranks are left"
         time.sleep(0.2)
     assert "torchrun, or rank 0" in one_message(run.launcher.communicate()[1])
+
+
+def test_the_one_who_speaks_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rank that was ended before its line was out leaves it to the launcher; one that got it out does not."""
+    monkeypatch.setenv(launch.VOICE, str(tmp_path / "voice"))
+    (tmp_path / "voice.0").touch()
+    launch.say("too late")
+    launch._say_last("Rank 1 was lost.")
+    launch._say_last("Rank 1 was lost, again.")
+    assert capsys.readouterr().err == "distcompile: Rank 1 was lost.\n"
 
 
 def test_who_is_lost() -> None:
