@@ -18,10 +18,10 @@ from .passes.store_or_recompute import bytes_per_row, product_flops
 from .printer import short
 from .rules.base import user_frame
 from .rules.shape import VIEWS
-from .runtime.halo import COLLECTIVES, all_reduce, halo_exchange_, halo_reduce_
+from .runtime.halo import COLLECTIVES, all_reduce, all_reduces, halo_exchange_, halo_join_, halo_reduce_
 from .runtime.tiles import Region, taken
 
-_SAME_MEMORY = VIEWS | {halo_exchange_, halo_reduce_}
+_SAME_MEMORY = VIEWS | {halo_exchange_, halo_join_, halo_reduce_}
 """Operators of a tiled graph whose results stand in their first operand's memory."""
 
 
@@ -31,11 +31,16 @@ class Collective:
 
     kind: str
     space: str
-    """Whose rows cross; empty for an all_reduce."""
+    """Whose rows cross; empty for sums over ranks."""
     row_bytes: int
     """Bytes per row (halo ops) or in all (all_reduce)."""
     why: str
     """The user's lines that need it."""
+
+    @property
+    def to_owners(self) -> bool:
+        """Whether rows go from who read them to their owners."""
+        return self.kind in ("halo_reduce", "halo_scatter")
 
 
 def collectives(program: Program) -> list[Collective]:
@@ -46,19 +51,20 @@ def collectives(program: Program) -> list[Collective]:
             continue
         value = node.meta["val"]
         operand: Any = node.args[0]
-        if node.target is all_reduce:
-            size = _bytes(program, node, {})
-            found.append(Collective("all_reduce", "", size, "summed at " + place(operand)))
+        if node.target in (all_reduce, all_reduces):
+            summed: list[fx.Node] = [operand] if isinstance(operand, fx.Node) else operand
+            lines = dict.fromkeys(place(n) for n in summed)
+            size = sum(_bytes(program, n, {}) for n in summed)
+            found.append(Collective(short(node), "", size, "summed at " + ", ".join(lines)))
             continue
         dim: Any = node.args[4]
         widths = [n for i, n in enumerate(program.shape(node)) if i != dim]
         row = math.prod(int(n) for n in widths if n.is_Integer) * value.element_size()
         space = next(i for i in program.inputs if i.name == node.args[1].name).space  # type: ignore[union-attr]
         readers = dict.fromkeys(place(u) for u in node.users)
-        reader = "read at " + ", ".join(readers)
-        if short(node).endswith("reduce"):
-            reader = "added at " + place(operand)
-        found.append(Collective(short(node), str(space), row, reader))
+        found.append(Collective(short(node), str(space), row, "read at " + ", ".join(readers)))
+        if found[-1].to_owners:
+            found[-1] = dataclasses.replace(found[-1], why="added at " + place(operand))
     return found
 
 
@@ -88,7 +94,7 @@ class Work:
 def work(program: Program) -> Work:
     """What an evaluation of a tiled program takes."""
     assert program.tiled is not None
-    rows = {s.name: RowWork(0.0, 0.0) for s in program.spaces if s.sharded}
+    rows = {s.name: RowWork(0.0, 0.0) for s in program.row_spaces if s.sharded}
     operators = sum(n.op == "call_function" for n in program.tiled.graph.nodes)
     for region in program.tiled.children():
         assert isinstance(region, Region)
@@ -140,7 +146,8 @@ def peak_bytes(program: Program, sizes: Mapping[str, int], halos: Mapping[str, i
         halos: halo rows of every sharded space.
     """
     assert program.tiled is not None
-    known = {s.symbol: sizes[s.name] for s in program.spaces}
+    rows_here = {s.name: halos[s.halo_of.name] if s.halo_of else sizes[s.name] for s in program.row_spaces}
+    known = {s.symbol: rows_here[s.name] for s in program.row_spaces}
     nodes = list(program.tiled.graph.nodes)
     last: dict[fx.Node, int] = {}
     for i, node in enumerate(nodes):
@@ -156,7 +163,7 @@ def peak_bytes(program: Program, sizes: Mapping[str, int], halos: Mapping[str, i
         if node.op == "call_module":
             region = program.tiled.get_submodule(str(node.target))
             assert isinstance(region, Region)
-            rows = sizes[region.spec.space]
+            rows = rows_here[region.spec.space]
             threads, length = region.schedule(rows)
             block = int(min(threads * length, rows) * region.spec.row_bytes)
             made = [n for n in node.users if _storage(n) is n]  # its results, which exist from the first block on

@@ -46,13 +46,14 @@ def explain(program: Program) -> str:
         lines.append("  none")
     lines += ["", "Regions, in order; each runs block by block"]
     assert program.tiled is not None
-    for region in program.tiled.children():
-        assert isinstance(region, Region)
+    regions = [r for r in program.tiled.children() if isinstance(r, Region)]
+    width = max((len(r.spec.space) for r in regions), default=0)
+    for region in regions:
         spec = region.spec
         operators = sum(n.op == "call_function" for n in region.graph_module.graph.nodes)
         lines.append(
-            f"  {spec.space:<8} level {spec.level:<3} {operators:>5} operators, blocks of {region.block:>8} rows, "
-            f"{spec.row_bytes:>8.0f} bytes/row"
+            f"  {spec.space:<{width}} level {spec.level:<3} {operators:>5} operators, "
+            f"blocks of {region.block:>8} rows, {spec.row_bytes:>8.0f} bytes/row"
         )
     return "\n".join(lines) + "\n"
 

@@ -27,12 +27,19 @@ class Space:
     blocks: tuple[Space, ...] = ()
     """Of a list that the model joins (each edge once more, the other way round): what its rows are rows of, one after
     another. They live where those do, so that a rank's rows are joined, and cut, as the whole list is."""
+    halo_of: Space | None = None
+    """The space whose halo rows on a rank are the rows of this one there."""
 
     def __str__(self) -> str:
         return self.name
 
     def __format__(self, spec: str) -> str:
         return format(self.name, spec)
+
+
+def halo_name(space: str) -> str:
+    """The name of the halo rows of a space, where they are a space of their own."""
+    return f"halo of {space}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +170,8 @@ class Program:
     inputs: tuple[Input, ...] = ()
     outputs: tuple[Output, ...] = ()
     spaces: tuple[Space, ...] = ()
+    halo_spaces: tuple[Space, ...] = ()
+    """Spaces of halo rows, on which a rank computes what would cost more to send."""
     pointers: tuple[Pointer, ...] = ()
     ranges: tuple[tuple[int, int, str, bool], ...] = ()
     """(index output, rows of a constant table, label, negative allowed): values looked up in fixed tables."""
@@ -173,6 +182,11 @@ class Program:
 
     read: tuple[tuple[torch.Tensor, int], ...] = ()
     """(buffer, version): buffers of the model whose values were compiled in."""
+
+    @property
+    def row_spaces(self) -> tuple[Space, ...]:
+        """All spaces that values have rows of on a rank."""
+        return (*self.spaces, *self.halo_spaces)
 
     @property
     def is_current(self) -> bool:
@@ -193,7 +207,7 @@ class Program:
 
     def space_of(self, size: sympy.Expr) -> Space | None:
         """The space whose size `size` is, if any."""
-        return next((s for s in self.spaces if s.symbol == size), None)
+        return next((s for s in self.row_spaces if s.symbol == size), None)
 
     def space(self, name: str) -> Space:
         """The space called `name`."""

@@ -135,7 +135,7 @@ def traffic(work: Work, ranks: Survey) -> Traffic:
     for c in _exchanges(work):
         space = ranks.spaces[c.space]
         halo += c.row_bytes * space.halo
-        messages += space.sources if c.kind.endswith("reduce") else space.readers
+        messages += space.sources if c.to_owners else space.readers
     results = sum(_gathered(ranks, space) * size for space, size in work.results)
     messages += (ranks.parts - 1) * len(work.results)
     return Traffic(halo, np.full(ranks.parts, results), messages)
@@ -150,8 +150,7 @@ def step(device: Device, work: Work, ranks: Survey, host: Host) -> Step:
         ranks: what each rank holds.
         host: what every rank does whole.
     """
-    rows = {name: space.owned for name, space in ranks.spaces.items()}
-    local = device.per_operator * work.operators + device.seconds(moved(work, rows, device.flops_per_byte))
+    local = device.per_operator * work.operators + device.seconds(moved(work, ranks.rows, device.flops_per_byte))
     halo = 0.0
     for c in _exchanges(work):
         space = ranks.spaces[c.space]
@@ -170,7 +169,7 @@ def step(device: Device, work: Work, ranks: Survey, host: Host) -> Step:
 
 def moved(work: Work, rows: Mapping[str, np.ndarray], flops_per_byte: float) -> np.ndarray:
     """Bytes that operators move for numbers of rows by space, operations of products as bytes of the same time."""
-    each = [n * (work.rows[s].moved + work.rows[s].flops / flops_per_byte) for s, n in rows.items()]
+    each = [n * (work.rows[s].moved + work.rows[s].flops / flops_per_byte) for s, n in rows.items() if s in work.rows]
     return np.sum(each, axis=0)
 
 

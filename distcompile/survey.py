@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 
 from .fit import needs
-from .ir import Program
+from .ir import Program, halo_name
 from .runtime.partition import Partition
 from .runtime.plan import Division
 
@@ -43,6 +43,12 @@ class Survey:
     spaces: dict[str, SpaceSurvey]
     memory: Counts
     """Bytes of live tensors at the peak of each rank's evaluation, as `account.peak_bytes` predicts them."""
+
+    @property
+    def rows(self) -> dict[str, Counts]:
+        """What each rank computes on: its own rows of every space, and halo rows."""
+        owned = {name: space.owned for name, space in self.spaces.items()}
+        return owned | {halo_name(name): space.halo for name, space in self.spaces.items()}
 
 
 def survey(program: Program, sizes: dict[str, int], division: Division) -> Survey:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..ir import Program
+from .bundle_all_reduces import bundle_all_reduces
 from .choose_owners import choose_owners
 from .clean import clean
 from .hoist import hoist
@@ -13,6 +14,7 @@ from .insert_all_reduces import insert_all_reduces
 from .insert_halos import insert_halos
 from .join_parts import join_parts
 from .merge_sums import merge_sums
+from .narrow_halos import narrow_halos
 from .normalize import normalize
 from .place import place
 from .reassociate import reassociate
@@ -33,7 +35,9 @@ PIPELINE: tuple[Callable[[Program], Program], ...] = (
     merge_sums,
     insert_halos,
     insert_all_reduces,
+    bundle_all_reduces,
     share_exchanges,
+    narrow_halos,
     tile,
 )
 

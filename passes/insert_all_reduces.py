@@ -1,16 +1,20 @@
-"""Pass 12: make partial values whole, as late as possible.
+"""Pass 12: make partial values whole, as late as possible, and once.
 
     e = sum(energies)      partial            e = sum(energies)
     y = mul(e, e)                       =>    w = all_reduce(e);  y = mul(w, w)
-    return e                                  return w
+    return e, mul(e, 2)                       return w, mul(w, 2)
 
 A partial value goes through linear operators as it is. It becomes whole in front of the first operator that needs
-so, and in the results; one all_reduce serves all of them.
+so, and in the results; one all_reduce serves all of them, and what is made of nothing but such values is whole too.
 """
 
 from __future__ import annotations
 
-from ..ir import META, Placement, Program, copy_graph, placement, replace_graph
+from typing import Any
+
+from torch import fx
+
+from ..ir import META, Placement, Program, copy_graph, replace_graph
 from ..runtime.halo import all_reduce
 from .place import WHOLE
 
@@ -18,15 +22,30 @@ from .place import WHOLE
 def insert_all_reduces(program: Program) -> Program:
     """Return `program` with an all_reduce on every partial value that is needed whole."""
     module, _ = copy_graph(program.graph)
-    for node in list(module.graph.nodes):
+    whole: dict[fx.Node, fx.Node] = {}
+    for node in [n for n in module.graph.nodes if n.op != "output"]:
+        parts = [n for n in node.all_input_nodes if n not in whole and _is_partial(n)]
+        if not parts and _is_partial(node) and any(n in whole for n in node.all_input_nodes):
+            node.args = fx.map_arg(node.args, lambda n: whole.get(n, n))
+            node.meta[META] = _whole(node.meta[META])
+            whole[node] = node
+        found = node.meta[META]
         needy = [u for u in node.users if u.op == "output" or node.name in u.meta.get(WHOLE, ())]
-        found = placement(node) if node.op != "output" else Placement()
         if not (isinstance(found, Placement) and found.partial and needy):
             continue
         with module.graph.inserting_after(node):
             how = () if found.reduction == "sum" else (found.reduction,)
-            whole = module.graph.call_function(all_reduce, (node, *how))
-        whole.meta = {META: Placement(found.dims, rule="all_reduce"), "val": node.meta["val"]}
+            whole[node] = module.graph.call_function(all_reduce, (node, *how))
+        whole[node].meta = {META: Placement(found.dims, rule="all_reduce"), "val": node.meta["val"]}
         for user in needy:
-            user.replace_input_with(node, whole)
+            user.replace_input_with(node, whole[node])
     return replace_graph(program, module)
+
+
+def _is_partial(node: fx.Node) -> bool:
+    found = node.meta[META]
+    return any(p.partial for p in (found if isinstance(found, tuple) else (found,)))
+
+
+def _whole(found: Any) -> Any:
+    return tuple(p.whole() for p in found) if isinstance(found, tuple) else found.whole()

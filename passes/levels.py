@@ -1,4 +1,4 @@
-"""Pass 14, first half: which rows an operator works on, and how many barriers lie before it.
+"""Pass 16, first half: which rows an operator works on, and how many barriers lie before it.
 
     positions ─ gather ─ edge vectors ─ message ─ scatter ─┐                    edges, level 1
                                               barrier      └─ node update ─ ... atoms, level 2
@@ -115,7 +115,7 @@ def _constant(fresh: fx.Node) -> Any:
 def levels(program: Program) -> dict[fx.Node, Work]:
     """The `Work` of every operator of the rewritten graph, in order."""
     found: dict[fx.Node, Work] = {}
-    order = {space: i for i, space in enumerate(program.spaces)}
+    order = {space: i for i, space in enumerate(program.row_spaces)}
     for node in program.graph.graph.nodes:
         if node.op == "call_function" and not is_size(node):
             found[node] = _work(node, found, order)

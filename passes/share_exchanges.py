@@ -1,4 +1,4 @@
-"""Pass 13: exchange each value once.
+"""Pass 14: exchange each value once.
 
     h1 = halo_exchange(x); h2 = halo_exchange(x)   =>   h2 -> h1
 

@@ -1,4 +1,4 @@
-"""Pass 14: run each stretch of row-local work block by block.
+"""Pass 16: run each stretch of row-local work block by block.
 
     h = gather(x, sender)            [edges, 64]
     m = mul(h, weights)              [edges, 64]      y = region(n_edges, x, sender, weights, receiver, zeros)
@@ -21,7 +21,7 @@ from torch import fx
 
 from ..ir import META, Program, Space, anchor, is_random
 from ..rules.indexing import accesses, reduction
-from ..runtime.halo import halo_exchange, halo_exchange_, halo_reduce, halo_reduce_
+from ..runtime.halo import halo_exchange, halo_exchange_, halo_join, halo_join_, halo_reduce, halo_reduce_
 from ..runtime.tiles import Add, Reduce, Region, RegionSpec, Result, Slice, Store, taken
 from ..sizes import size_nodes
 from .levels import Rows, Work, continues, is_fresh, is_size, levels, rows_of, source_of, tables_of
@@ -59,7 +59,7 @@ class _Tiler:
     def build(self) -> fx.GraphModule:
         last = max((w.available for w in self.work.values()), default=0)
         for level in range(last, -1, -1):
-            for space in self.program.spaces:
+            for space in self.program.row_spaces:
                 self._choose(space, level)
         for node in self.nodes:
             if node.op in ("placeholder", "get_attr") or (node.op == "call_function" and is_size(node)):
@@ -68,7 +68,7 @@ class _Tiler:
             for node in self.nodes:
                 if node in self.work and self.work[node].kind == "whole" and self.work[node].level == level:
                     self._copy(node)
-            for space in self.program.spaces:
+            for space in self.program.row_spaces:
                 if self.computed.get((space, level)):
                     self._emit(space, level)
         self._copy(self.nodes[-1])
@@ -130,6 +130,9 @@ class _Tiler:
         if node.target is halo_exchange and self._has_room(node):
             table, *plan = node.args
             self.env[node] = self._in_place(halo_exchange_, node, self.tables[table], plan)  # type: ignore[index]
+        elif node.target is halo_join and self._has_room(node):
+            table, *rest = node.args
+            self.env[node] = self._in_place(halo_join_, node, self.tables[table], rest)  # type: ignore[index]
         elif node.target is halo_reduce and len(node.args[0].users) == 1:  # type: ignore[union-attr]
             table, *plan = node.args
             self.env[node] = self._in_place(halo_reduce_, node, self.env[table], plan)  # type: ignore[index]
@@ -174,7 +177,7 @@ class _Tiler:
         )
         block = max(16, int(BLOCK_BYTES / max(spec.row_bytes, 1.0)))
         self.regions[name] = Region(spec, body.module, block)
-        halos = [self.env[e.args[3]] for e in room.values() if e is not None]  # type: ignore[index]
+        halos = [self.env[_room(e)[0]] for e in room.values() if e is not None]
         tables = {n: self._table(n) for n in roots if self.work[n].kind == "scatter" and continues(n) not in roots}
         size = self._rows(space, body)
         given = [self._whole(n) for n in body.given]
@@ -193,7 +196,7 @@ class _Tiler:
         """The owned rows of a result that has room for halo rows."""
         self.tables[node] = self.env[node]
         self.tables[node].meta[META] = exchange.meta[META]
-        return self._call(aten.slice.Tensor, (self.tables[node], exchange.args[4], 0, rows), node)
+        return self._call(aten.slice.Tensor, (self.tables[node], _room(exchange)[1], 0, rows), node)
 
     def _rows(self, space: Space, body: _Body) -> Any:
         """The number of rows of this rank: an input of the program, or read off an operand that has them."""
@@ -209,7 +212,8 @@ class _Tiler:
 
     def _is_size_of(self, node: fx.Node, space: Space) -> bool:
         given = self.inputs[node.name]
-        return given.kind == "size" and given.space == space
+        kind, of = ("size", space) if space.halo_of is None else ("halo_size", space.halo_of)
+        return given.kind == kind and given.space == of
 
     def _table(self, node: fx.Node) -> fx.Node:
         """What a scatter adds to; made anew if it is all zeros, so that it can be changed in place."""
@@ -325,8 +329,13 @@ def _is_number(tiler: _Tiler, node: fx.Node) -> bool:
 
 
 def _exchange_of(node: fx.Node) -> fx.Node | None:
-    """The halo exchange of a value's rows, if there is one: it finds room beside them."""
-    return next((u for u in node.users if u.target is halo_exchange), None)
+    """What puts halo rows beside a value's rows, if something does: it finds room there."""
+    return next((u for u in node.users if u.target in (halo_exchange, halo_join) and u.args[0] is node), None)
+
+
+def _room(exchange: fx.Node) -> tuple[Any, Any]:
+    """The number of halo rows that an exchange or a join puts beside owned rows, and the dimension of rows."""
+    return exchange.args[-2:]  # type: ignore[return-value]
 
 
 def _result(node: fx.Node, work: Work, exchange: fx.Node | None, roots: list[fx.Node]) -> Result:

@@ -94,7 +94,7 @@ class Executor:
         self._shapes = [program.shape(by_name[i.name]) if i.kind in ("rows", "pointer") else () for i in self._inputs]
         (output,) = [n for n in program.graph.graph.nodes if n.op == "output"]
         self._places = [placement(n) for n in output.args[0]]
-        self._spaces = {s.symbol: s for s in program.spaces}
+        self._spaces = {s.symbol: s for s in program.row_spaces}
         (output,) = [n for n in self._index_program.graph.nodes if n.op == "output"]
         self._index_shapes = [_raw_shape(program, n) for n in output.args[0]]
         self._constants = _constants(program)

@@ -1,17 +1,24 @@
 """The communication operators of a rewritten graph.
 
 `halo_exchange` copies rows from their owners to the ranks that read them; `halo_reduce` adds contributions made
-elsewhere to the owner's rows. They are each other's adjoints, and `all_reduce` is its own:
+elsewhere to the owner's rows. They are each other's adjoints, and `all_reduce` (`all_reduces` of several) is its own:
 
     <halo_exchange(x), y> = <x, halo_reduce(y)>       summed over ranks
 
+Where less is to be sent, `halo_gather` fetches the halo rows alone, for a rank to compute on, and `halo_join` puts what
+it made of them beside owned rows; `halo_scatter` adds what was computed on halo rows to owned rows:
+
+    halo_exchange(x) = halo_join(x, halo_gather(x))
+    halo_reduce([x, h]) = halo_scatter(h, x)            <halo_gather(x), h> = <x, halo_scatter(h, 0)>
+
 They are ``torch.library`` operators with shapes for tracing and gradients for differentiating again. A tiled graph,
-which nobody differentiates, calls `halo_exchange_` and `halo_reduce_` where it can: they work in tables with room for
-the halo, so that owned rows stay where they are.
+which nobody differentiates, calls `halo_exchange_`, `halo_reduce_` and `halo_join_` where it can: they work in tables
+with room for the halo, so that owned rows stay where they are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,6 +53,41 @@ def _halo_reduce(
     """
     owned, returned = _returned(rows, splits, halo_rows, dim)
     return _combined(owned.clone(), send_rows, returned, reduction).movedim(0, dim).contiguous()
+
+
+@torch.library.custom_op("distcompile::halo_gather", mutates_args=())
+def _halo_gather(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int) -> Tensor:
+    """Owned rows -> halo rows. Arguments as of `halo_exchange`."""
+    return _received(rows.movedim(dim, 0), send_rows, splits).movedim(0, dim).contiguous()
+
+
+@torch.library.custom_op("distcompile::halo_scatter", mutates_args=())
+def _halo_scatter(halo: Tensor, send_rows: Tensor, splits: Tensor, rows: Tensor, dim: int) -> Tensor:
+    """Owned rows and contributions of this rank's halo rows -> owned rows with every rank's contributions.
+
+    Args:
+        halo: contributions to rows of other ranks, along dimension `dim`.
+        send_rows: as of `halo_exchange`.
+        splits: as of `halo_exchange`.
+        rows: owned rows along dimension `dim`.
+        dim: the dimension that counts rows.
+    """
+    send, receive = splits.tolist()
+    returned = communicator().all_to_all(halo.movedim(dim, 0).contiguous(), receive, send)
+    return _combined(rows.movedim(dim, 0).clone(), send_rows, returned, "sum").movedim(0, dim).contiguous()
+
+
+@torch.library.custom_op("distcompile::halo_join", mutates_args=())
+def _halo_join(rows: Tensor, halo: Tensor, halo_rows: int, dim: int) -> Tensor:
+    """Owned rows and halo rows -> owned rows followed by halo rows."""
+    return torch.cat([rows, halo], dim)
+
+
+@fx.has_side_effect
+def halo_join_(rows: Tensor, halo: Tensor, halo_rows: int, dim: int) -> Tensor:
+    """`halo_join` in place: `rows` has owned rows, followed by room for the halo rows, which are written there."""
+    rows.narrow(dim, rows.shape[dim] - halo_rows, halo_rows).copy_(halo)
+    return rows
 
 
 @fx.has_side_effect
@@ -94,6 +136,17 @@ def _all_reduce(value: Tensor, reduction: str = "sum") -> Tensor:
     return communicator().all_reduce(value, reduction)
 
 
+@torch.library.custom_op("distcompile::all_reduces", mutates_args=())
+def _all_reduces(values: Sequence[Tensor], reduction: str) -> list[Tensor]:
+    """`all_reduce` of several values of one dtype in one message.
+
+    The reduction has no default: PyTorch's gradients of operators on lists need all arguments.
+    """
+    flat = communicator().all_reduce(torch.cat([v.reshape(-1) for v in values]), reduction)
+    parts = flat.split([v.numel() for v in values])
+    return [part.reshape(v.shape).clone() for part, v in zip(parts, values, strict=True)]
+
+
 def _resized(rows: Tensor, dim: int, more: Any) -> Tensor:
     shape = list(rows.shape)
     shape[dim] = shape[dim] + more
@@ -110,9 +163,31 @@ def _(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int,
     return _resized(rows, dim, -halo_rows)
 
 
+@_halo_gather.register_fake
+def _(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int) -> Tensor:
+    shape: list[Any] = list(rows.shape)
+    shape[dim] = halo_rows
+    return rows.new_empty(shape)
+
+
+@_halo_scatter.register_fake
+def _(halo: Tensor, send_rows: Tensor, splits: Tensor, rows: Tensor, dim: int) -> Tensor:
+    return torch.empty_like(rows)
+
+
+@_halo_join.register_fake
+def _(rows: Tensor, halo: Tensor, halo_rows: int, dim: int) -> Tensor:
+    return _resized(rows, dim, halo_rows)
+
+
 @_all_reduce.register_fake
 def _(value: Tensor, reduction: str = "sum") -> Tensor:
     return torch.empty_like(value)
+
+
+@_all_reduces.register_fake
+def _(values: Sequence[Tensor], reduction: str) -> list[Tensor]:
+    return [torch.empty_like(v) for v in values]
 
 
 _library = torch.library.Library("distcompile", "FRAGMENT")
@@ -134,9 +209,13 @@ def _stop_gradient_autograd(value: Tensor) -> Tensor:
 stop_gradient = torch.ops.distcompile.stop_gradient.default
 halo_exchange = torch.ops.distcompile.halo_exchange.default
 halo_reduce = torch.ops.distcompile.halo_reduce.default
+halo_gather = torch.ops.distcompile.halo_gather.default
+halo_scatter = torch.ops.distcompile.halo_scatter.default
+halo_join = torch.ops.distcompile.halo_join.default
 all_reduce = torch.ops.distcompile.all_reduce.default
+all_reduces = torch.ops.distcompile.all_reduces.default
 
-COLLECTIVES = (halo_exchange, halo_reduce, all_reduce)
+COLLECTIVES = (halo_exchange, halo_reduce, halo_gather, halo_scatter, all_reduce, all_reduces)
 
 
 def _remember(ctx: Any, inputs: Any, output: Any) -> None:
@@ -146,13 +225,15 @@ def _remember(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _adjoint(operator: Any) -> Any:
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    def backward(ctx: Any, gradient: Any) -> Any:
         plan = [x for x in ctx.given if not isinstance(x, str)]
         how = {x for x in ctx.given if isinstance(x, str)} - {"sum"}
         if how:
             raise UnsupportedOp(f"{how.pop()} over ranks has no gradient. Detach it, as a segment softmax may.")
+        several = isinstance(gradient, list)
+        plain = [g.contiguous() for g in gradient] if several else gradient.contiguous()
         with active(ctx.communicator):
-            return operator(gradient.contiguous(), *plan), *[None] * len(ctx.given)
+            return operator(plain, *(ctx.given if several else plan)), *[None] * len(ctx.given)
 
     return backward
 
@@ -160,3 +241,42 @@ def _adjoint(operator: Any) -> Any:
 _halo_exchange.register_autograd(_adjoint(halo_reduce), setup_context=_remember)
 _halo_reduce.register_autograd(_adjoint(halo_exchange), setup_context=_remember)
 _all_reduce.register_autograd(_adjoint(all_reduce), setup_context=_remember)
+_all_reduces.register_autograd(_adjoint(all_reduces), setup_context=_remember)
+
+
+def _remember_gather(ctx: Any, inputs: Any, output: Any) -> None:
+    rows, ctx.send_rows, ctx.splits, _, ctx.dim = inputs
+    ctx.owned, ctx.communicator = rows.shape[ctx.dim], communicator()
+
+
+def _gather_backward(ctx: Any, gradient: Tensor) -> Any:
+    shape = list(gradient.shape)
+    shape[ctx.dim] = ctx.owned
+    with active(ctx.communicator):
+        found = halo_scatter(gradient, ctx.send_rows, ctx.splits, gradient.new_zeros(shape), ctx.dim)
+    return found, None, None, None, None
+
+
+def _remember_scatter(ctx: Any, inputs: Any, output: Any) -> None:
+    halo, ctx.send_rows, ctx.splits, _, ctx.dim = inputs
+    ctx.halo, ctx.communicator = halo.shape[ctx.dim], communicator()
+
+
+def _scatter_backward(ctx: Any, gradient: Tensor) -> Any:
+    with active(ctx.communicator):
+        found = halo_gather(gradient, ctx.send_rows, ctx.splits, ctx.halo, ctx.dim)
+    return found, None, None, gradient, None
+
+
+def _remember_join(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.halo, ctx.dim = inputs[2:]
+
+
+def _join_backward(ctx: Any, gradient: Tensor) -> Any:
+    owned = gradient.shape[ctx.dim] - ctx.halo
+    return gradient.narrow(ctx.dim, 0, owned), gradient.narrow(ctx.dim, owned, ctx.halo), None, None
+
+
+_halo_gather.register_autograd(_gather_backward, setup_context=_remember_gather)
+_halo_scatter.register_autograd(_scatter_backward, setup_context=_remember_scatter)
+_halo_join.register_autograd(_join_backward, setup_context=_remember_join)

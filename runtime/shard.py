@@ -69,12 +69,17 @@ def _input(
     for dim, size in enumerate(shape):
         space = spaces.get(size)
         if space is not None and space.sharded:
-            value = value.index_select(dim, plans[space.name].owned.to(value.device))
+            value = value.index_select(dim, _rows_here(space, plans).to(value.device))
     if given.kind == "pointer":
         value = numbers[name].to(value.device)[value.long()].to(value.dtype)
         # Torch would count row -1 from the end and go on.
         assert not bool((value < 0).any()), f"{given.name} points at rows of {name} that are not here"
     return value
+
+
+def _rows_here(space: Space, plans: Mapping[str, SpacePlan]) -> Tensor:
+    """The global numbers of the rows of a space, or of halo rows, on this rank."""
+    return plans[space.name].owned if space.halo_of is None else plans[space.halo_of.name].halo
 
 
 Order = tuple[Tensor, list[int]]

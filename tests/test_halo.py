@@ -19,7 +19,18 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from distcompile import LocalWorld, RankError, UnsupportedOp
-from distcompile.runtime.halo import all_reduce, halo_exchange, halo_exchange_, halo_reduce, halo_reduce_
+from distcompile.runtime.halo import (
+    all_reduce,
+    all_reduces,
+    halo_exchange,
+    halo_exchange_,
+    halo_gather,
+    halo_join,
+    halo_join_,
+    halo_reduce,
+    halo_reduce_,
+    halo_scatter,
+)
 from distcompile.runtime.plan import SpacePlan
 from distcompile.runtime.world import Communicator
 
@@ -53,6 +64,18 @@ def everywhere(case: Case, space: str) -> list[SpacePlan]:
     return [division.for_rank(r)[space] for r in range(case.parts)]
 
 
+def gather_and_join(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int) -> Tensor:
+    """`halo_exchange` in two steps."""
+    return halo_join(rows, halo_gather(rows, send_rows, splits, halo_rows, dim), halo_rows, dim)
+
+
+def part_and_scatter(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int) -> Tensor:
+    """`halo_reduce` in two steps."""
+    owned = rows.shape[dim] - halo_rows
+    mine, others = rows.narrow(dim, 0, owned), rows.narrow(dim, owned, halo_rows)
+    return halo_scatter(others, send_rows, splits, mine, dim)
+
+
 any_space = st.sampled_from(["atoms", "edges"])
 any_dim = st.sampled_from([0, 1, 2])
 
@@ -77,6 +100,50 @@ def test_exchange_and_reduce_are_adjoint(parts: int, data: st.DataObject, space:
 
     left, right = (sum(side) for side in zip(*on_ranks(parts, work), strict=True))
     assert abs(left - right) <= 1e-12 * max(1.0, abs(left))
+
+
+@pytest.mark.parametrize("parts", PARTS)
+@given(st.data(), any_space, any_dim)
+@settings(max_examples=30)
+def test_gather_and_scatter_are_adjoint(parts: int, data: st.DataObject, space: str, dim: int) -> None:
+    """<halo_gather(x), y> = <x, halo_scatter(y, 0)>, summed over ranks; owned rows are added to."""
+    plans = everywhere(data.draw(cases(parts)), space)
+
+    def work(comm: Communicator) -> tuple[Tensor, Tensor]:
+        plan = plans[comm.rank]
+        x, y = (rows_at(normal([len(r), WIDTH], comm.rank), dim) for r in (plan.owned, plan.halo))
+        fetched = halo_gather(x, *arguments(plan, dim))
+        added = halo_scatter(y, plan.send_rows, plan.splits, torch.zeros_like(x), dim)
+        more = halo_scatter(y, plan.send_rows, plan.splits, x, dim)
+        assert fetched.shape == y.shape
+        torch.testing.assert_close(more, added + x, rtol=0, atol=1e-12)
+        return (fetched * y).sum(), (x * added).sum()
+
+    left, right = (sum(side) for side in zip(*on_ranks(parts, work), strict=True))
+    assert abs(left - right) <= 1e-12 * max(1.0, abs(left))
+
+
+@pytest.mark.parametrize("parts", PARTS)
+@given(st.data(), any_space, any_dim)
+@settings(max_examples=15)
+def test_two_steps_are_one(parts: int, data: st.DataObject, space: str, dim: int) -> None:
+    """What is fetched and joined is what is exchanged; what is parted and added is what is reduced."""
+    plans = everywhere(data.draw(cases(parts)), space)
+
+    def work(comm: Communicator) -> None:
+        plan = plans[comm.rank]
+        owned, halo = len(plan.owned), len(plan.halo)
+        x = rows_at(normal([owned, WIDTH], comm.rank), dim)
+        table = rows_at(normal([owned + halo, WIDTH], 100 + comm.rank), dim)
+        exchanged = halo_exchange(x, *arguments(plan, dim))
+        torch.testing.assert_close(gather_and_join(x, *arguments(plan, dim)), exchanged, rtol=0, atol=0)
+        reduced = halo_reduce(table, *arguments(plan, dim))
+        torch.testing.assert_close(part_and_scatter(table, *arguments(plan, dim)), reduced, rtol=0, atol=0)
+        table.narrow(dim, 0, owned).copy_(x)
+        assert halo_join_(table, exchanged.narrow(dim, owned, halo), halo, dim) is table
+        torch.testing.assert_close(table, exchanged, rtol=0, atol=0)
+
+    on_ranks(parts, work)
 
 
 @pytest.mark.parametrize("parts", PARTS)
@@ -168,10 +235,13 @@ def global_sum(plans: list[SpacePlan], x: Tensor, weights: list[Tensor]) -> Tens
     return torch.stack(parts).sum()
 
 
+@pytest.mark.parametrize("exchange", [halo_exchange, gather_and_join])
 @pytest.mark.parametrize("parts", PARTS)
 @given(st.data(), any_space, any_dim)
 @settings(max_examples=15)
-def test_exchange_differentiates_twice(parts: int, data: st.DataObject, space: str, dim: int) -> None:
+def test_exchange_differentiates_twice(
+    parts: int, exchange: Callable[..., Tensor], data: st.DataObject, space: str, dim: int
+) -> None:
     """Gradient and Hessian-vector product through an exchange are those of the whole."""
     case = data.draw(cases(parts))
     plans = everywhere(case, space)
@@ -184,7 +254,7 @@ def test_exchange_differentiates_twice(parts: int, data: st.DataObject, space: s
     def work(comm: Communicator) -> None:
         plan, w = plans[comm.rank], rows_at(weights[comm.rank], dim)
         mine = rows_at(x.detach()[plan.owned], dim).requires_grad_()
-        energy = (halo_exchange(mine, *arguments(plan, dim)) ** 3 * w).sum()
+        energy = (exchange(mine, *arguments(plan, dim)) ** 3 * w).sum()
         (first,) = torch.autograd.grad(energy, mine, create_graph=True)
         (second,) = torch.autograd.grad((first * rows_at(v[plan.owned], dim)).sum(), mine)
         torch.testing.assert_close(first, rows_at(gradient[plan.owned], dim), rtol=1e-12, atol=1e-12)
@@ -193,10 +263,13 @@ def test_exchange_differentiates_twice(parts: int, data: st.DataObject, space: s
     on_ranks(parts, work)
 
 
+@pytest.mark.parametrize("reduce", [halo_reduce, part_and_scatter])
 @pytest.mark.parametrize("parts", PARTS)
 @given(st.data(), any_space, any_dim)
 @settings(max_examples=15)
-def test_reduce_differentiates_twice(parts: int, data: st.DataObject, space: str, dim: int) -> None:
+def test_reduce_differentiates_twice(
+    parts: int, reduce: Callable[..., Tensor], data: st.DataObject, space: str, dim: int
+) -> None:
     """Gradient and Hessian-vector product through a reduction: here each rank's rows are variables of their own."""
     case = data.draw(cases(parts))
     plans = everywhere(case, space)
@@ -212,11 +285,32 @@ def test_reduce_differentiates_twice(parts: int, data: st.DataObject, space: str
     def work(comm: Communicator) -> None:
         plan, w = plans[comm.rank], rows_at(weights[plans[comm.rank].owned], dim)
         mine = rows_at(held[comm.rank].detach(), dim).requires_grad_()
-        energy = (halo_reduce(mine, *arguments(plan, dim)) ** 3 * w).sum()
+        energy = (reduce(mine, *arguments(plan, dim)) ** 3 * w).sum()
         (first,) = torch.autograd.grad(energy, mine, create_graph=True)
         (second,) = torch.autograd.grad((first * rows_at(vectors[comm.rank], dim)).sum(), mine)
         torch.testing.assert_close(first, rows_at(gradients[comm.rank], dim), rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(second, rows_at(products[comm.rank], dim), rtol=1e-12, atol=1e-12)
+
+    on_ranks(parts, work)
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_several_values_are_reduced_as_one(parts: int) -> None:
+    """The same values as by one message each, and the same gradients, of those that are used."""
+
+    def work(comm: Communicator) -> None:
+        x = normal([4, WIDTH], comm.rank).requires_grad_()
+        y = normal([2], 50 + comm.rank).requires_grad_()
+        z = normal([], 70 + comm.rank).requires_grad_()
+        several, single = all_reduces([x, y, z], "sum"), [all_reduce(v) for v in (x, y, z)]
+        for one, other in zip(several, single, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+        energies = [(e[0] ** 3).sum() * e[2] for e in (several, single)]
+        first, second = (torch.autograd.grad(e, [x, z]) for e in energies)
+        for one, other in zip(first, second, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+        extremes = all_reduces([x.detach(), y.detach()], "amax")
+        torch.testing.assert_close(extremes[1], all_reduce(y.detach(), "amax"), rtol=0, atol=0)
 
     on_ranks(parts, work)
 
@@ -288,6 +382,8 @@ def test_a_collective_outside_of_a_world_is_an_error() -> None:
     for call in (
         lambda: halo_exchange(torch.ones(2), *arguments(plan, 0)),
         lambda: halo_reduce(torch.ones(3), *arguments(plan, 0)),
+        lambda: halo_gather(torch.ones(2), *arguments(plan, 0)),
+        lambda: halo_scatter(torch.ones(1), plan.send_rows, plan.splits, torch.ones(2), 0),
         lambda: all_reduce(torch.ones(2)),
     ):
         with pytest.raises(RankError, match="outside of a world"):
@@ -300,16 +396,21 @@ def test_shapes_without_values(dim: int, dtype: torch.dtype) -> None:
     """Tracing runs on fake tensors, in no world: shapes and dtypes are those of the real operators."""
     plan = two_ranks()[0]
     shape = [4, 5, 6]
-    longer, shorter = list(shape), list(shape)
+    longer, shorter, halo = list(shape), list(shape), list(shape)
     longer[dim] += 2
     shorter[dim] -= 2
+    halo[dim] = 2
     with FakeTensorMode() as mode:
         rows = mode.from_tensor(torch.zeros(shape, dtype=dtype))
+        others = mode.from_tensor(torch.zeros(halo, dtype=dtype))
         send, splits = mode.from_tensor(plan.send_rows), mode.from_tensor(plan.splits)
         for result, expected in (
             (halo_exchange(rows, send, splits, 2, dim), longer),
             (halo_reduce(rows, send, splits, 2, dim), shorter),
             (halo_reduce(rows, send, splits, 2, dim, "amax"), shorter),
+            (halo_gather(rows, send, splits, 2, dim), halo),
+            (halo_scatter(others, send, splits, rows, dim), shape),
+            (halo_join(rows, others, 2, dim), longer),
             (all_reduce(rows), shape),
             (all_reduce(rows, "amin"), shape),
         ):
@@ -346,8 +447,13 @@ def test_operators_are_registered_soundly(dim: int) -> None:
             (halo_exchange, (rows, send_rows, splits, 2, dim)),
             (halo_reduce, (rows, send_rows[:1], splits // 2, 1, dim)),
             (halo_reduce, (rows.detach(), send_rows[:1], splits // 2, 1, dim, "amax")),
+            (halo_gather, (rows, send_rows, splits, 2, dim)),
+            (halo_scatter, (rows.detach().narrow(dim, 0, 2).clone().requires_grad_(), send_rows, splits, rows, dim)),
+            (halo_join, (rows, rows.detach().narrow(dim, 0, 2).clone().requires_grad_(), 2, dim)),
             (all_reduce, (rows,)),
             (all_reduce, (rows.detach(), "amin")),
+            (all_reduces, ([rows, rows.detach()[0].clone().requires_grad_()], "sum")),
+            (all_reduces, ([rows.detach(), rows.detach()[0].clone()], "amax")),
         ):
             found = torch.library.opcheck(operator, given_arguments)
             assert set(found.values()) == {"SUCCESS"}

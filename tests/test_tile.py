@@ -51,7 +51,7 @@ def test_work_on_edges_is_divided_into_blocks() -> None:
     """All work on edges lies in regions; what these pass on is atoms' sums, not edges' features."""
     compiled = distcompile.compile(toys.Gnn().eval(), toys.random_graph(14, 1), validate=False)
     found = regions(compiled)
-    assert {r.spec.space for r in found} == {"atoms", "edges"}
+    assert {r.spec.space for r in found} == {"atoms", "edges", "halo of atoms"}
     assert sum(len(r.graph_module.graph.nodes) for r in found) > 30
     results = [type(result).__name__ for r in found if r.spec.space == "edges" for result in r.spec.results]
     assert results.count("Add") >= 4  # two layers forward, two backward

@@ -145,7 +145,7 @@ def outside_of_a_world() -> Any:
     executor = compiled.executor_for(OTHER)
     prepared = executor.prepare(compiled._flatten((OTHER,))[0])
     layout = executor.layout(prepared)
-    spaces = {s.symbol: s for s in compiled.program.spaces}
+    spaces = {s.symbol: s for s in compiled.program.row_spaces}
     plans = layout.division.for_rank(0)
     given = shard_inputs(executor._inputs, executor._shapes, prepared.values, spaces, plans, layout.sizes)
     return compiled.graph_module(*given)
