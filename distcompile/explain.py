@@ -44,6 +44,11 @@ def explain(program: Program) -> str:
             lines.append(f"  {c.kind:<13} {'':<8} {c.row_bytes:>7} bytes       {c.why}")
     if not collectives(program):
         lines.append("  none")
+    if program.least:
+        lines += ["", "Bytes that cross for each halo row, and the least that may: all once, narrowest, were work free"]
+    for name, least in program.least:
+        crossing = sum(c.row_bytes for c in collectives(program) if c.space == name)
+        lines.append(f"  {name:<8} {crossing:>7} {least:>7}")
     lines += ["", "Regions, in order; each runs block by block"]
     assert program.tiled is not None
     regions = [r for r in program.tiled.children() if isinstance(r, Region)]

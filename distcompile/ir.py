@@ -172,6 +172,8 @@ class Program:
     spaces: tuple[Space, ...] = ()
     halo_spaces: tuple[Space, ...] = ()
     """Spaces of halo rows, on which a rank computes what would cost more to send."""
+    least: tuple[tuple[str, int], ...] = ()
+    """(space, bytes): what has to cross for each halo row, were work free: every value once, at its narrowest."""
     pointers: tuple[Pointer, ...] = ()
     ranges: tuple[tuple[int, int, str, bool], ...] = ()
     """(index output, rows of a constant table, label, negative allowed): values looked up in fixed tables."""

@@ -40,6 +40,8 @@ aten = torch.ops.aten
 SENT = 32.0
 """What sending a byte costs, in bytes that a processor reads or writes in the same time."""
 
+_FREE_WORK = 1e6
+"""What sending a byte costs where work costs next to nothing."""
 
 _LEAST = 1e-3
 """What is as good as free, so that nothing is done for nobody."""
@@ -47,22 +49,25 @@ _LEAST = 1e-3
 
 def narrow_halos(program: Program, sent: float = SENT) -> Program:
     """Return `program` with exchanges and reductions where they are narrowest; `sent` says how dear messages are."""
+    least: list[tuple[str, int]] = []
     for space in program.spaces:
-        program = _narrow(program, space, sent)
-    return program
+        program, bound = _narrow(program, space, sent)
+        least += [(space.name, bound)] if bound else []
+    return dataclasses.replace(program, least=tuple(least))
 
 
-def _narrow(program: Program, space: Space, sent: float) -> Program:
+def _narrow(program: Program, space: Space, sent: float) -> tuple[Program, int]:
+    """The rewritten program, and the least bytes that may cross for each halo row of the space."""
     module, nodes = copy_graph(program.graph)
     work = {nodes[node]: found for node, found in levels(program).items()}
     halo = _Halos(program, module, work, space)
     if not halo.exchanges and not halo.reductions:
-        return program
-    cut = _Cut(halo, sent)
+        return program, 0
+    cut, bound = _Cut(halo, sent), _Cut(halo, _FREE_WORK).bytes()
     tables = {e.args[0] for e in halo.exchanges}
     if not any(n not in tables or halo.is_given(n) for n in cut.loaded) and not cut.pushed - set(halo.reductions):
-        return program  # all as it is
-    return _Rewriter(halo, cut).rewrite()
+        return program, bound  # all as it is
+    return _Rewriter(halo, cut).rewrite(), bound
 
 
 class _Halos:
@@ -147,6 +152,13 @@ class _Cut:
         self.computed = {n for n in self._seen if (n, "in") in side}
         self.loaded = {n for n in self._seen if n not in self.computed and (n, "out") in side}
         self.pushed = {n for n in self.linear if (n, "pushed") in side}
+
+    def bytes(self) -> int:
+        """What crosses for each halo row: values that are fetched, sums that are completed."""
+        fetched = [n for n in self.loaded if not self._halos.is_given(n)]
+        completed = [n for n in self.pushed if any(u not in self.pushed for u in n.users)]
+        completed += [n for n in self._halos.reductions if n not in self.pushed]
+        return int(sum(map(self._halos.width, (*fetched, *completed))))
 
     def _edge(self, tail: Any, head: Any, capacity: float) -> None:
         if math.isfinite(capacity):
