@@ -6,6 +6,10 @@ VENV := .venv
 VENV_E3NN06 := .venv-e3nn06
 BIN := $(VENV)/bin
 
+# Two tests at a time, each with one thread: most of what they do is Python.
+SIDE_BY_SIDE := --numprocesses 2 --dist worksteal
+unit unit-e3nn06: export OMP_NUM_THREADS ?= 1
+
 .PHONY: demo test lint unit unit-e3nn06 env env-e3nn06 models clean
 
 demo: env
@@ -19,10 +23,10 @@ lint: env
 	$(BIN)/mypy -p distcompile -p distcompile.passes -p distcompile.runtime
 
 unit: env
-	$(BIN)/python -m pytest tests --durations=15
+	$(BIN)/python -m pytest tests $(SIDE_BY_SIDE) --durations=15
 
 unit-e3nn06: env-e3nn06
-	$(VENV_E3NN06)/bin/python -m pytest tests/models
+	$(VENV_E3NN06)/bin/python -m pytest tests/models $(SIDE_BY_SIDE) --durations=15
 
 # The table of models in docs/models.md, from real runs in both environments.
 models: env env-e3nn06

@@ -8,12 +8,16 @@ raises `Refused` where an answer would be a guess.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import sympy
+import torch
 from torch import fx
 
+from .. import errors, runtime
 from ..errors import UnsupportedOp
 from ..ir import Dim, Placement, Program, placement
 
@@ -121,13 +125,17 @@ def unsupported(node: fx.Node, reason: str, placements: Iterable[str]) -> Unsupp
     )
 
 
+_OURS = tuple(str(Path(f).parent) + os.sep for f in (torch.__file__, errors.__file__, runtime.__file__))
+"""Where the files lie that no user wrote."""
+
+
 def user_frame(node: fx.Node) -> tuple[str, str]:
     """The user's innermost frame ('File "...", line 3, in f') and its code; empty if the tracer recorded none."""
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").strip().splitlines()]
     theirs = [
         i
         for i, line in enumerate(lines)
-        if line.startswith("File ") and not any(ours in line for ours in ("/torch/", "/distcompile/"))
+        if line.startswith("File ") and not line.removeprefix('File "').startswith(_OURS)
     ]
     if not theirs:
         return "", ""
