@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torchrun
 from single import in_single_precision, peak_memory, resident, rocksalt
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -151,14 +150,11 @@ def main() -> None:
     ))  # fmt: skip
     reference: torch.Tensor | None = None
     for mode, ranks in (("fairchem", 1), *((mode, options.ranks) for mode in MODES)):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        command += [__file__, "--one", mode, "--layers", str(options.layers), "--channels", str(options.channels)]
-        done = subprocess.run([*command, "--cells", *map(str, cells)], capture_output=True, text=True, check=False)
-        lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        if not lines:
-            print(f"{mode:<20} {ranks:>5} failed: {(done.stderr.strip().splitlines() or ['?'])[-1][:100]}", flush=True)
+        model = ["--layers", str(options.layers), "--channels", str(options.channels)]
+        row = torchrun.run(__file__, ranks, ["--one", mode, *model, "--cells", *map(str, cells)])
+        if isinstance(row, str):
+            print(f"{mode:<20} {ranks:>5} failed: {row[:100]}", flush=True)
             continue
-        (row,) = lines
         forces = torch.tensor(row["forces"])
         reference = forces if reference is None else reference
         off = float((forces - reference).abs().max() / reference.abs().max()) if len(forces) == len(reference) else 1.0

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
+import torchrun
 from single import in_single_precision, peak_memory, resident, rocksalt, stock_case
 
 
@@ -78,14 +77,11 @@ def main() -> None:
     for name in options.models:
         baseline = 0.0
         for ranks in options.ranks:
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-            command += [__file__, "--one", name, "--cells", *map(str, cells), "--lowering", options.lowering]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-            if not found:
-                print(f"{name:<18} {'':>7} {ranks:>5} {(done.stderr.strip().splitlines() or ['failed'])[-1][:80]}")
+            arguments = ["--one", name, "--cells", *map(str, cells), "--lowering", options.lowering]
+            row = torchrun.run(__file__, ranks, arguments)
+            if isinstance(row, str):
+                print(f"{name:<18} {'':>7} {ranks:>5} {row[:80]}", flush=True)
                 continue
-            (row,) = found
             baseline = baseline or row["ms/atom"] * ranks
             print(
                 f"{name:<18} {row['atoms']:>7} {ranks:>5} {row['ms/atom']:>8.3f} "
