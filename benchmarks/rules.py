@@ -346,7 +346,7 @@ def lines(given: Case, parts: int) -> list[Line]:
     atoms = executor.program.spaces[0].name
     stale = summed_into(given)
     division = executor.divide(given.prepared, parts)
-    read = {space: np.array(division.halo_counts(space)) for space in division.ranks}
+    read = {space: np.array(division.halo_counts(space)) for space in division.halo_keys}
     own = halos(division, stale)
     grid = bricks(given.system, parts)
     brick, slab = (halos(_divided_so(given, ranks, parts), stale) for ranks in (grid, slabs(given.system, parts)))
@@ -379,8 +379,8 @@ def summed_into(given: Case) -> dict[str, torch.Tensor]:
 def halos(division: Division, among: dict[str, torch.Tensor]) -> dict[str, Counts]:
     """By space, the halo rows of each rank among some rows."""
     found = {}
-    for name, keys in division.halo_keys.items():
-        rows = max(len(division.ranks[name]), 1)
+    for name, owners in division.ranks.items():
+        keys, rows = division.halo_keys[name], max(len(owners), 1)
         counted = (keys // rows)[among[name][keys % rows]]
         found[name] = torch.bincount(counted, minlength=division.parts).numpy()
     return found

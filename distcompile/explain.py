@@ -47,7 +47,8 @@ def explain(program: Program) -> str:
     if program.least:
         lines += ["", "Bytes that cross for each halo row, and the least that may: all once, narrowest, were work free"]
     for name, least in program.least:
-        crossing = sum(c.row_bytes for c in collectives(program) if c.space == name)
+        here = {name, *(s.name for s in program.some_spaces if s.some_of is not None and s.some_of.name == name)}
+        crossing = sum(c.row_bytes for c in collectives(program) if c.space in here)
         lines.append(f"  {name:<8} {crossing:>7} {least:>7}")
     lines += ["", "Regions, in order; each runs block by block"]
     assert program.tiled is not None

@@ -97,7 +97,7 @@ def needs(program: Program, sizes: dict[str, int], division: Division) -> list[i
 def rows_of_ranks(division: Division) -> list[tuple[dict[str, int], dict[str, int]]]:
     """Per rank, the rows owned and the halo rows of every space."""
     owned = {name: division.counts(name) for name in division.ranks}
-    halo = {name: division.halo_counts(name) for name in division.ranks}
+    halo = {name: division.halo_counts(name) for name in division.halo_keys}
     return [
         ({name: n[rank] for name, n in owned.items()}, {name: n[rank] for name, n in halo.items()})
         for rank in range(division.parts)

@@ -29,6 +29,10 @@ class Space:
     another. They live where those do, so that a rank's rows are joined, and cut, as the whole list is."""
     halo_of: Space | None = None
     """The space whose halo rows on a rank are the rows of this one there."""
+    some_of: Space | None = None
+    """The space some of whose rows these are: those that pointers of `through` point at."""
+    through: tuple[str, ...] = ()
+    """Names of pointers."""
 
     def __str__(self) -> str:
         return self.name
@@ -128,7 +132,7 @@ class Access:
     """The index has one dimension per row space only (not one entry per element as torch.gather takes)."""
 
 
-InputKind = Literal["size", "halo_size", "send_rows", "splits", "rows", "pointer", "number"]
+InputKind = Literal["size", "halo_size", "send_rows", "splits", "places", "rows", "pointer", "number"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +144,8 @@ class Input:
     source: int = -1
     """For rows, pointers and numbers: which output of the index program."""
     space: Space | None = None
-    """For sizes and halo plans: of which space. For pointers: the space pointed into."""
+    """For sizes and halo plans: of which space. For pointers: the space pointed into. The places of some rows among a
+    rank's halo rows are of the space that has these some."""
     label: str = ""
     """How the user knows the value, for messages."""
 
@@ -172,6 +177,8 @@ class Program:
     spaces: tuple[Space, ...] = ()
     halo_spaces: tuple[Space, ...] = ()
     """Spaces of halo rows, on which a rank computes what would cost more to send."""
+    some_spaces: tuple[Space, ...] = ()
+    """Some rows of a space: all that matter of a value that crosses."""
     least: tuple[tuple[str, int], ...] = ()
     """(space, bytes): what has to cross for each halo row, were work free: every value once, at its narrowest."""
     pointers: tuple[Pointer, ...] = ()

@@ -14,7 +14,7 @@ def report_plan(found: Forecast) -> None:
     """Rows, traffic and memory of the fullest rank, steps on every device, and what was assumed."""
     console = Console(highlight=False)
     console.print(f"{found.formula}: {found.atoms} atoms, {found.graph_bytes / 1e6:.1f} MB of graph and parameters")
-    names = list(found.columns[0].ranks.spaces)
+    names = [name for name in found.columns[0].ranks.spaces if name not in found.columns[0].ranks.some]
     rows = Table("ranks", "partition", "imbalance", *[f"{n} owned + halo" for n in names], title="Rows of a rank")
     moved = Table("ranks", "messages", "MB halo", "MB results", "MB memory", title="One evaluation, on a rank")
     for column in found.columns:

@@ -41,8 +41,11 @@ class Survey:
     parts: int
     partition: Partition
     spaces: dict[str, SpaceSurvey]
+    """Also those that are some rows of another, which have as many owned rows as it has."""
     memory: Counts
     """Bytes of live tensors at the peak of each rank's evaluation, as `account.peak_bytes` predicts them."""
+    some: frozenset[str] = frozenset()
+    """Spaces that are some rows of another."""
 
     @property
     def rows(self) -> dict[str, Counts]:
@@ -59,12 +62,13 @@ def survey(program: Program, sizes: dict[str, int], division: Division) -> Surve
         sizes: rows of every space in the whole graph.
         division: who owns and who reads which rows.
     """
-    spaces = {name: _space(division, name) for name in division.ranks}
-    return Survey(division.parts, division.partition, spaces, np.array(needs(program, sizes, division)))
+    spaces = {name: _space(division, name) for name in division.halo_keys}
+    memory = np.array(needs(program, sizes, division))
+    return Survey(division.parts, division.partition, spaces, memory, frozenset(division.some))
 
 
 def _space(division: Division, name: str) -> SpaceSurvey:
-    parts, owners = division.parts, division.ranks[name].numpy()
+    parts, owners = division.parts, division.owners(name).numpy()
     reader, row = np.divmod(division.halo_keys[name].numpy(), max(len(owners), 1))
     owner = owners[row]
     between = np.bincount(owner * parts + reader, minlength=parts**2).reshape(parts, parts)

@@ -20,6 +20,7 @@ from .place import place
 from .reassociate import reassociate
 from .share_exchanges import share_exchanges
 from .sparse_constants import sparse_constants
+from .thin_messages import thin_messages
 from .tile import tile
 
 PIPELINE: tuple[Callable[[Program], Program], ...] = (
@@ -38,6 +39,7 @@ PIPELINE: tuple[Callable[[Program], Program], ...] = (
     bundle_all_reduces,
     share_exchanges,
     narrow_halos,
+    thin_messages,
     tile,
 )
 

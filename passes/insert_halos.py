@@ -22,6 +22,7 @@ from ..ir import (
     Dim,
     Halo,
     Input,
+    InputKind,
     Placement,
     Program,
     Space,
@@ -41,7 +42,7 @@ def insert_halos(program: Program) -> Program:
     """Return `program` with a halo exchange or reduction at every access that may leave the rank."""
     module, _ = copy_graph(program.graph)
     pointers = {p.name: p for p in program.pointers}
-    plans = _Plans(module.graph)
+    plans = Plans(module.graph)
     chained: set[fx.Node] = set()
     for node in list(module.graph.nodes):
         for access in accesses(node):
@@ -56,8 +57,8 @@ def insert_halos(program: Program) -> Program:
     return replace_graph(program, module, inputs=(*program.inputs, *plans.inputs))
 
 
-class _Plans:
-    """The inputs that describe the halo of each space; made at first use."""
+class Plans:
+    """The inputs that describe the halo of each space, or some rows of it; made at first use."""
 
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
@@ -66,14 +67,15 @@ class _Plans:
         self._nodes: dict[tuple[str, str], fx.Node] = {}
         self._sizes = {n.name: n for n in graph.nodes if n.op == "placeholder"}
 
-    def get(self, space: Space, kind: str) -> fx.Node:
+    def get(self, space: Space, kind: InputKind) -> fx.Node:
+        """The input of a kind."""
         if (space.name, kind) not in self._nodes:
             with self.graph.inserting_after(self._last):
-                node = self.graph.placeholder(f"{space.name}_{kind}")
+                node = self.graph.placeholder(f"{space.name}_{kind}".replace(" ", "_"))
             node.meta = {META: Placement(rule="halo plan"), "val": None}
             self._last = node
             self._nodes[space.name, kind] = node
-            self.inputs.append(Input(node.name, kind, space=space))  # type: ignore[arg-type]
+            self.inputs.append(Input(node.name, kind, space=space))
         return self._nodes[space.name, kind]
 
     def call(self, space: Space) -> tuple[fx.Node, fx.Node]:
@@ -92,7 +94,7 @@ def _extended(node: fx.Node, dim: int, space: Space) -> Placement:
     return Placement(tuple(dims), rule="halo")
 
 
-def _exchange_before(node: fx.Node, access: Access, space: Space, plans: _Plans) -> None:
+def _exchange_before(node: fx.Node, access: Access, space: Space, plans: Plans) -> None:
     send_rows, splits = plans.call(space)
     size = plans.get(space, "halo_size")
     with node.graph.inserting_before(node):
@@ -101,7 +103,7 @@ def _exchange_before(node: fx.Node, access: Access, space: Space, plans: _Plans)
     node.update_arg(0, whole)
 
 
-def _reduce_after(node: fx.Node, access: Access, space: Space, plans: _Plans) -> list[fx.Node]:
+def _reduce_after(node: fx.Node, access: Access, space: Space, plans: Plans) -> list[fx.Node]:
     """Pad the table that `node` and others add to, and reduce it after the last of them. Returns all of them."""
     chain = _chain(node)
     send_rows, splits = plans.call(space)

@@ -1,4 +1,4 @@
-"""Pass 16, first half: which rows an operator works on, and how many barriers lie before it.
+"""Pass 17, first half: which rows an operator works on, and how many barriers lie before it.
 
     positions ─ gather ─ edge vectors ─ message ─ scatter ─┐                    edges, level 1
                                               barrier      └─ node update ─ ... atoms, level 2

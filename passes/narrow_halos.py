@@ -34,6 +34,7 @@ from ..runtime.halo import halo_exchange, halo_gather, halo_join, halo_reduce, h
 from ..sizes import size_nodes
 from .levels import Work, is_size, levels, rows_of, tables_of
 from .store_or_recompute import bytes_per_row, work_per_row
+from .thin_messages import read_through, written_through
 
 aten = torch.ops.aten
 
@@ -42,6 +43,9 @@ SENT = 32.0
 
 _FREE_WORK = 1e6
 """What sending a byte costs where work costs next to nothing."""
+
+_SOME = 0.5
+"""A guess at the share of rows that cross where not all matter: see `thin_messages`."""
 
 _LEAST = 1e-3
 """What is as good as free, so that nothing is done for nobody."""
@@ -178,7 +182,8 @@ class _Cut:
                 continue
             self._seen[node] = None
             given = self._halos.is_given(node)
-            self._edge((node, "in"), (node, "out"), _LEAST if given else self._sent * self._halos.width(node))
+            share = _SOME if written_through(self._halos.program, node) else 1.0
+            self._edge((node, "in"), (node, "out"), _LEAST if given else share * self._sent * self._halos.width(node))
             able = self._halos.is_computable(node)
             self._edge("source", (node, "in"), self._work(node) if able else math.inf)
             for operand in self._halos.rows(node) if able else ():
@@ -205,7 +210,9 @@ class _Cut:
                 self._edge((factor, "out"), (node, "pushed"), math.inf)
         else:
             self._edge((node, "pushed"), "sink", math.inf)
-        self._edge((node, "whole"), (node, "pushed"), self._sent * self._halos.width(node))
+        readers = [user for user in node.users if user not in self.linear]
+        share = _SOME if read_through(self._halos.program, node, readers) else 1.0
+        self._edge((node, "whole"), (node, "pushed"), share * self._sent * self._halos.width(node))
         for user in node.users:
             self._edge((user, "pushed") if user in self.linear else "source", (node, "whole"), math.inf)
 

@@ -1,4 +1,4 @@
-"""Pass 16, second half: what a region loads from memory and what it computes again.
+"""Pass 17, second half: what a region loads from memory and what it computes again.
 
     level 1   edges: r -> basis -> weights -> message         level 3 needs weights and r
     store weights: written once, read once, held for two levels;    or compute them again from r

@@ -1,4 +1,4 @@
-"""Pass 16: run each stretch of row-local work block by block.
+"""Pass 17: run each stretch of row-local work block by block.
 
     h = gather(x, sender)            [edges, 64]
     m = mul(h, weights)              [edges, 64]      y = region(n_edges, x, sender, weights, receiver, zeros)
@@ -335,7 +335,8 @@ def _exchange_of(node: fx.Node) -> fx.Node | None:
 
 def _room(exchange: fx.Node) -> tuple[Any, Any]:
     """The number of halo rows that an exchange or a join puts beside owned rows, and the dimension of rows."""
-    return exchange.args[-2:]  # type: ignore[return-value]
+    first = 3 if exchange.target is halo_exchange else 2
+    return exchange.args[first : first + 2]  # type: ignore[return-value]
 
 
 def _result(node: fx.Node, work: Work, exchange: fx.Node | None, roots: list[fx.Node]) -> Result:

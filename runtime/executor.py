@@ -224,7 +224,8 @@ class Executor:
         """The division of a graph object among any number of ranks; `last` as for `runtime.plan.divide`."""
         spaces = [s for s in self.program.spaces if s.sharded]
         pointers = [p for p in self.program.pointers if p.source.sharded and p.target.sharded]
-        return divide(spaces, pointers, prepared.sizes, prepared.pointers, prepared.coordinates, parts, last)
+        given = prepared.sizes, prepared.pointers, prepared.coordinates
+        return divide(spaces, pointers, *given, parts, last, self.program.some_spaces)
 
     def run_rank(self, comm: Communicator, prepared: Prepared, layout: Layout) -> list[Tensor]:
         """One rank's part of an evaluation in a given layout."""

@@ -29,7 +29,9 @@ from .world import active, communicator
 
 
 @torch.library.custom_op("distcompile::halo_exchange", mutates_args=())
-def _halo_exchange(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int) -> Tensor:
+def _halo_exchange(
+    rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int, places: Tensor | None = None
+) -> Tensor:
     """Owned rows -> owned rows followed by halo rows.
 
     Args:
@@ -38,31 +40,44 @@ def _halo_exchange(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: i
         splits: rows sent to and received from each rank.  # Shape: [2, n_ranks], int64 on the CPU
         halo_rows: number of halo rows of this rank.
         dim: the dimension that counts rows.
+        places: which of the halo rows cross, of no others `send_rows` and `splits` tell; the rest are zero. All if
+            None.  # Shape: [n_received], int64
     """
     owned = rows.movedim(dim, 0)
-    return torch.cat([owned, _received(owned, send_rows, splits)]).movedim(0, dim).contiguous()
+    halo = _received(owned, send_rows, splits, halo_rows, places)
+    return torch.cat([owned, halo]).movedim(0, dim).contiguous()
 
 
 @torch.library.custom_op("distcompile::halo_reduce", mutates_args=())
 def _halo_reduce(
-    rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int, reduction: str = "sum"
+    rows: Tensor,
+    send_rows: Tensor,
+    splits: Tensor,
+    halo_rows: int,
+    dim: int,
+    reduction: str = "sum",
+    places: Tensor | None = None,
 ) -> Tensor:
     """Owned rows followed by halo rows -> owned rows, with every rank's halo rows added at their owner.
 
     Arguments as of `halo_exchange`, of which this is the adjoint; `reduction` may also be ``amax`` or ``amin``.
     """
-    owned, returned = _returned(rows, splits, halo_rows, dim)
+    owned, returned = _returned(rows, splits, halo_rows, dim, places)
     return _combined(owned.clone(), send_rows, returned, reduction).movedim(0, dim).contiguous()
 
 
 @torch.library.custom_op("distcompile::halo_gather", mutates_args=())
-def _halo_gather(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int) -> Tensor:
+def _halo_gather(
+    rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int, places: Tensor | None = None
+) -> Tensor:
     """Owned rows -> halo rows. Arguments as of `halo_exchange`."""
-    return _received(rows.movedim(dim, 0), send_rows, splits).movedim(0, dim).contiguous()
+    return _received(rows.movedim(dim, 0), send_rows, splits, halo_rows, places).movedim(0, dim).contiguous()
 
 
 @torch.library.custom_op("distcompile::halo_scatter", mutates_args=())
-def _halo_scatter(halo: Tensor, send_rows: Tensor, splits: Tensor, rows: Tensor, dim: int) -> Tensor:
+def _halo_scatter(
+    halo: Tensor, send_rows: Tensor, splits: Tensor, rows: Tensor, dim: int, places: Tensor | None = None
+) -> Tensor:
     """Owned rows and contributions of this rank's halo rows -> owned rows with every rank's contributions.
 
     Args:
@@ -71,9 +86,10 @@ def _halo_scatter(halo: Tensor, send_rows: Tensor, splits: Tensor, rows: Tensor,
         splits: as of `halo_exchange`.
         rows: owned rows along dimension `dim`.
         dim: the dimension that counts rows.
+        places: as of `halo_exchange`.
     """
     send, receive = splits.tolist()
-    returned = communicator().all_to_all(halo.movedim(dim, 0).contiguous(), receive, send)
+    returned = communicator().all_to_all(_crossing(halo.movedim(dim, 0), places), receive, send)
     return _combined(rows.movedim(dim, 0).clone(), send_rows, returned, "sum").movedim(0, dim).contiguous()
 
 
@@ -91,36 +107,50 @@ def halo_join_(rows: Tensor, halo: Tensor, halo_rows: int, dim: int) -> Tensor:
 
 
 @fx.has_side_effect
-def halo_exchange_(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int) -> Tensor:
+def halo_exchange_(
+    rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int, places: Tensor | None = None
+) -> Tensor:
     """`halo_exchange` in place: `rows` has owned rows, followed by room for the halo rows, which are written there."""
     both = rows.movedim(dim, 0)
     owned = both.shape[0] - halo_rows
-    both[owned:] = _received(both[:owned], send_rows, splits)
+    both[owned:] = _received(both[:owned], send_rows, splits, halo_rows, places)
     return rows
 
 
 @fx.has_side_effect
 def halo_reduce_(
-    rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int, reduction: str = "sum"
+    rows: Tensor,
+    send_rows: Tensor,
+    splits: Tensor,
+    halo_rows: int,
+    dim: int,
+    reduction: str = "sum",
+    places: Tensor | None = None,
 ) -> Tensor:
     """`halo_reduce` in place: returns the owned rows of `rows`, a view of it."""
-    owned, returned = _returned(rows, splits, halo_rows, dim)
+    owned, returned = _returned(rows, splits, halo_rows, dim, places)
     _combined(owned, send_rows, returned, reduction)
     return rows.narrow(dim, 0, owned.shape[0])
 
 
-def _received(owned: Tensor, send_rows: Tensor, splits: Tensor) -> Tensor:
+def _received(owned: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, places: Tensor | None) -> Tensor:
     """The halo rows, from their owners."""
     send, receive = splits.tolist()
-    return communicator().all_to_all(owned.index_select(0, send_rows), send, receive)
+    found = communicator().all_to_all(owned.index_select(0, send_rows), send, receive)
+    return found if places is None else found.new_zeros(halo_rows, *found.shape[1:]).index_copy_(0, places, found)
 
 
-def _returned(rows: Tensor, splits: Tensor, halo_rows: int, dim: int) -> tuple[Tensor, Tensor]:
+def _returned(rows: Tensor, splits: Tensor, halo_rows: int, dim: int, places: Tensor | None) -> tuple[Tensor, Tensor]:
     """The owned rows (a view), and what other ranks contribute to some of them."""
     both = rows.movedim(dim, 0)
     owned = both.shape[0] - halo_rows
     send, receive = splits.tolist()
-    return both[:owned], communicator().all_to_all(both[owned:], receive, send)
+    return both[:owned], communicator().all_to_all(_crossing(both[owned:], places), receive, send)
+
+
+def _crossing(halo: Tensor, places: Tensor | None) -> Tensor:
+    """Those halo rows that cross."""
+    return halo if places is None else halo.index_select(0, places)
 
 
 def _combined(owned: Tensor, send_rows: Tensor, returned: Tensor, reduction: str) -> Tensor:
@@ -154,24 +184,32 @@ def _resized(rows: Tensor, dim: int, more: Any) -> Tensor:
 
 
 @_halo_exchange.register_fake
-def _(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int) -> Tensor:
+def _(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int, places: Any = None) -> Tensor:
     return _resized(rows, dim, halo_rows)
 
 
 @_halo_reduce.register_fake
-def _(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int, reduction: str = "sum") -> Tensor:
+def _(
+    rows: Tensor,
+    send_rows: Tensor,
+    splits: Tensor,
+    halo_rows: int,
+    dim: int,
+    reduction: str = "sum",
+    places: Any = None,
+) -> Tensor:
     return _resized(rows, dim, -halo_rows)
 
 
 @_halo_gather.register_fake
-def _(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int) -> Tensor:
+def _(rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int, places: Any = None) -> Tensor:
     shape: list[Any] = list(rows.shape)
     shape[dim] = halo_rows
     return rows.new_empty(shape)
 
 
 @_halo_scatter.register_fake
-def _(halo: Tensor, send_rows: Tensor, splits: Tensor, rows: Tensor, dim: int) -> Tensor:
+def _(halo: Tensor, send_rows: Tensor, splits: Tensor, rows: Tensor, dim: int, places: Any = None) -> Tensor:
     return torch.empty_like(rows)
 
 
@@ -225,27 +263,43 @@ def _remember(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _adjoint(operator: Any) -> Any:
+    """The backward pass of an operator by its adjoint, which takes the same arguments after the first."""
+
     def backward(ctx: Any, gradient: Any) -> Any:
-        plan = [x for x in ctx.given if not isinstance(x, str)]
-        how = {x for x in ctx.given if isinstance(x, str)} - {"sum"}
-        if how:
-            raise UnsupportedOp(f"{how.pop()} over ranks has no gradient. Detach it, as a segment softmax may.")
-        several = isinstance(gradient, list)
-        plain = [g.contiguous() for g in gradient] if several else gradient.contiguous()
+        _has_gradient(ctx.given[-1])
+        plain = [g.contiguous() for g in gradient] if isinstance(gradient, list) else gradient.contiguous()
         with active(ctx.communicator):
-            return operator(plain, *(ctx.given if several else plan)), *[None] * len(ctx.given)
+            return operator(plain, *ctx.given), *[None] * len(ctx.given)
 
     return backward
 
 
-_halo_exchange.register_autograd(_adjoint(halo_reduce), setup_context=_remember)
-_halo_reduce.register_autograd(_adjoint(halo_exchange), setup_context=_remember)
+def _has_gradient(reduction: str) -> None:
+    if reduction != "sum":
+        raise UnsupportedOp(f"{reduction} over ranks has no gradient. Detach it, as a segment softmax may.")
+
+
+def _exchange_backward(ctx: Any, gradient: Tensor) -> Any:
+    *plan, places = ctx.given
+    with active(ctx.communicator):
+        return halo_reduce(gradient.contiguous(), *plan, "sum", places), *[None] * 5
+
+
+def _reduce_backward(ctx: Any, gradient: Tensor) -> Any:
+    *plan, reduction, places = ctx.given
+    _has_gradient(reduction)
+    with active(ctx.communicator):
+        return halo_exchange(gradient.contiguous(), *plan, places), *[None] * 6
+
+
+_halo_exchange.register_autograd(_exchange_backward, setup_context=_remember)
+_halo_reduce.register_autograd(_reduce_backward, setup_context=_remember)
 _all_reduce.register_autograd(_adjoint(all_reduce), setup_context=_remember)
 _all_reduces.register_autograd(_adjoint(all_reduces), setup_context=_remember)
 
 
 def _remember_gather(ctx: Any, inputs: Any, output: Any) -> None:
-    rows, ctx.send_rows, ctx.splits, _, ctx.dim = inputs
+    rows, ctx.send_rows, ctx.splits, _, ctx.dim, ctx.places = inputs
     ctx.owned, ctx.communicator = rows.shape[ctx.dim], communicator()
 
 
@@ -253,19 +307,20 @@ def _gather_backward(ctx: Any, gradient: Tensor) -> Any:
     shape = list(gradient.shape)
     shape[ctx.dim] = ctx.owned
     with active(ctx.communicator):
-        found = halo_scatter(gradient, ctx.send_rows, ctx.splits, gradient.new_zeros(shape), ctx.dim)
-    return found, None, None, None, None
+        nothing = gradient.new_zeros(shape)
+        found = halo_scatter(gradient, ctx.send_rows, ctx.splits, nothing, ctx.dim, ctx.places)
+    return found, None, None, None, None, None
 
 
 def _remember_scatter(ctx: Any, inputs: Any, output: Any) -> None:
-    halo, ctx.send_rows, ctx.splits, _, ctx.dim = inputs
+    halo, ctx.send_rows, ctx.splits, _, ctx.dim, ctx.places = inputs
     ctx.halo, ctx.communicator = halo.shape[ctx.dim], communicator()
 
 
 def _scatter_backward(ctx: Any, gradient: Tensor) -> Any:
     with active(ctx.communicator):
-        found = halo_gather(gradient, ctx.send_rows, ctx.splits, ctx.halo, ctx.dim)
-    return found, None, None, gradient, None
+        found = halo_gather(gradient, ctx.send_rows, ctx.splits, ctx.halo, ctx.dim, ctx.places)
+    return found, None, None, gradient, None, None
 
 
 def _remember_join(ctx: Any, inputs: Any, output: Any) -> None:

@@ -36,9 +36,15 @@ class Division:
     ranks: dict[str, Tensor]
     """Per space, the owner of each row."""
     halo_keys: dict[str, Tensor]
-    """Per space, reader * rows + row for every halo row of every rank, ascending."""
+    """Per space, and for some rows of a space, reader * rows + row for every halo row of every rank, ascending."""
     partition: Partition
     parts: int
+    some: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Of each space that is some rows of another, this other one."""
+
+    def owners(self, space: str) -> Tensor:
+        """The owner of each row."""
+        return self.ranks[self.some.get(space, space)]
 
     def counts(self, space: str) -> list[int]:
         """Rows owned by each rank."""
@@ -46,15 +52,15 @@ class Division:
 
     def halo_counts(self, space: str) -> list[int]:
         """Halo rows of each rank."""
-        rows = max(len(self.ranks[space]), 1)
+        rows = max(len(self.owners(space)), 1)
         return torch.bincount(self.halo_keys[space] // rows, minlength=self.parts).tolist()
 
     def for_rank(self, rank: int) -> dict[str, SpacePlan]:
         """The plan of one rank for every space."""
-        return {name: self._space(name, rank) for name in self.ranks}
+        return {name: self._space(name, rank) for name in self.halo_keys}
 
     def _space(self, name: str, rank: int) -> SpacePlan:
-        owners = self.ranks[name]
+        owners = self.owners(name)
         rows = max(len(owners), 1)
         readers, read = self.halo_keys[name] // rows, self.halo_keys[name] % rows
         owned = torch.nonzero(owners == rank).flatten()
@@ -79,6 +85,7 @@ def divide(
     coordinates: Sequence[Tensor],
     parts: int,
     last: Partition | None = None,
+    some: Sequence[Space] = (),
 ) -> Division:
     """Divide all rows among `parts` ranks.
 
@@ -90,6 +97,7 @@ def divide(
         coordinates: candidates for positions, see `partition`.
         parts: number of ranks.
         last: how the atoms were divided before, see `partition`.
+        some: spaces that are some rows of others.
     """
     atoms = spaces[0]
     follows = _atoms_followed(spaces, pointers, sizes, values)
@@ -100,7 +108,11 @@ def divide(
     found = partition(sizes[atoms.name], _pairs(atoms, pointers, values), work, coordinates, parts, last)
     ranks = {name: found.ranks[atom] for name, atom in follows.items()}
     halo_keys = {s.name: _halo_keys(s, pointers, values, ranks, sizes) for s in spaces}
-    return Division(ranks, halo_keys, found, parts)
+    wholes = {s.name: s.some_of.name for s in some if s.some_of is not None}
+    for each in some:
+        whole = wholes[each.name]
+        halo_keys[each.name] = _some(halo_keys[whole], [values[name] for name in each.through], sizes[whole])
+    return Division(ranks, halo_keys, found, parts, wholes)
 
 
 def _atoms_followed(
@@ -143,6 +155,14 @@ def _pairs(atoms: Space, pointers: Sequence[Pointer], values: Mapping[str, Tenso
         if double:
             return torch.stack(max(double, key=lambda found: len(found[0]))[-2:])
     return None
+
+
+def _some(keys: Tensor, targets: Sequence[Tensor], rows: int) -> Tensor:
+    """Those keys whose rows are pointed at, from anywhere."""
+    chosen = torch.zeros(max(rows, 1), dtype=torch.bool)
+    for rows_pointed_at in targets:
+        chosen[rows_pointed_at.flatten().long()] = True
+    return keys[chosen[keys % max(rows, 1)]]
 
 
 def _halo_keys(

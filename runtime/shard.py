@@ -37,10 +37,10 @@ def shard_inputs(
         shapes: per input, its shape in the symbols of the spaces.
         values: the outputs of the index program, whole.
         spaces: all spaces by symbol.
-        plans: this rank's plan of every sharded space.
+        plans: this rank's plan of every sharded space, and of every choice of some rows of one.
         sizes: rows of every space.
     """
-    numbers = {name: local_numbers(plan, sizes[name]) for name, plan in plans.items()}
+    numbers = {name: local_numbers(plans[name], n) for name, n in sizes.items() if name in plans}
     return [_input(i, shape, values, spaces, plans, sizes, numbers) for i, shape in zip(inputs, shapes, strict=True)]
 
 
@@ -63,6 +63,10 @@ def _input(
             return plans[name].send_rows
         case "splits":
             return plans[name].splits
+        case "places":
+            assert given.space is not None and given.space.some_of is not None
+            whole = given.space.some_of.name
+            return numbers[whole][plans[name].halo] - len(plans[whole].owned)
         case "number":
             return values[given.source]
     value: Tensor = values[given.source]

@@ -23,6 +23,8 @@ POINTERS = (
     Pointer("ends", ANGLES, ATOMS, 4, "ends"),  # two atoms a row
     Pointer("itself", ATOMS, ATOMS, 5, "itself", identity=True),
 )
+SOME = Space("edges of second", EDGES.symbol, some_of=EDGES, through=("second",))
+"""The edges that come second in an angle."""
 
 FEWEST = 0
 """Fewest rows of a space in `cases`. To be 0 when ``plan.divide`` takes spaces without rows (see test_plan)."""
@@ -43,7 +45,8 @@ class Case:
     def divide(self) -> plan.Division:
         """The division among the ranks."""
         pointers = [p for p in POINTERS if p.source in self.spaces]
-        given = (self.spaces, pointers, self.sizes, self.values, self.coordinates, self.parts)
+        some = (SOME,) if ANGLES in self.spaces else ()
+        given = (self.spaces, pointers, self.sizes, self.values, self.coordinates, self.parts, None, some)
         if self.ranks is None:
             return plan.divide(*given)
         with mock.patch.object(plan, "partition", return_value=Partition(self.ranks, "given", 0.0, 1.0, 1.0)):

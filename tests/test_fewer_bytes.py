@@ -24,10 +24,12 @@ from distcompile.passes.narrow_halos import narrow_halos
 from distcompile.passes.reassociate import reassociate
 from distcompile.passes.share_exchanges import share_exchanges
 from distcompile.passes.sparse_constants import sparse_constants
+from distcompile.passes.thin_messages import thin_messages
 from distcompile.testing import check_model
 
 OPTIONAL = (
     join_parts, sparse_constants, reassociate, merge_sums, bundle_all_reduces, share_exchanges, narrow_halos,
+    thin_messages,
 )  # fmt: skip
 """Passes that a program is right without."""
 
@@ -71,6 +73,30 @@ class Dear(Toy):
             x = torch.tanh(layer(x))
         x = self.out(x)
         return torch.tanh(self.mix(h + add_to(w * x[sender], receiver, h)))
+
+
+class Bent(Toy):
+    """Edges are changed by angles, then read at both ends; those in no angle stay what their lengths made them."""
+
+    def more(self) -> None:
+        self.change = nn.Linear(6, 6)
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        one, two = graph["angles"]
+        e = w
+        for _ in range(2):
+            e = e + torch.tanh(self.change(add_to(e[one] * e[two], two, e)))
+            h = torch.tanh(h + add_to(e[graph["reverse"]] * h[sender], receiver, h))
+        return h
+
+
+def with_reverse(n_atoms: int, seed: int, kept: float) -> Graph:
+    """A graph in which each edge reads another, and few edges are in an angle."""
+    graph = random_graph(n_atoms, seed, angles=True)
+    n_edges = graph["edge_index"].shape[1]
+    chosen = graph["angles"].amax(0) < kept * n_edges
+    return {**graph, "angles": graph["angles"][:, chosen], "reverse": torch.arange(n_edges).flip(0)}
 
 
 def compiled(model: nn.Module, graph: Any, *without: Any, **options: Any) -> DistributedModel:
@@ -124,6 +150,23 @@ def test_what_is_dear_to_compute_is_sent() -> None:
     program = compiled(model, random_graph(14, 1))
     assert [c.row_bytes for c in crossing(program, False)] == [6 * 8]
     check(model, program, plain())
+
+
+def test_rows_that_nothing_was_added_to_stay_where_they_are() -> None:
+    """Of the changes of edges cross those of edges in an angle: what crosses follows the angles, not the edges."""
+    model = Bent().eval()
+    graphs = [with_reverse(14, 1, 1.0), with_reverse(20, 2, 0.3), with_reverse(6, 3, 0.0)]
+    thin, full = (compiled(model, graphs[0], *without) for without in ((), (thin_messages,)))
+    some = [(c.kind, c.row_bytes) for c in collectives(thin.program) if c.space == "edges of angles_1"]
+    assert some == [("halo_gather", 48)] * 2
+    moved = [
+        sum(rank["bytes"] for rank in program.on(LocalWorld(3)).stats(with_reverse(60, 5, kept)))
+        for program in (thin, full)
+        for kept in (0.1, 1.0)
+    ]
+    assert moved[0] < 0.75 * moved[2]
+    assert moved[1] <= moved[3]
+    check(model, thin, graphs)
 
 
 def test_sums_over_ranks_share_a_message() -> None:

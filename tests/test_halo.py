@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from divisions import Case, cases
+from divisions import SOME, Case, cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -121,6 +121,46 @@ def test_gather_and_scatter_are_adjoint(parts: int, data: st.DataObject, space: 
 
     left, right = (sum(side) for side in zip(*on_ranks(parts, work), strict=True))
     assert abs(left - right) <= 1e-12 * max(1.0, abs(left))
+
+
+@pytest.mark.parametrize("parts", PARTS)
+@given(st.data(), any_dim)
+@settings(max_examples=30)
+def test_some_rows_cross(parts: int, data: st.DataObject, dim: int) -> None:
+    """Rows that a pointer points at cross, forward and back, the others are zero; the operators stay adjoint."""
+    case = data.draw(cases(parts))
+    whole, some = everywhere(case, "edges"), everywhere(case, SOME.name)
+    meant = set(case.values["second"].tolist())
+
+    def work(comm: Communicator) -> tuple[Tensor, ...]:
+        plan, part = whole[comm.rank], some[comm.rank]
+        assert set(part.halo.tolist()) == set(plan.halo.tolist()) & meant
+        owned, halo = len(plan.owned), len(plan.halo)
+        places = torch.tensor([plan.halo.tolist().index(row) for row in part.halo.tolist()], dtype=torch.int64)
+        given_arguments = part.send_rows, part.splits, halo, dim
+        x = rows_at(normal([owned, WIDTH], comm.rank), dim)
+        y = rows_at(normal([owned + halo, WIDTH], 100 + comm.rank), dim)
+        theirs = y.narrow(dim, owned, halo)
+        exchanged = halo_exchange(x, *given_arguments, places)
+        kept = torch.isin(plan.halo, part.halo).to(torch.float64)
+        expected = halo_gather(x, *arguments(plan, dim)) * rows_at(kept[:, None].expand(-1, WIDTH), dim)
+        torch.testing.assert_close(exchanged.narrow(dim, owned, halo), expected, rtol=0, atol=0)
+        fetched = halo_gather(x, *given_arguments, places)
+        reduced = halo_reduce(y, *given_arguments, "sum", places)
+        added = halo_scatter(theirs, part.send_rows, part.splits, torch.zeros_like(x), dim, places)
+        torch.testing.assert_close(fetched, expected, rtol=0, atol=0)
+        table = y.clone()
+        torch.testing.assert_close(halo_reduce_(table, *given_arguments, "sum", places), reduced, rtol=0, atol=0)
+        table.narrow(dim, 0, owned).copy_(x)
+        torch.testing.assert_close(halo_exchange_(table, *given_arguments, places), exchanged, rtol=0, atol=0)
+        leaf = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad((halo_exchange(leaf, *given_arguments, places) * y).sum(), leaf)
+        torch.testing.assert_close(gradient, reduced, rtol=0, atol=1e-12)
+        return (exchanged * y).sum(), (x * reduced).sum(), (fetched * theirs).sum(), (x * added).sum()
+
+    sums = [sum(side) for side in zip(*on_ranks(parts, work), strict=True)]
+    for left, right in (sums[:2], sums[2:]):
+        assert abs(left - right) <= 1e-12 * max(1.0, abs(left))
 
 
 @pytest.mark.parametrize("parts", PARTS)
