@@ -99,4 +99,4 @@ def _is_zero(base: object) -> bool:
         return False
     while len(base.args) and isinstance(base.args[0], fx.Node):
         base = base.args[0]
-    return base.args[1] == 0
+    return bool(base.args[1] == 0)
