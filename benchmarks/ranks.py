@@ -5,12 +5,15 @@
 Rattled rocksalt MgO, float32, energy and forces and stress. Every figure comes from processes of its own, started by
 torchrun; a step is the slowest rank's. Efficiency is the time on the first number of ranks, divided by the time on
 more and by how many times more they are. Bytes are what all ranks receive in halo exchanges and reductions, counted.
+Under each job of several ranks, without a number of ranks, stands what as many processes take that share nothing, each
+with its part of the cells: what the memory and the caches of one machine leave of their speed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 import warnings
 from pathlib import Path
@@ -20,7 +23,7 @@ import torchrun
 from single import in_single_precision, peak_memory, resident, rocksalt, stock_case
 
 
-def measure(name: str, cells: tuple[int, int, int], lowering: Any) -> dict[str, Any] | None:
+def measure(name: str, cells: tuple[int, int, int], lowering: Any, apart: bool) -> dict[str, Any] | None:
     """Run on every rank of a job: one step's seconds, bytes received and memory; None on all but the first rank."""
     import torch
     import torch.distributed as dist
@@ -34,8 +37,11 @@ def measure(name: str, cells: tuple[int, int, int], lowering: Any) -> dict[str, 
     model = case.model.float().eval()
     model.requires_grad_(False)
     small = in_single_precision(case.graph(rocksalt((2, 2, 2))))
-    compiled = distcompile.compile(model, small, model_kwargs=case.kwargs, validate=False, lowering=lowering)
-    atoms = rocksalt(cells)
+    world = distcompile.LocalWorld(1) if apart else None
+    options = {"model_kwargs": case.kwargs, "validate": False, "lowering": lowering, "world": world}
+    compiled = distcompile.compile(model, small, **options)
+    n, ranks = 8 * math.prod(cells), dist.get_world_size()
+    atoms = rocksalt((cells[0] // ranks, *cells[1:]) if apart else cells)
     graph = in_single_precision(case.graph(atoms))
     resting = resident()
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak of the resident set
@@ -52,7 +58,6 @@ def measure(name: str, cells: tuple[int, int, int], lowering: Any) -> dict[str, 
     rows = compiled.stats(*graph)
     first = dist.get_rank() == 0
     dist.destroy_process_group()
-    n = len(atoms)
     halo = sum(row["halo"]["atoms"] for row in rows)
     return {
         "atoms": n, "ms/atom": 1e3 * float(mine[0]) / n, "MB/atom": float(mine[1]) / n / 1e6,
@@ -67,24 +72,26 @@ def main() -> None:
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--lowering", choices=["eager", "inductor"], default="eager")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--apart", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     cells = tuple(options.cells)
     if options.one:
-        print(json.dumps(measure(options.one, cells, options.lowering)), flush=True)
+        print(json.dumps(measure(options.one, cells, options.lowering, options.apart)), flush=True)
         return
     titles = ("model", "atoms", "ranks", "ms/atom", "efficiency", "MB/atom a rank", "halo/atom", "MB/step")
     print("{:<18} {:>7} {:>5} {:>8} {:>10} {:>14} {:>9} {:>8}".format(*titles))
     for name in options.models:
         baseline = 0.0
-        for ranks in options.ranks:
+        for ranks, apart in [(r, a) for r in options.ranks for a in (False, True) if r > 1 or not a]:
             arguments = ["--one", name, "--cells", *map(str, cells), "--lowering", options.lowering]
+            arguments += ["--apart"] if apart else []
             row = torchrun.run(__file__, ranks, arguments)
             if isinstance(row, str):
                 print(f"{name:<18} {'':>7} {ranks:>5} {row[:80]}", flush=True)
                 continue
             baseline = baseline or row["ms/atom"] * ranks
             print(
-                f"{name:<18} {row['atoms']:>7} {ranks:>5} {row['ms/atom']:>8.3f} "
+                f"{name:<18} {row['atoms']:>7} {'' if apart else ranks:>5} {row['ms/atom']:>8.3f} "
                 f"{baseline / ranks / row['ms/atom']:>10.0%} {row['MB/atom']:>14.3f} {row['halo']:>9.2f} "
                 f"{row['MB/step']:>8.1f}",
                 flush=True,
