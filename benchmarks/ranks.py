@@ -76,7 +76,9 @@ def main() -> None:
     options = parser.parse_args()
     cells = tuple(options.cells)
     if options.one:
-        print(json.dumps(measure(options.one, cells, options.lowering, options.apart)), flush=True)
+        found = measure(options.one, cells, options.lowering, options.apart)
+        if found is not None:
+            print(json.dumps(found), flush=True)
         return
     titles = ("model", "atoms", "ranks", "ms/atom", "efficiency", "MB/atom a rank", "halo/atom", "MB/step")
     print("{:<18} {:>7} {:>5} {:>8} {:>10} {:>14} {:>9} {:>8}".format(*titles))
