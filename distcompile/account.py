@@ -25,6 +25,10 @@ _SAME_MEMORY = VIEWS | {halo_exchange_, halo_join_, halo_reduce_}
 """Operators of a tiled graph whose results stand in their first operand's memory."""
 
 
+_TO_OWNERS = ("halo_reduce", "halo_scatter")
+"""Kinds of collectives in which rows go from who read them to their owners."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Collective:
     """One collective of a program."""
@@ -40,7 +44,7 @@ class Collective:
     @property
     def to_owners(self) -> bool:
         """Whether rows go from who read them to their owners."""
-        return self.kind in ("halo_reduce", "halo_scatter")
+        return self.kind in _TO_OWNERS
 
 
 def collectives(program: Program) -> list[Collective]:
@@ -62,9 +66,8 @@ def collectives(program: Program) -> list[Collective]:
         row = math.prod(int(n) for n in widths if n.is_Integer) * value.element_size()
         space = next(i for i in program.inputs if i.name == node.args[1].name).space  # type: ignore[union-attr]
         readers = dict.fromkeys(place(u) for u in node.users)
-        found.append(Collective(short(node), str(space), row, "read at " + ", ".join(readers)))
-        if found[-1].to_owners:
-            found[-1] = dataclasses.replace(found[-1], why="added at " + place(operand))
+        why = "added at " + place(operand) if short(node) in _TO_OWNERS else "read at " + ", ".join(readers)
+        found.append(Collective(short(node), str(space), row, why))
     return found
 
 

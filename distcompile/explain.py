@@ -37,18 +37,19 @@ def explain(program: Program) -> str:
             f"  {p.name:<20} {p.source} -> {p.target:<8} {how:<18} {_label(program, p.input)}".replace("  ->", " ->")
         )
     lines += ["", "Collectives of one evaluation"]
-    for c in collectives(program):
+    found = collectives(program)
+    for c in found:
         if c.space:
             lines.append(f"  {c.kind:<13} {c.space:<8} {c.row_bytes:>7} bytes/row   {c.why}")
         else:
             lines.append(f"  {c.kind:<13} {'':<8} {c.row_bytes:>7} bytes       {c.why}")
-    if not collectives(program):
+    if not found:
         lines.append("  none")
     if program.least:
         lines += ["", "Bytes that cross for each halo row, and the least that may: all once, narrowest, were work free"]
     for name, least in program.least:
         here = {name, *(s.name for s in program.some_spaces if s.some_of is not None and s.some_of.name == name)}
-        crossing = sum(c.row_bytes for c in collectives(program) if c.space in here)
+        crossing = sum(c.row_bytes for c in found if c.space in here)
         lines.append(f"  {name:<8} {crossing:>7} {least:>7}")
     lines += ["", "Regions, in order; each runs block by block"]
     assert program.tiled is not None

@@ -17,6 +17,7 @@ from torch import fx
 from ..ir import META, Placement, Program, copy_graph, replace_graph
 from ..runtime.halo import all_reduce, all_reduces
 from .levels import levels
+from .place import placements
 
 
 def bundle_all_reduces(program: Program) -> Program:
@@ -60,8 +61,7 @@ def _needed_for_rows(graph: fx.Graph) -> set[fx.Node]:
     """Nodes that a value with rows depends on."""
     found: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        places = node.meta.get(META, ())
-        places = places if isinstance(places, tuple) else (places,)
+        places = placements(node.meta.get(META, ()))
         if any(isinstance(p, Placement) and p.sharded for p in places) or any(u in found for u in node.users):
             found.add(node)
     return found

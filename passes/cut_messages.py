@@ -45,6 +45,8 @@ class HaloRows:
         self.exchanges = [n for n in module.graph.nodes if n.target is halo_exchange and self._is_here(n)]
         sums = [n for n in module.graph.nodes if n.target is halo_reduce and len(n.args) == 5]
         self.reductions = [n for n in sums if self._is_here(n)]
+        whole = {p.name for p in program.pointers if not p.target.sharded}
+        self._given = {i.name for i in program.inputs if i.kind == "rows" or (i.kind == "pointer" and i.name in whole)}
 
     def _is_here(self, node: fx.Node) -> bool:
         plan = next(i for i in self.program.inputs if i.name == node.args[1].name)  # type: ignore[union-attr]
@@ -61,14 +63,7 @@ class HaloRows:
 
     def is_given(self, node: fx.Node) -> bool:
         """Whether a value is the graph's own, of which every rank is given any rows."""
-        kinds = {i.name: i.kind for i in self.program.inputs}
-        return node.op == "placeholder" and (
-            kinds[node.name] == "rows" or (kinds[node.name] == "pointer" and not self._target(node).sharded)
-        )
-
-    def _target(self, pointer: fx.Node) -> Space:
-        found = next(p for p in self.program.pointers if p.name == pointer.name)
-        return found.target
+        return node.op == "placeholder" and node.name in self._given
 
     def is_computable(self, node: fx.Node) -> bool:
         """Whether an operator can work on halo rows: it is row-local, and its sizes are known there."""

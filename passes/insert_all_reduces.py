@@ -16,7 +16,7 @@ from torch import fx
 
 from ..ir import META, Placement, Program, copy_graph, replace_graph
 from ..runtime.halo import all_reduce
-from .place import WHOLE
+from .place import WHOLE, placements
 
 
 def insert_all_reduces(program: Program) -> Program:
@@ -43,8 +43,7 @@ def insert_all_reduces(program: Program) -> Program:
 
 
 def _is_partial(node: fx.Node) -> bool:
-    found = node.meta[META]
-    return any(p.partial for p in (found if isinstance(found, tuple) else (found,)))
+    return any(p.partial for p in placements(node.meta[META]))
 
 
 def _whole(found: Any) -> Any:

@@ -102,11 +102,12 @@ def is_fresh(node: fx.Node) -> bool:
     """Whether a value is made of zeros (or another neutral value) only, padding for halo rows included."""
     if node.target is aten.constant_pad_nd.default:
         inner, padding, value = (*node.args, 0)[:3]
-        return not any(padding[::2]) and is_fresh(inner) and _constant(inner) == value  # type: ignore[index,arg-type]
+        return not any(padding[::2]) and is_fresh(inner) and constant_of(inner) == value  # type: ignore[index,arg-type]
     return node.target is aten.full.default
 
 
-def _constant(fresh: fx.Node) -> Any:
+def constant_of(fresh: fx.Node) -> Any:
+    """What a fresh table is filled with."""
     while fresh.target is not aten.full.default:
         fresh = fresh.args[0]  # type: ignore[assignment]
     return fresh.args[1]

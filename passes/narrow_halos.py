@@ -123,12 +123,16 @@ class _Rewriter:
     def _given(self, node: fx.Node) -> fx.Node:
         """The same input of the graph, its halo rows."""
         given = next(i for i in self.inputs if i.name == node.name)
+        return self._like(self._placeholder(f"{node.name}_halo", given), node)
+
+    def _placeholder(self, name: str, given: Input) -> fx.Node:
+        """A further input of the program."""
         with self.graph.inserting_after(self.last):
-            new = self.graph.placeholder(f"{node.name}_halo")
+            new = self.graph.placeholder(name)
         new.target = new.name
         self.last = new
         self.inputs.append(dataclasses.replace(given, name=new.name))
-        return self._like(new, node)
+        return new
 
     def _copy(self, node: fx.Node, operands: Mapping[fx.Node, fx.Node]) -> fx.Node:
         """The same operator on halo rows, after `node`."""
@@ -231,12 +235,9 @@ class _Rewriter:
         given = next((i for i in self.inputs if i.kind == "size" and i.space == self.halos.space), None)
         if given is not None:
             return next(n for n in self.graph.nodes if n.name == given.name)
-        with self.graph.inserting_after(self.last):
-            new = self.graph.placeholder(f"n_{self.halos.space}")
-        new.target = new.name
+        name = f"n_{self.halos.space}"
+        new = self._placeholder(name, Input(name, "size", space=self.halos.space))
         new.meta = {META: Placement(rule="size"), "val": self._symint(self.halos.space.symbol)}
-        self.last = new
-        self.inputs.append(Input(new.name, "size", space=self.halos.space))
         return new
 
 

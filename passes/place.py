@@ -48,17 +48,17 @@ def place(program: Program) -> Program:
             continue
         found = _place(context, node, partial, sharded)
         node.meta[META] = found
-        several = _several(found)
-        if any(p.partial for p in several):
+        each = placements(found)
+        if any(p.partial for p in each):
             partial.add(node)
-        if any(p.sharded for p in several):
+        if any(p.sharded for p in each):
             sharded.add(node)
     return replace_graph(program, module)
 
 
 def _check_result(ctx: Context, node: fx.Node) -> None:
     """Results are put together row by row: each row of them must be of one length in all graphs, or a dimension."""
-    for placement in _several(node.meta[META]):
+    for placement in placements(node.meta[META]):
         if any(isinstance(f, Space) and not f.sharded for dim in placement.dims for f in dim):
             raise unsupported(node, "a result with rows of varying length in one dimension", [_show(ctx, node)])
 
@@ -83,13 +83,13 @@ def _place(ctx: Context, node: fx.Node, partial: set[fx.Node], sharded: set[fx.N
     mine = [n for n in node.all_input_nodes if n in partial]
     if not mine:
         return found
-    several = _several(found)
-    summed = all(p.reduction == "sum" for n in mine for p in _several(n.meta[META]))
-    if not summed or any(p.sharded for p in several) or not passes_partial(node, partial, sharded):
+    each = placements(found)
+    summed = all(p.reduction == "sum" for n in mine for p in placements(n.meta[META]))
+    if not summed or any(p.sharded for p in each) or not passes_partial(node, partial, sharded):
         node.meta[WHOLE] = tuple(n.name for n in mine)
         return found
-    several = tuple(dataclasses.replace(p, partial=True) for p in several)
-    return several if isinstance(found, tuple) else several[0]
+    each = tuple(dataclasses.replace(p, partial=True) for p in each)
+    return each if isinstance(found, tuple) else each[0]
 
 
 def _no_pairs(ctx: Context, node: fx.Node, dims: tuple[Dim, ...]) -> NoReturn:
@@ -103,7 +103,8 @@ def _no_pairs(ctx: Context, node: fx.Node, dims: tuple[Dim, ...]) -> NoReturn:
     )
 
 
-def _several(found: Any) -> tuple[Placement, ...]:
+def placements(found: Any) -> tuple[Placement, ...]:
+    """The placements of an operator's results, of one or of several."""
     return found if isinstance(found, tuple) else (found,)
 
 

@@ -19,7 +19,7 @@ from ..rules.indexing import accesses
 from ..runtime.halo import halo_exchange, halo_gather, halo_reduce, halo_scatter
 from .infer_spaces import pointer_root
 from .insert_halos import Plans
-from .levels import continues, is_fresh
+from .levels import constant_of, continues, is_fresh
 
 _MESSAGES = (halo_exchange, halo_gather, halo_reduce, halo_scatter)
 
@@ -62,7 +62,7 @@ def written_through(program: Program, value: fx.Node) -> tuple[str, ...]:
     while isinstance(node, fx.Node) and (found := accesses(node)) and found[0].kind == "scatter":
         names += [_pointer(a.index) for a in found]
         base, node = node.args[0], continues(node)
-        if node is None and not _is_zero(base):
+        if node is None and not (isinstance(base, fx.Node) and is_fresh(base) and constant_of(base) == 0):
             return ()
     return _some(program, names)
 
@@ -91,12 +91,3 @@ def _some(program: Program, names: list[str]) -> tuple[str, ...]:
         return ()
     halo = {p.origin for p in program.pointers if p.target == given[0].target and p.leaves_rank}
     return tuple(p.name for p in given) if halo - {p.origin for p in given} else ()
-
-
-def _is_zero(base: object) -> bool:
-    """Whether a table is zeros, by itself or with room for halo rows."""
-    if not isinstance(base, fx.Node) or not is_fresh(base):
-        return False
-    while len(base.args) and isinstance(base.args[0], fx.Node):
-        base = base.args[0]
-    return bool(base.args[1] == 0)
