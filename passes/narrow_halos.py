@@ -1,4 +1,4 @@
-"""Pass 15, second half: send the narrowest form of a value, and compute the rest from it on halo rows.
+"""Pass 15: send the narrowest form of a value, and compute the rest from it on halo rows.
 
     x = mm(embedding, w)       [atoms, 128]          e = halo_gather(embedding)         [halo, 16]
     h = halo_exchange(x)                       =>    h = halo_join(x, mm(e, w))
