@@ -9,6 +9,7 @@ from unittest import mock
 import pytest
 import torch
 from adversaries import ADVERSARIES, Toy, add_to, plain
+from left_out import OPTIONAL, compiled
 from programs import model as stock
 from torch import Tensor, nn
 from toys import Graph, random_graph
@@ -18,20 +19,9 @@ from distcompile import DistributedModel, LocalWorld, api, testing
 from distcompile.account import Collective, collectives
 from distcompile.capture import capture
 from distcompile.passes.bundle_all_reduces import bundle_all_reduces
-from distcompile.passes.join_parts import join_parts
-from distcompile.passes.merge_sums import merge_sums
 from distcompile.passes.narrow_halos import narrow_halos
-from distcompile.passes.reassociate import reassociate
-from distcompile.passes.share_exchanges import share_exchanges
-from distcompile.passes.sparse_constants import sparse_constants
 from distcompile.passes.thin_messages import thin_messages
 from distcompile.testing import check_model
-
-OPTIONAL = (
-    join_parts, sparse_constants, reassociate, merge_sums, bundle_all_reduces, share_exchanges, narrow_halos,
-    thin_messages,
-)  # fmt: skip
-"""Passes that a program is right without."""
 
 SEVERAL = ("line graphs of line graphs", "tensor products", "charge equilibration", "sums at both ends")
 """Models that have something to save."""
@@ -97,14 +87,6 @@ def with_reverse(n_atoms: int, seed: int, kept: float) -> Graph:
     n_edges = graph["edge_index"].shape[1]
     chosen = graph["angles"].amax(0) < kept * n_edges
     return {**graph, "angles": graph["angles"][:, chosen], "reverse": torch.arange(n_edges).flip(0)}
-
-
-def compiled(model: nn.Module, graph: Any, *without: Any, **options: Any) -> DistributedModel:
-    """A model compiled for one rank, without some passes."""
-    pipeline = tuple(p for p in api.PIPELINE if p not in without)
-    assert len(pipeline) == len(api.PIPELINE) - len(without)
-    with mock.patch.object(api, "PIPELINE", pipeline):
-        return distcompile.compile(model, graph, world=LocalWorld(1), validate=False, **options)
 
 
 def crossing(model: DistributedModel, to_owners: bool) -> list[Collective]:

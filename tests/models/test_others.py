@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import structures
 import zoo
+from left_out import OPTIONAL, compiled
 from processes import run_ranks
 
 import distcompile
+from distcompile import testing
 from distcompile.testing import FLOOR, RELATIVE, check_model
 from distcompile.tree import flatten
 
@@ -22,6 +26,18 @@ def test_model(name: str) -> None:
     report = check_model(case.model, graphs[0], graphs[1:], ranks=(1, 2, 3, 5), model_kwargs=case.kwargs)
     assert report.captures == 1, "one program serves all structures"
     assert report.dtype.startswith("float64" if case.double else "float32")
+
+
+@pytest.mark.parametrize("name", ["TensorNet", "SevenNet-0", "NequIP", "eSEN"])
+def test_without_the_passes_that_save(name: str) -> None:
+    """Exact on three ranks with all of them left out."""
+    if not zoo.is_installed(name):
+        pytest.skip(f"{zoo.OTHERS[name][0]} is not installed in this environment")
+    case = zoo.OTHERS[name][1]()
+    program = compiled(case.model, case.graph(structures.crystal((2, 2, 1))), *OPTIONAL, model_kwargs=case.kwargs)
+    graphs = [case.graph(shape()) for shape in (lambda: structures.crystal((2, 2, 1)), structures.small_cell)]
+    with mock.patch.object(testing, "compile", return_value=program):
+        check_model(case.model, graphs[0], graphs[1:], (3,), model_kwargs=case.kwargs)
 
 
 def differences(name: str) -> dict[str, tuple[float, float]]:
