@@ -247,30 +247,34 @@ def sevennet() -> Case:
 @cache
 def nequip(name: str = "NequIP") -> Case:
     """NequIP or Allegro with random weights in float64."""
+    import e3nn
     from nequip.data import AtomicDataDict, from_ase
     from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
     from nequip.utils.global_state import set_global_state
 
-    set_global_state()
     species = list(MATGL_ELEMENTS)
     options: dict[str, Any] = {
         "seed": 0, "model_dtype": "float64", "r_max": 4.5, "type_names": species, "avg_num_neighbors": 20.0,
         "per_type_energy_shifts": {name: 0.1 * i for i, name in enumerate(species)},
     }  # fmt: skip
-    if name == "NequIP":
-        from nequip.model import NequIPGNNModel
+    jit_mode = e3nn.get_optimization_defaults()["jit_mode"]
+    with in_double():  # the package sets defaults of its own, for good: of torch, and of e3nn below
+        set_global_state()
+        if name == "NequIP":
+            from nequip.model import NequIPGNNModel
 
-        model = NequIPGNNModel(num_layers=2, l_max=2, num_features=8, **options)
-    else:
-        from allegro.model import AllegroModel
+            model = NequIPGNNModel(num_layers=2, l_max=2, num_features=8, **options)
+        else:
+            from allegro.model import AllegroModel
 
-        model = AllegroModel(
-            num_layers=2, l_max=2, num_scalar_features=16, num_tensor_features=4,
-            radial_chemical_embed={
-                "_target_": "allegro.nn.TwoBodyBesselScalarEmbed", "num_bessels": 8, "bessel_trainable": False,
-                "polynomial_cutoff_p": 6,
-            }, **options,
-        )  # fmt: skip
+            model = AllegroModel(
+                num_layers=2, l_max=2, num_scalar_features=16, num_tensor_features=4,
+                radial_chemical_embed={
+                    "_target_": "allegro.nn.TwoBodyBesselScalarEmbed", "num_bessels": 8, "bessel_trainable": False,
+                    "polynomial_cutoff_p": 6,
+                }, **options,
+            )  # fmt: skip
+    e3nn.set_optimization_defaults(jit_mode=jit_mode)
     transforms = [ChemicalSpeciesToAtomTypeMapper(species), NeighborListTransform(r_max=4.5)]
 
     def graph(atoms: Atoms) -> Any:
@@ -280,7 +284,7 @@ def nequip(name: str = "NequIP") -> Case:
                 data = transform(data)
         return AtomicDataDict.to_(data, "cpu")
 
-    return Case(model.eval(), graph)
+    return Case(InDouble(model.eval(), ()), graph)
 
 
 def periodic(atoms: Atoms) -> Atoms:
