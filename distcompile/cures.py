@@ -48,7 +48,7 @@ class Cures:
         with ExitStack() as stack:
             stack.enter_context(nothing_kept(model))
             if model is not None:
-                stack.enter_context(_scripted_modules_as_python(model))
+                stack.enter_context(_scripted_parts_as_python(model))
             instead = mathematics()
             for module in _modules_with_torch():
                 stack.enter_context(_python_globals(vars(module), {"len": size_of}, instead))
@@ -170,20 +170,25 @@ _STOPS = (Tensor.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
 
 
 @contextmanager
-def _scripted_modules_as_python(model: nn.Module) -> Iterator[None]:
-    swapped: list[tuple[nn.Module, str, nn.Module]] = []
+def _scripted_parts_as_python(model: nn.Module) -> Iterator[None]:
+    """Stand-ins for scripted submodules, and for scripted functions that modules hold as attributes."""
+    swapped: list[tuple[dict[str, Any], str, Any]] = []
     for parent in list(model.modules()):
         if isinstance(parent, torch.jit.ScriptModule):
             continue
         for name, child in list(parent._modules.items()):
             if isinstance(child, torch.jit.ScriptModule):
-                swapped.append((parent, name, child))
+                swapped.append((parent._modules, name, child))
                 parent._modules[name] = ScriptedModule(child)
+        for name, value in list(vars(parent).items()):
+            if isinstance(value, torch.jit.ScriptFunction):
+                swapped.append((vars(parent), name, value))
+                vars(parent)[name] = scripted_function(value)
     try:
         yield
     finally:
-        for parent, name, child in swapped:
-            parent._modules[name] = child
+        for space, name, scripted in swapped:
+            space[name] = scripted
 
 
 def _modules_with_torch() -> list[Any]:

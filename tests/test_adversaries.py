@@ -17,13 +17,15 @@ from adversaries import (
     Batch,
     EdgeMasks,
     ToReceivers,
+    Toy,
+    add_to,
     batches,
     of_one_species,
     plain,
 )
 from layers import LAYERS
 from torch import Tensor, nn
-from toys import CUTOFF, random_graph
+from toys import CUTOFF, Graph, random_graph
 
 import distcompile
 from distcompile import DistributedModel, LocalWorld, testing
@@ -180,3 +182,29 @@ def test_the_graph_given_is_not_changed() -> None:
     assert graphs[1].keys() == before.keys()
     assert all(torch.equal(before[name], graphs[1][name]) for name in before)
     assert not any(tensor.requires_grad for tensor in graphs[1].values())
+
+
+def attenuated(messages: Tensor, lengths: Tensor) -> Tensor:
+    """Sizes asked for, as TorchScript would fix them."""
+    return messages * torch.exp(-lengths).unsqueeze(-1).expand(messages.size(0), messages.size(1))
+
+
+class Scripted(Toy):
+    """A scripted module, and a scripted function that the model holds as an attribute."""
+
+    def more(self) -> None:
+        self.deep = torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.Tanh()))
+        self.attenuated = torch.jit.script(attenuated)
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        return torch.tanh(h + self.mix(add_to(self.attenuated(self.deep(h)[sender] * w, lengths), receiver, h)))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_scripted_parts() -> None:
+    """Of other sizes than the example's; the model keeps them as they were."""
+    model = Scripted().eval()
+    check_model(model, random_graph(20), random_graph(11, 3))
+    assert isinstance(model.attenuated, torch.jit.ScriptFunction)
+    assert isinstance(model.deep, torch.jit.ScriptModule)
