@@ -34,8 +34,8 @@ def test_without_the_passes_that_save(name: str) -> None:
     if not zoo.is_installed(name):
         pytest.skip(f"{zoo.OTHERS[name][0]} is not installed in this environment")
     case = zoo.OTHERS[name][1]()
-    program = compiled(case.model, case.graph(structures.crystal((2, 2, 1))), *OPTIONAL, model_kwargs=case.kwargs)
-    graphs = [case.graph(shape()) for shape in (lambda: structures.crystal((2, 2, 1)), structures.small_cell)]
+    graphs = [case.graph(atoms) for atoms in (structures.crystal((2, 2, 1)), structures.small_cell())]
+    program = compiled(case.model, graphs[0], *OPTIONAL, model_kwargs=case.kwargs)
     with mock.patch.object(testing, "compile", return_value=program):
         check_model(case.model, graphs[0], graphs[1:], (3,), model_kwargs=case.kwargs)
 
