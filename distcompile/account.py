@@ -19,6 +19,7 @@ from .printer import short
 from .rules.base import user_frame
 from .rules.shape import VIEWS
 from .runtime.halo import COLLECTIVES, all_reduce, all_reduces, halo_exchange_, halo_join_, halo_reduce_
+from .runtime.messages import halo_exchange_start_, halo_reduce_start_, wait
 from .runtime.tiles import Region, taken
 
 _SAME_MEMORY = VIEWS | {halo_exchange_, halo_join_, halo_reduce_}
@@ -169,7 +170,7 @@ def peak_bytes(program: Program, sizes: Mapping[str, int], halos: Mapping[str, i
             rows = rows_here[region.spec.space]
             threads, length = region.schedule(rows)
             block = int(min(threads * length, rows) * region.spec.row_bytes)
-            made = [n for n in node.users if _storage(n) is n]  # its results, which exist from the first block on
+            made = [n for n in _results_of(node) if _storage(n) is n]  # which exist from the first block on
         else:
             made = [node] if _storage(node) is node and not _is_result(node) else []
         for new in made:
@@ -183,9 +184,22 @@ def peak_bytes(program: Program, sizes: Mapping[str, int], halos: Mapping[str, i
     return peak
 
 
+def _results_of(call: fx.Node) -> list[fx.Node]:
+    """The results of a region that exist from this call on."""
+    if "so_far" in call.kwargs:
+        return []
+    goes_on = [n for n in call.users if n.op == "call_module"]
+    return list((goes_on[0] if goes_on else call).users)
+
+
 def _is_result(node: fx.Node) -> bool:
     """Whether a node is one result of a region."""
     return any(n.op == "call_module" for n in node.all_input_nodes)
+
+
+def _is_in_place(start: Any) -> bool:
+    """Whether a message ends in the table that it began with."""
+    return start.target is halo_exchange_start_ or start.target is halo_reduce_start_
 
 
 def _storage(node: fx.Node) -> fx.Node:
@@ -193,6 +207,8 @@ def _storage(node: fx.Node) -> fx.Node:
     while node.op == "call_function":
         if node.target in _SAME_MEMORY:
             node = node.args[0]  # type: ignore[assignment]
+        elif node.target is wait and _is_in_place(node.args[0]):
+            node = node.args[1]  # type: ignore[assignment]
         elif node.target is taken and len(node.args) == 3:
             node = node.args[2]  # type: ignore[assignment]
         else:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
+from torch import fx
+
 from .account import collectives
 from .ir import Program
+from .printer import short
+from .runtime.halo import COLLECTIVES, STARTS
+from .runtime.messages import wait
 from .runtime.tiles import Region
 
 
@@ -51,18 +59,41 @@ def explain(program: Program) -> str:
         here = {name, *(s.name for s in program.some_spaces if s.some_of is not None and s.some_of.name == name)}
         crossing = sum(c.row_bytes for c in found if c.space in here)
         lines.append(f"  {name:<8} {crossing:>7} {least:>7}")
-    lines += ["", "Regions, in order; each runs block by block"]
-    assert program.tiled is not None
-    regions = [r for r in program.tiled.children() if isinstance(r, Region)]
-    width = max((len(r.spec.space) for r in regions), default=0)
-    for region in regions:
-        spec = region.spec
-        operators = sum(n.op == "call_function" for n in region.graph_module.graph.nodes)
-        lines.append(
-            f"  {spec.space:<{width}} level {spec.level:<3} {operators:>5} operators, "
-            f"blocks of {region.block:>8} rows, {spec.row_bytes:>8.0f} bytes/row"
-        )
+    lines += ["", "Regions, which run block by block, and messages (>>), in order", *_schedule(program)]
     return "\n".join(lines) + "\n"
+
+
+def _schedule(program: Program) -> Iterator[str]:
+    """What a rank runs, one after the other."""
+    tiled = program.tiled
+    assert tiled is not None
+    width = max((len(r.spec.space) for r in tiled.children() if isinstance(r, Region)), default=0)
+    started: list[fx.Node] = []
+    for node in tiled.graph.nodes:
+        if node.op == "call_module":
+            region = tiled.get_submodule(str(node.target))
+            assert isinstance(region, Region)
+            spec = region.spec
+            operators = sum(n.op == "call_function" for n in region.graph_module.graph.nodes)
+            yield (
+                f"  {spec.space:<{width}} level {spec.level:<3} {operators:>5} operators, "
+                f"blocks of {region.block:>8} rows, {spec.row_bytes:>8.0f} bytes/row{_which_rows(node)}"
+            )
+        elif node.target is wait:
+            yield f"  >> wait for {started.index(node.args[0]) + 1}"
+        elif node.target in STARTS.values():
+            started.append(node)
+            yield f"  >> {short(node).rstrip('_')} {len(started)}"
+        elif node.target in COLLECTIVES or node.target in STARTS:
+            yield f"  >> {short(node).rstrip('_')}"
+
+
+def _which_rows(call: fx.Node) -> str:
+    """Of a region that runs over some rows while messages are under way, over which."""
+    if "only" not in call.kwargs:
+        return ""
+    first: Any = call.kwargs["only"]
+    return ", interior rows" if first[0] == 0 else ", the other rows"
 
 
 def _label(program: Program, position: int) -> str:

@@ -10,6 +10,7 @@ import torch
 from .account import peak_bytes
 from .errors import InputError
 from .ir import Program
+from .passes.overlap import overlap
 from .passes.tile import HOLD, tile
 from .runtime.memory import free, share
 from .runtime.plan import Division
@@ -71,7 +72,7 @@ class Fit:
 
     def _tiling(self, hold: float) -> Program:
         if hold not in self._tilings:
-            self._tilings[hold] = tile(self.program, hold)
+            self._tilings[hold] = overlap(tile(self.program, hold))
         return self._tilings[hold]
 
 

@@ -132,7 +132,7 @@ class Access:
     """The index has one dimension per row space only (not one entry per element as torch.gather takes)."""
 
 
-InputKind = Literal["size", "halo_size", "send_rows", "splits", "places", "rows", "pointer", "number"]
+InputKind = Literal["size", "halo_size", "interior", "send_rows", "splits", "places", "rows", "pointer", "number"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from .join_parts import join_parts
 from .merge_sums import merge_sums
 from .narrow_halos import narrow_halos
 from .normalize import normalize
+from .overlap import overlap
 from .place import place
 from .reassociate import reassociate
 from .share_exchanges import share_exchanges
@@ -41,6 +42,7 @@ PIPELINE: tuple[Callable[[Program], Program], ...] = (
     narrow_halos,
     thin_messages,
     tile,
+    overlap,
 )
 
 __all__ = ["PIPELINE"]

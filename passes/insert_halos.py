@@ -5,7 +5,8 @@
     scatter through such a pointer (backward of a gather, sums at both ends):
         z = index_add(zeros, 0, p, y)    =>   b = pad(zeros, halo);  c = index_add(b, 0, p, y);  z = halo_reduce(c)
 
-Through an owner pointer, or ``arange``, nothing is needed. No pattern for backward passes exists or is needed.
+Through an owner pointer, or ``arange``, nothing is needed. No pattern for backward passes exists or is needed. Where
+pointers may leave the rank, an input tells how many rows' pointers do not: those rows come first (see `overlap`).
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ def insert_halos(program: Program) -> Program:
             pointer = pointers.get(root.name) if root is not None else None
             if pointer is None or not pointer.leaves_rank or not _dims(access.table)[access.dim]:
                 continue
+            if not pointer.source.blocks:
+                plans.get(pointer.source, "interior")
             if access.kind == "gather":
                 _exchange_before(node, access, pointer.target, plans)
             elif node not in chained:

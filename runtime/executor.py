@@ -216,8 +216,7 @@ class Executor:
 
     def laid_out(self, prepared: Prepared, division: Division) -> Layout:
         """A division with the order in which results are put together."""
-        ranks = division.ranks
-        orders = {name: (owners.argsort(stable=True), division.counts(name)) for name, owners in ranks.items()}
+        orders = {name: (division.order(name), division.counts(name)) for name in division.ranks}
         return Layout(prepared.pointers, prepared.sizes, division, orders)
 
     def divide(self, prepared: Prepared, parts: int, last: Partition | None = None) -> Division:

@@ -13,7 +13,7 @@ it made of them beside owned rows; `halo_scatter` adds what was computed on halo
 
 They are ``torch.library`` operators with shapes for tracing and gradients for differentiating again. A tiled graph,
 which nobody differentiates, calls `halo_exchange_`, `halo_reduce_` and `halo_join_` where it can: they work in tables
-with room for the halo, so that owned rows stay where they are.
+with room for the halo, so that owned rows stay where they are. `STARTS` has the first phase of each (see `messages`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,15 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import UnsupportedOp
+from .messages import (
+    halo_exchange_start,
+    halo_exchange_start_,
+    halo_gather_start,
+    halo_reduce_start,
+    halo_reduce_start_,
+    halo_scatter_start,
+    wait,
+)
 from .world import active, communicator
 
 
@@ -43,9 +52,7 @@ def _halo_exchange(
         places: which of the halo rows cross, of no others `send_rows` and `splits` tell; the rest are zero. All if
             None.  # Shape: [n_received], int64
     """
-    owned = rows.movedim(dim, 0)
-    halo = _received(owned, send_rows, splits, halo_rows, places)
-    return torch.cat([owned, halo]).movedim(0, dim).contiguous()
+    return wait(halo_exchange_start(rows, send_rows, splits, halo_rows, dim, places), rows)
 
 
 @torch.library.custom_op("distcompile::halo_reduce", mutates_args=())
@@ -62,8 +69,7 @@ def _halo_reduce(
 
     Arguments as of `halo_exchange`, of which this is the adjoint; `reduction` may also be ``amax`` or ``amin``.
     """
-    owned, returned = _returned(rows, splits, halo_rows, dim, places)
-    return _combined(owned.clone(), send_rows, returned, reduction).movedim(0, dim).contiguous()
+    return wait(halo_reduce_start(rows, send_rows, splits, halo_rows, dim, reduction, places), rows)
 
 
 @torch.library.custom_op("distcompile::halo_gather", mutates_args=())
@@ -71,7 +77,7 @@ def _halo_gather(
     rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int, places: Tensor | None = None
 ) -> Tensor:
     """Owned rows -> halo rows. Arguments as of `halo_exchange`."""
-    return _received(rows.movedim(dim, 0), send_rows, splits, halo_rows, places).movedim(0, dim).contiguous()
+    return wait(halo_gather_start(rows, send_rows, splits, halo_rows, dim, places))
 
 
 @torch.library.custom_op("distcompile::halo_scatter", mutates_args=())
@@ -88,9 +94,7 @@ def _halo_scatter(
         dim: the dimension that counts rows.
         places: as of `halo_exchange`.
     """
-    send, receive = splits.tolist()
-    returned = communicator().all_to_all(_crossing(halo.movedim(dim, 0), places), receive, send)
-    return _combined(rows.movedim(dim, 0).clone(), send_rows, returned, "sum").movedim(0, dim).contiguous()
+    return wait(halo_scatter_start(halo, send_rows, splits, dim, places), rows)
 
 
 @torch.library.custom_op("distcompile::halo_join", mutates_args=())
@@ -111,10 +115,7 @@ def halo_exchange_(
     rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int, places: Tensor | None = None
 ) -> Tensor:
     """`halo_exchange` in place: `rows` has owned rows, followed by room for the halo rows, which are written there."""
-    both = rows.movedim(dim, 0)
-    owned = both.shape[0] - halo_rows
-    both[owned:] = _received(both[:owned], send_rows, splits, halo_rows, places)
-    return rows
+    return wait(halo_exchange_start_(rows, send_rows, splits, halo_rows, dim, places), rows)
 
 
 @fx.has_side_effect
@@ -128,36 +129,7 @@ def halo_reduce_(
     places: Tensor | None = None,
 ) -> Tensor:
     """`halo_reduce` in place: returns the owned rows of `rows`, a view of it."""
-    owned, returned = _returned(rows, splits, halo_rows, dim, places)
-    _combined(owned, send_rows, returned, reduction)
-    return rows.narrow(dim, 0, owned.shape[0])
-
-
-def _received(owned: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, places: Tensor | None) -> Tensor:
-    """The halo rows, from their owners."""
-    send, receive = splits.tolist()
-    found = communicator().all_to_all(owned.index_select(0, send_rows), send, receive)
-    return found if places is None else found.new_zeros(halo_rows, *found.shape[1:]).index_copy_(0, places, found)
-
-
-def _returned(rows: Tensor, splits: Tensor, halo_rows: int, dim: int, places: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The owned rows (a view), and what other ranks contribute to some of them."""
-    both = rows.movedim(dim, 0)
-    owned = both.shape[0] - halo_rows
-    send, receive = splits.tolist()
-    return both[:owned], communicator().all_to_all(_crossing(both[owned:], places), receive, send)
-
-
-def _crossing(halo: Tensor, places: Tensor | None) -> Tensor:
-    """Those halo rows that cross."""
-    return halo if places is None else halo.index_select(0, places)
-
-
-def _combined(owned: Tensor, send_rows: Tensor, returned: Tensor, reduction: str) -> Tensor:
-    """`owned`, with contributions of other ranks added (or compared) in place."""
-    if reduction == "sum":
-        return owned.index_add_(0, send_rows, returned)
-    return owned.index_reduce_(0, send_rows, returned, reduction)
+    return wait(halo_reduce_start_(rows, send_rows, splits, halo_rows, dim, reduction, places), rows)
 
 
 @torch.library.custom_op("distcompile::all_reduce", mutates_args=())
@@ -252,6 +224,16 @@ halo_scatter = torch.ops.distcompile.halo_scatter.default
 halo_join = torch.ops.distcompile.halo_join.default
 all_reduce = torch.ops.distcompile.all_reduce.default
 all_reduces = torch.ops.distcompile.all_reduces.default
+
+STARTS = {
+    halo_exchange: halo_exchange_start,
+    halo_exchange_: halo_exchange_start_,
+    halo_gather: halo_gather_start,
+    halo_reduce: halo_reduce_start,
+    halo_reduce_: halo_reduce_start_,
+    halo_scatter: halo_scatter_start,
+}
+"""How a message begins that `wait` ends."""
 
 COLLECTIVES = (halo_exchange, halo_reduce, halo_gather, halo_scatter, all_reduce, all_reduces)
 

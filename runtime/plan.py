@@ -20,13 +20,15 @@ class SpacePlan:
     """The rows of one space on one rank."""
 
     owned: Tensor
-    """Global numbers of the rows that this rank computes, ascending.  # Shape: [n_owned], int64"""
+    """Global numbers of the rows that this rank computes, ordered by `Division.turns`.  # Shape: [n_owned], int64"""
     halo: Tensor
     """Global numbers of the rows that this rank only reads, by owner.  # Shape: [n_halo], int64"""
     send_rows: Tensor
     """Local numbers of owned rows that other ranks read, by reader.  # Shape: [n_sent], int64"""
     splits: Tensor
     """Rows sent to and received from each rank.  # Shape: [2, n_ranks], int64"""
+    interior: int
+    """So many owned rows, the first ones, have no pointer that leaves the rank."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,9 @@ class Division:
     """Per space, the owner of each row."""
     halo_keys: dict[str, Tensor]
     """Per space, and for some rows of a space, reader * rows + row for every halo row of every rank, ascending."""
+    turns: dict[str, Tensor]
+    """Per space, the turn of each row: a rank's rows are ordered by it, and by number within one. Interior rows, whose
+    pointers stay on the rank, have turn 0; of a joined list, the rows of one list follow those of another."""
     partition: Partition
     parts: int
     some: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -63,7 +68,10 @@ class Division:
         owners = self.owners(name)
         rows = max(len(owners), 1)
         readers, read = self.halo_keys[name] // rows, self.halo_keys[name] % rows
-        owned = torch.nonzero(owners == rank).flatten()
+        owned, turns = torch.nonzero(owners == rank).flatten(), self.turns[self.some.get(name, name)]
+        owned = owned[turns[owned].argsort(stable=True)]
+        numbers = torch.empty(rows, dtype=torch.int64)
+        numbers[owned] = torch.arange(len(owned))
         halo = read[readers == rank]
         halo = halo[owners[halo].argsort(stable=True)]
         mine = owners[read] == rank
@@ -74,7 +82,12 @@ class Division:
                 torch.bincount(owners[halo], minlength=self.parts),
             ]
         )
-        return SpacePlan(owned, halo, torch.searchsorted(owned, sent), splits)
+        return SpacePlan(owned, halo, numbers[sent], splits, int((turns[owned] == 0).sum()))
+
+    def order(self, space: str) -> Tensor:
+        """The rows that ranks own, as ranks order them, by rank.  # Shape: [rows], int64"""
+        turns = self.turns[space]
+        return (self.ranks[space] * _count(turns) + turns).argsort(stable=True)
 
 
 def divide(
@@ -112,7 +125,34 @@ def divide(
     for each in some:
         whole = wholes[each.name]
         halo_keys[each.name] = _some(halo_keys[whole], [values[name] for name in each.through], sizes[whole])
-    return Division(ranks, halo_keys, found, parts, wholes)
+    return Division(ranks, halo_keys, _turns(spaces, pointers, values, ranks), found, parts, wholes)
+
+
+def _count(turns: Tensor) -> int:
+    """Turns in all."""
+    return int(turns.max()) + 1 if len(turns) else 1
+
+
+def _turns(
+    spaces: Sequence[Space], pointers: Sequence[Pointer], values: Mapping[str, Tensor], ranks: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Per space, the turn of each row in the order of its rank."""
+    turns: dict[str, Tensor] = {}
+    for space in spaces:
+        if space.blocks:  # its rows are in the order in which those of its blocks are
+            parts, first = [], 1
+            for block in space.blocks:
+                parts.append(turns[block.name] + first)
+                first += _count(turns[block.name])
+            turns[space.name] = torch.cat(parts)
+            continue
+        leaves = torch.zeros_like(ranks[space.name], dtype=torch.bool)
+        for p in pointers:
+            if p.source == space and p.leaves_rank:
+                targets = p.by_rows(values[p.name]).long()
+                leaves |= (ranks[p.target.name][targets] != ranks[space.name][:, None]).any(1)
+        turns[space.name] = leaves.long()
+    return turns
 
 
 def _atoms_followed(

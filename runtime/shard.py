@@ -59,6 +59,8 @@ def _input(
             return len(plans[name].owned) if name in plans else sizes[name]
         case "halo_size":
             return len(plans[name].halo)
+        case "interior":
+            return plans[name].interior
         case "send_rows":
             return plans[name].send_rows
         case "splits":

@@ -2,6 +2,8 @@
 
 for each block of rows:
     tables whole, own rows sliced  ->  body  ->  rows stored, or added into a table, or summed
+
+A region may run over some of its rows while a message is under way, and over the others when it has come.
 """
 
 from __future__ import annotations
@@ -92,26 +94,33 @@ class Region(nn.Module):
         self.compiled: Callable[..., Sequence[Any]] | None = None
         """What the body was compiled to; if None, its operators run one by one."""
 
-    def forward(self, rows: int, *args: Any) -> list[Tensor]:
-        """Run over all rows.
+    def forward(
+        self, rows: int, *args: Any, only: tuple[int, int] | None = None, so_far: list[Any] | None = None
+    ) -> list[Any]:
+        """Run over all rows, or over some now and over the others in another call.
 
         Args:
             rows: number of rows of this rank.
             args: the body's inputs, then the number of halo rows of each `Store` that has room for them, then the table
                 of each `Add` that does not share one.
+            only: the first row, and the one after the last, to run over.
+            so_far: what the call for the other rows returned; goes on to be returned.
         """
         spec = self.spec
         inputs, more = args[: len(spec.inputs)], iter(args[len(spec.inputs) :])
         room = [next(more) if isinstance(r, Store) and r.room else 0 for r in spec.results]
-        results: list[Any] = []
-        for result in spec.results:
+        results: list[Any] = so_far if so_far is not None else []
+        for result in spec.results[len(results) :]:
             results.append(_table(result, more, results) if isinstance(result, Add) else None)
+        first, end = only or (0, rows)
+        if first == end and only is not None and (rows > 0 or so_far is None):
+            return results  # a region without any rows is run once, for the shapes of its results
         run = self.compiled if self.compiled is not None and rows else self.graph_module
-        threads, block = self.schedule(rows, inputs)
+        threads, block = self.schedule(end - first, inputs)
 
         def work(i: int) -> list[Any]:
-            start = i * block
-            n = min(block, rows - start)
+            start = first + i * block
+            n = min(block, end - start)
             given = [
                 a if s is None else a.narrow(s.dim, start * s.factor, n * s.factor)
                 for a, s in zip(inputs, spec.inputs, strict=True)
@@ -119,11 +128,11 @@ class Region(nn.Module):
             return list(run(n, *given))
 
         def take(i: int, values: list[Any]) -> None:
-            start, each = i * block, iter(values)
+            start, each = first + i * block, iter(values)
             for j, result in enumerate(spec.results):
-                results[j] = _collect(result, results[j], each, start, min(block, rows - start), rows, room[j])
+                results[j] = _collect(result, results[j], each, start, min(block, end - start), rows, room[j])
 
-        in_order(-(-max(rows, 1) // block), threads, work, take)
+        in_order(-(-max(end - first, 1) // block), threads, work, take)
         return results
 
     def schedule(self, rows: int, inputs: Sequence[Any] = ()) -> tuple[int, int]:

@@ -29,8 +29,8 @@ class Communicator(ABC):
     size: int
 
     @abstractmethod
-    def all_to_all(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
-        """Send ``send[q]`` consecutive rows to rank q; return ``receive[q]`` rows from each rank q, in order."""
+    def all_to_all_start(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Callable[[], Tensor]:
+        """Begin an `all_to_all`; what is returned waits for the rows that come in. `rows` must not change before."""
 
     @abstractmethod
     def all_reduce(self, value: Tensor, reduction: str = "sum") -> Tensor:
@@ -39,6 +39,10 @@ class Communicator(ABC):
     @abstractmethod
     def all_gather_objects(self, value: Any) -> list[Any]:
         """Every rank's (small, picklable) `value`, by rank."""
+
+    def all_to_all(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
+        """Send ``send[q]`` consecutive rows to rank q; return ``receive[q]`` rows from each rank q, in order."""
+        return self.all_to_all_start(rows, send, receive)()
 
     def all_gather(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
         """The rows of all ranks, by rank; rank q has ``counts[q]`` rows."""
@@ -182,11 +186,12 @@ class _LocalCommunicator(Communicator):
     def __init__(self, rank: int, lockstep: _Lockstep) -> None:
         self.rank, self.size, self._lockstep = rank, lockstep.size, lockstep
 
-    def all_to_all(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
+    def all_to_all_start(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Callable[[], Tensor]:
         def combine(slots: list[list[Tensor]]) -> list[Tensor]:
             return [torch.cat([slots[q][r] for q in range(self.size)]) for r in range(self.size)]
 
-        return self._lockstep.meet(self.rank, "all_to_all", rows.split(list(send)), combine)  # type: ignore[no-any-return]
+        received: Tensor = self._lockstep.meet(self.rank, "all_to_all", rows.split(list(send)), combine)
+        return lambda: received  # ranks take turns, so all is there at once
 
     def all_reduce(self, value: Tensor, reduction: str = "sum") -> Tensor:
         def combine(slots: list[Tensor]) -> list[Tensor]:
@@ -231,10 +236,17 @@ class _ProcessGroupCommunicator(Communicator):
     def __init__(self, rank: int, size: int, group: dist.ProcessGroup | None) -> None:
         self.rank, self.size, self._group = rank, size, group
 
-    def all_to_all(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
-        received = rows.new_empty((sum(receive), *rows.shape[1:]))
-        dist.all_to_all_single(received, rows.contiguous(), list(receive), list(send), group=self._group)
-        return received
+    def all_to_all_start(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Callable[[], Tensor]:
+        received, sent = rows.new_empty((sum(receive), *rows.shape[1:])), rows.contiguous()
+        given = list(receive), list(send)
+        under_way = dist.all_to_all_single(received, sent, *given, group=self._group, async_op=True)
+
+        def arrived() -> Tensor:
+            assert sent is not None  # kept until here: it is being sent
+            under_way.wait()
+            return received
+
+        return arrived
 
     def all_reduce(self, value: Tensor, reduction: str = "sum") -> Tensor:
         total = value.clone()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 import distcompile
 from distcompile import LocalWorld, fit
 from distcompile.passes.tile import tile
-from distcompile.runtime import halo, memory
+from distcompile.runtime import memory, messages
 from distcompile.runtime.memory import Free, left_in_groups, share
 from distcompile.runtime.world import communicator
 
@@ -38,17 +39,16 @@ def test_predicted_bytes_are_those_received(name: str, parts: int, monkeypatch: 
         def __init__(self) -> None:
             self.real = communicator()
 
-        def all_to_all(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
-            result = self.real.all_to_all(rows, send, receive)
-            received[self.real.rank] += result.numel() * result.element_size()
-            return result
+        def all_to_all_start(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Callable[[], Tensor]:
+            received[self.real.rank] += sum(receive) * math.prod(rows.shape[1:]) * rows.element_size()
+            return self.real.all_to_all_start(rows, send, receive)
 
         def all_reduce(self, value: Tensor, reduction: str = "sum") -> Tensor:
             return self.real.all_reduce(value, reduction)
 
     on_ranks = model.on(LocalWorld(parts))
     rows = on_ranks.stats(graph)
-    monkeypatch.setattr(halo, "communicator", Counting)
+    monkeypatch.setattr(messages, "communicator", Counting)
     on_ranks(graph)
     assert sum(row["bytes"] for row in rows) == sum(received.values())
     assert (sum(received.values()) > 0) == (parts > 1)

@@ -378,7 +378,7 @@ def two_ranks() -> list[SpacePlan]:
     """Four rows on two ranks; each rank reads the other's last row."""
     last, splits = torch.tensor([1]), ([[0, 1], [0, 1]], [[1, 0], [1, 0]])
     return [
-        SpacePlan(torch.tensor([2 * r, 2 * r + 1]), torch.tensor([3 - 2 * r]), last, torch.tensor(splits[r]))
+        SpacePlan(torch.tensor([2 * r, 2 * r + 1]), torch.tensor([3 - 2 * r]), last, torch.tensor(splits[r]), 2)
         for r in range(2)
     ]
 

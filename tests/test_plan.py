@@ -42,7 +42,22 @@ def test_every_row_is_owned_once(case: Case) -> None:
         owned = torch.cat([p[space.name].owned for p in plans])
         assert owned.sort().values.tolist() == list(range(case.sizes[space.name]))
         assert division.counts(space.name) == [len(p[space.name].owned) for p in plans]
-        assert all(a < b for p in plans for a, b in pairwise(p[space.name].owned.tolist()))
+        assert torch.equal(owned, division.order(space.name))
+
+
+@given(cases())
+def test_rows_whose_pointers_stay_come_first(case: Case) -> None:
+    """Interior rows, then the others, each by number; no pointer of an interior row leaves, one of each other does."""
+    division = case.divide()
+    for rank in range(case.parts):
+        for space in SPACES:
+            plan = division.for_rank(rank)[space.name]
+            away = torch.zeros(case.sizes[space.name], dtype=torch.bool)
+            for p in [p for p in POINTERS if p.source == space and p.leaves_rank]:
+                away |= (division.ranks[p.target.name][p.by_rows(case.values[p.name])] != rank).any(1)
+            inside, outside = plan.owned[: plan.interior], plan.owned[plan.interior :]
+            assert not away[inside].any() and away[outside].all()
+            assert all(a < b for rows in (inside, outside) for a, b in pairwise(rows.tolist()))
 
 
 @given(cases())
@@ -116,7 +131,7 @@ def test_sharded_rows_gather_to_the_whole(case: Case) -> None:
     value = torch.arange(2 * n * 3, dtype=torch.float64).reshape(2, n, 3)
     given_input = Input("value", "rows", 0)
     shape = (2, EDGES.symbol, 3)
-    orders = {s.name: (division.ranks[s.name].argsort(stable=True), division.counts(s.name)) for s in SPACES}
+    orders = {s.name: (division.order(s.name), division.counts(s.name)) for s in SPACES}
 
     def work(comm: Communicator) -> None:
         plans = division.for_rank(comm.rank)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from distcompile.cli import app
 from distcompile.forecast import EXAMPLE, MARGIN, few
 from distcompile.planning import Device, Host, read_device, step, traffic, weak, write_device
 from distcompile.runtime import executor as executors
-from distcompile.runtime import halo
+from distcompile.runtime import messages
 from distcompile.runtime.partition import Partition
 from distcompile.runtime.world import Communicator, communicator
 from distcompile.survey import SpaceSurvey, Survey, survey
@@ -48,11 +49,11 @@ class Counting(Communicator):
         self.real, self.rank, self.size = real, real.rank, real.size
         self.received, self.messages = received, messages
 
-    def all_to_all(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
-        result = self.real.all_to_all(rows, send, receive)
-        self.received[self.rank] += result.numel() * result.element_size()
+    def all_to_all_start(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Callable[[], Tensor]:
+        arrived = self.real.all_to_all_start(rows, send, receive)
+        self.received[self.rank] += sum(receive) * math.prod(rows.shape[1:]) * rows.element_size()
         self.messages[self.rank] += sum(n > 0 for rank, n in enumerate(send) if rank != self.rank)
-        return result
+        return arrived
 
     def all_reduce(self, value: Tensor, reduction: str = "sum") -> Tensor:
         return self.real.all_reduce(value, reduction)
@@ -77,11 +78,11 @@ def test_traffic_is_that_of_a_run(
     for name, space in held.spaces.items():
         assert space.owned.tolist() == [row["owned"][name] for row in stats]
         assert space.halo.tolist() == [row["halo"][name] for row in stats]
-    counts = {module: (Counter[int](), Counter[int]()) for module in (halo, executors)}
-    for module, (received, messages) in counts.items():
-        monkeypatch.setattr(module, "communicator", lambda r=received, m=messages: Counting(communicator(), r, m))
+    counts = {module: (Counter[int](), Counter[int]()) for module in (messages, executors)}
+    for module, given in counts.items():
+        monkeypatch.setattr(module, "communicator", lambda given=given: Counting(communicator(), *given))
     on_ranks(graph)
-    (halo_bytes, halo_messages), (result_bytes, result_messages) = counts[halo], counts[executors]
+    (halo_bytes, halo_messages), (result_bytes, result_messages) = counts[messages], counts[executors]
     assert (
         sum(found.halo) == sum(halo_bytes.values()) > 0
     )  # reductions are received by others than they are counted for
