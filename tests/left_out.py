@@ -13,6 +13,7 @@ from distcompile.passes.bundle_all_reduces import bundle_all_reduces
 from distcompile.passes.join_parts import join_parts
 from distcompile.passes.merge_sums import merge_sums
 from distcompile.passes.narrow_halos import narrow_halos
+from distcompile.passes.overlap import overlap
 from distcompile.passes.reassociate import reassociate
 from distcompile.passes.share_exchanges import share_exchanges
 from distcompile.passes.sparse_constants import sparse_constants
@@ -20,7 +21,7 @@ from distcompile.passes.thin_messages import thin_messages
 
 OPTIONAL = (
     join_parts, sparse_constants, reassociate, merge_sums, bundle_all_reduces, share_exchanges, narrow_halos,
-    thin_messages,
+    thin_messages, overlap,
 )  # fmt: skip
 
 
