@@ -4,7 +4,8 @@
            neighbours, graph, checks     launches, bytes, flops       slowest rank of each
 
 Ranks wait for each other at each exchange, so each costs what it costs the rank that it costs most; a message costs a
-latency and its bytes; nothing overlaps. Everything here is arithmetic on counts; `calibrate` measures.
+latency and its bytes. What interior rows hide of it (see `passes.overlap`) is not taken off: a step may be faster than
+predicted. Everything here is arithmetic on counts; `calibrate` measures.
 
 Sources: Valiant, Commun. ACM 33, 103 (1990) for bulk-synchronous steps; Hockney, Parallel Comput. 20, 389 (1994) for
 latency and bandwidth.

@@ -32,7 +32,8 @@ def report_plan(found: Forecast) -> None:
         f"- whole on every rank, measured on this machine: neighbours and graph {host.graph:.3g} s, checks "
         f"{host.checks:.3g} s, who sends what {host.division:.3g} s on {found.columns[-1].ranks.parts} ranks;\n"
         '- atoms stay on their ranks from step to step; operators run one by one (lowering="eager");\n'
-        "- ranks wait for each other at each exchange, nothing overlaps; sums take 2 log2(ranks) messages;\n"
+        "- ranks wait for each other at each exchange, and nothing is taken off for what runs while messages travel;\n"
+        "- sums take 2 log2(ranks) messages;\n"
         "- memory is that of the program's tensors; the graph and the parameters come on top, on every rank;"
     )
     for device in found.devices:

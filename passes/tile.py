@@ -11,8 +11,10 @@ Values that only one region needs exist for one block of rows at a time. `levels
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import sympy
@@ -21,6 +23,7 @@ from torch import fx
 
 from ..ir import META, Program, Space, anchor, is_random
 from ..rules.indexing import accesses, reduction
+from ..rules.shape import VIEWS
 from ..runtime.halo import halo_exchange, halo_exchange_, halo_join, halo_join_, halo_reduce, halo_reduce_
 from ..runtime.tiles import Add, Reduce, Region, RegionSpec, Result, Slice, Store, taken
 from ..sizes import size_nodes
@@ -48,6 +51,7 @@ class _Tiler:
         self.position = {n: i for i, n in enumerate(self.nodes)}
         self.work = levels(program)
         self.stored = self._needed_complete()
+        self.once = {n for node, work in self.work.items() for n in _compared(node, work)}
         self.computed: dict[tuple[Space, int], set[fx.Node]] = {}
         self.inputs = {i.name: i for i in program.inputs}
         self.graph = fx.Graph()
@@ -120,7 +124,9 @@ class _Tiler:
             return bytes_per_row(self.program, node) * (1.0 if node in self.stored else 2.0 + self.hold)
 
         def work(node: fx.Node) -> float:
-            return 0.0 if here(node) else work_per_row(self.program, node)
+            if here(node):
+                return 0.0
+            return math.inf if node in self.once else work_per_row(self.program, node)
 
         computed, loaded = choose(roots, lambda n: self._operands(n, space), load_cost, work)
         self.computed[space, level] = computed
@@ -326,6 +332,18 @@ def _is_number(tiler: _Tiler, node: fx.Node) -> bool:
     if node.op == "placeholder":
         return tiler.inputs[node.name].kind == "number"
     return any(_is_number(tiler, n) for n in node.all_input_nodes)
+
+
+def _compared(node: fx.Node, work: Work) -> Iterator[fx.Node]:
+    """Values whose extremes are taken: a gradient looks for those that equal the extreme, to the last bit.
+
+    Computed again, in blocks of other sizes, a value may round differently: matrix products do.
+    """
+    how = node.meta[META].reduction if work.kind == "reduce" else reduction(node) if work.kind == "scatter" else "sum"
+    value = node.args[0] if work.kind == "reduce" else source_of(node)
+    while how != "sum" and isinstance(value, fx.Node):
+        yield value
+        value = value.args[0] if value.target in VIEWS else None
 
 
 def _exchange_of(node: fx.Node) -> fx.Node | None:
