@@ -51,7 +51,7 @@ class _Tiler:
         self.position = {n: i for i, n in enumerate(self.nodes)}
         self.work = levels(program)
         self.stored = self._needed_complete()
-        self.once = {n for node, work in self.work.items() for n in _compared(node, work)}
+        self.once = {n for node in self.work for n in _compared(node)}
         self.computed: dict[tuple[Space, int], set[fx.Node]] = {}
         self.inputs = {i.name: i for i in program.inputs}
         self.graph = fx.Graph()
@@ -334,16 +334,17 @@ def _is_number(tiler: _Tiler, node: fx.Node) -> bool:
     return any(_is_number(tiler, n) for n in node.all_input_nodes)
 
 
-def _compared(node: fx.Node, work: Work) -> Iterator[fx.Node]:
-    """Values whose extremes are taken: a gradient looks for those that equal the extreme, to the last bit.
+def _compared(node: fx.Node) -> Iterator[fx.Node]:
+    """Values that an operator compares to the last bit, as the gradient of a maximum does with what may be it.
 
     Computed again, in blocks of other sizes, a value may round differently: matrix products do.
     """
-    how = node.meta[META].reduction if work.kind == "reduce" else reduction(node) if work.kind == "scatter" else "sum"
-    value = node.args[0] if work.kind == "reduce" else source_of(node)
-    while how != "sum" and isinstance(value, fx.Node):
-        yield value
-        value = value.args[0] if value.target in VIEWS else None
+    for value in node.all_input_nodes if node.target in (aten.eq.Tensor, aten.ne.Tensor) else ():
+        while value.meta["val"].is_floating_point():
+            yield value
+            if value.target not in VIEWS:
+                break
+            value = value.args[0]  # type: ignore[assignment]
 
 
 def _exchange_of(node: fx.Node) -> fx.Node | None:
