@@ -41,6 +41,9 @@ INDUCTOR = {
     "cpp.threads": 1,  # blocks run side by side instead
     "cpp_cache_precompile_headers": True,  # most of a kernel is headers
 }
+OPTIMIZATION = "O2"
+"""How hard the C++ compiler tries. Loops are written out in vectors already, and what Inductor's O3 adds takes several
+times as long on kernels of thousands of lines."""
 
 
 def lower(program: Program, notify: Callable[[int, int], None] | None = None) -> None:
@@ -65,7 +68,8 @@ def lower(program: Program, notify: Callable[[int, int], None] | None = None) ->
         if notify is not None:
             notify(done, len(same))
 
-    fill_cache({key: functools.partial(_compile, program, regions[0]) for key, regions in same.items()}, report)
+    by_size = sorted(same, key=lambda key: -len(same[key][0].graph_module.graph.nodes))  # the last ones are short
+    fill_cache({key: functools.partial(_compile, program, same[key][0]) for key in by_size}, report)
     for regions in same.values():
         compiled = _compile(program, regions[0])
         for region in regions:
@@ -86,7 +90,8 @@ def compiler() -> str | None:
 def _key(region: Region) -> str:
     """Equal for regions whose bodies are the same program on inputs of the same kinds."""
     inputs = [(n.meta["val"].dtype, str(n.meta["val"].shape)) for n in _tensors(region)]
-    return hashlib.sha256(f"{show_graph(region.graph_module.graph)}{inputs}{region.spec.inputs}".encode()).hexdigest()
+    what = f"{show_graph(region.graph_module.graph)}{inputs}{region.spec.inputs}"
+    return hashlib.sha256(f"{what}{INDUCTOR}{OPTIMIZATION}".encode()).hexdigest()
 
 
 def _tensors(region: Region) -> list[fx.Node]:
@@ -100,7 +105,7 @@ def _compile(program: Program, region: Region) -> Callable[..., Sequence[Any]]:
     from torch._inductor.compile_fx import compile_fx
 
     examples = _Examples(program, region)
-    with torch.no_grad(), inductor_config.patch(INDUCTOR), _without_gil():
+    with torch.no_grad(), inductor_config.patch(INDUCTOR), _without_gil(), _optimized():
         compiled: Any = compile_fx(_with_short_products_written_out(region.graph_module), examples.inputs)
 
     def run(rows: int, *args: Any) -> Any:
@@ -148,6 +153,20 @@ def _without_gil() -> Iterator[None]:
         "({}); Py_RETURN_NONE;"
     )
     with replaced(Bindings, "call_entry_function", call):
+        yield
+
+
+@contextmanager
+def _optimized() -> Iterator[None]:
+    """Compile C++ at `OPTIMIZATION`, for which Inductor has no setting."""
+    from torch._inductor import cpp_builder
+
+    def flags(compiler: str, min_optimize: bool = False) -> tuple[list[str], list[str]]:
+        compile_flags, link_flags = stock(compiler, min_optimize)
+        return [OPTIMIZATION if flag == "O3" else flag for flag in compile_flags], link_flags
+
+    stock = cpp_builder._get_optimization_cflags
+    with replaced(cpp_builder, "_get_optimization_cflags", flags):
         yield
 
 
