@@ -2,8 +2,9 @@
 
     python benchmarks/single.py --models chgnet mace:medium --cells 3 5 --modes stock eager inductor
 
-Rocksalt MgO with displaced atoms, float32, energy and forces and stress. Every figure comes from a process of its own
-(memory is the growth of the resident set over the resting process). Modes: ``stock`` (the package, eager), ``compile``
+Rocksalt MgO with displaced atoms, float32, energy and forces and stress. Every mode runs in a process of its own, from
+the smallest size to the last that memory holds (memory is the growth of the resident set over the resting process).
+Modes: ``stock`` (the package, eager), ``compile``
 (the stock model under torch.compile), ``eager`` (ours, tiled), ``inductor`` (ours, regions compiled). The last column
 is the part of the time for which the mode's matrix products alone, those computed again too, would keep this machine
 busy at its peak, what one large product reaches: near 100 %, they bound the speed. Writes a table and, with --plot, a
@@ -13,12 +14,15 @@ picture.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import math
 import resource
 import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +35,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 MODES = ("stock", "compile", "eager", "inductor")
 
 
-def measure(name: str, cells: int, mode: str, threads: int) -> dict[str, Any]:
-    """Run in a process of its own: seconds and bytes of one evaluation."""
+ENOUGH = 60.0
+"""Seconds after which an evaluation is not repeated."""
+
+
+def measure(name: str, sizes: list[int], mode: str, threads: int) -> Iterator[dict[str, Any]]:
+    """Run in a process of its own: seconds and bytes of one evaluation of each size."""
     import distcompile
+    from distcompile.runtime.memory import available
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
@@ -59,22 +68,26 @@ def measure(name: str, cells: int, mode: str, threads: int) -> dict[str, Any]:
     with Products() as products:
         call(*graph(2))
     torch.set_num_threads(threads)
-    args = graph(cells)
-    resting = resident()
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak of the resident set
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        call(*args)
-        times.append(time.perf_counter() - start)
-        if sum(times) > 120:
-            break
-    atoms, used = 8 * cells**3, peak_memory() - resting
-    operations = products.count / 64 * atoms  # of 64 atoms, which have as many neighbours each
-    return {
-        "model": name, "mode": mode, "atoms": atoms, "prepare s": prepared, "ms/atom": 1e3 * min(times) / atoms,
-        "MB/atom": used / atoms / 1e6, "products": operations / min(times) / _fastest_product(),
-    }  # fmt: skip
+    per_atom = 0.0
+    for cells in sorted(sizes):
+        atoms = 8 * cells**3
+        if per_atom * atoms > 0.9 * (available() or math.inf):
+            return
+        args = graph(cells)
+        ctypes.CDLL(None).malloc_trim(0)  # what a smaller size has left is not resting
+        resting = resident()
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak of the resident set
+        times = []
+        while len(times) < 3 and sum(times) < ENOUGH:
+            start = time.perf_counter()
+            call(*args)
+            times.append(time.perf_counter() - start)
+        per_atom = (peak_memory() - resting) / atoms
+        operations = products.count / 64 * atoms  # of 64 atoms, which have as many neighbours each
+        yield {
+            "model": name, "mode": mode, "atoms": atoms, "prepare s": prepared, "ms/atom": 1e3 * min(times) / atoms,
+            "MB/atom": per_atom / 1e6, "products": operations / min(times) / _fastest_product(),
+        }  # fmt: skip
 
 
 class Products(TorchDispatchMode):
@@ -150,34 +163,32 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", default=["stock", "eager", "inductor"], choices=MODES)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        name, cells, mode = options.one
-        print(json.dumps(measure(name, int(cells), mode, options.threads)))
+        for row in measure(options.one[0], options.cells, options.one[1], options.threads):
+            print(json.dumps(row), flush=True)
         return
     rows = []
     titles = ("model", "atoms", "mode", "ms/atom", "MB/atom", "faster", "leaner", "prepare s", "products")
     print("{:<18} {:>7} {:<9} {:>8} {:>8} {:>7} {:>7} {:>10} {:>8}".format(*titles))
     for name in options.models:
-        for cells in options.cells:
-            baseline: dict[str, Any] | None = None
-            for mode in options.modes:
-                command = [sys.executable, __file__, "--threads", str(options.threads), "--one", name, str(cells), mode]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    reason = (done.stderr.strip().splitlines() or [f"ended by signal {-done.returncode}"])[-1]
-                    print(f"{name:<18} {8 * cells**3:>7} {mode:<9} {reason[:80]}", flush=True)
-                    continue
-                row = json.loads(done.stdout.strip().splitlines()[-1])
-                baseline = baseline or row
-                faster, leaner = baseline["ms/atom"] / row["ms/atom"], baseline["MB/atom"] / max(row["MB/atom"], 1e-9)
+        baseline: dict[int, dict[str, Any]] = {}
+        for mode in options.modes:
+            command = [sys.executable, __file__, "--threads", str(options.threads), "--one", name, mode, "--cells"]
+            done = subprocess.run([*command, *map(str, options.cells)], capture_output=True, text=True, check=False)
+            for row in [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"model"')]:
                 rows.append(row)
+                stock = baseline.setdefault(row["atoms"], row)
+                faster, leaner = stock["ms/atom"] / row["ms/atom"], stock["MB/atom"] / max(row["MB/atom"], 1e-9)
                 print(
                     f"{name:<18} {row['atoms']:>7} {mode:<9} {row['ms/atom']:>8.3f} {row['MB/atom']:>8.3f} "
                     f"{faster:>6.1f}x {leaner:>6.1f}x {row['prepare s']:>10.1f} {row['products']:>8.0%}",
                     flush=True,
                 )
+            if done.returncode:
+                reason = (done.stderr.strip().splitlines() or [f"ended by signal {-done.returncode}"])[-1]
+                print(f"{name:<18} {'':>7} {mode:<9} {reason[:80]}", flush=True)
     if options.plot:
         plot(rows, options.plot)
 
