@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import PythonKeyTracer, make_fx
 from torch.fx.experimental.symbolic_shapes import (
     DimDynamic,
+    GuardOnDataDependentSymNode,
     PropagateUnbackedSymInts,
     ShapeEnv,
     StatelessSymbolicContext,
@@ -99,11 +101,12 @@ class Capture:
 class _Fakes(FakeTensorMode):
     """Fake tensors that carry the example's values, for answers to data-dependent questions only.
 
-    Only integers and narrow values (positions, distances) keep real values: data-dependent questions are asked of
-    these, and features of a large example would fill the memory.
+    At first only integers and narrow values (positions, distances) keep real values: most data-dependent questions are
+    asked of these, and features of a large example would fill the memory. A call that asks features is traced again
+    with all values.
     """
 
-    widest = 0
+    widest = sys.maxsize
     """Real values of more elements than this are dropped, unless they are integers."""
 
     _changing = False
@@ -193,6 +196,10 @@ def capture(
                 except LeftTorch as left:
                     if not cures.learn_from(left):
                         raise _explained(left) from left
+                except GuardOnDataDependentSymNode:
+                    if cures.keeps_all_values:
+                        raise
+                    cures.keeps_all_values = True  # the answer may hang on features, whose values were dropped
             conditions = _keep_conditions(trace)
             with as_written():
                 functional = _functionalize(trace)
@@ -245,7 +252,8 @@ def _trace(
 ) -> _Trace:
     # Without duck shaping two dimensions are one index space only if the program says so.
     mode = _Fakes(shape_env=ShapeEnv(duck_shape=False), allow_non_fake_inputs=True)
-    mode.widest = 9 * max((n for leaf in leaves for n in leaf.tensor.shape), default=1)  # a matrix for each row
+    if not cures.keeps_all_values:
+        mode.widest = 9 * max((n for leaf in leaves for n in leaf.tensor.shape), default=1)  # a matrix for each row
     fakes = [_fake(mode, leaf.tensor, i) for i, leaf in enumerate(leaves)]
     result: list[Tree] = []
 

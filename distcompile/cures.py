@@ -40,6 +40,8 @@ class Cures:
         self.bincounts = Bincounts()
         self.conversions = Conversions()
         self.differentiates = False
+        self.keeps_all_values = False
+        """Whether wide values of the example are kept too, because a branch hangs on them."""
         self._host: list[Place] = []
 
     @contextmanager

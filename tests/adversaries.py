@@ -319,6 +319,28 @@ class GlobalSoftmax(Toy):
         return 0.1 * h * (1 + odd) + 0.1 * torch.logsumexp(h, (0, 1)) + 0.1 * h.max()
 
 
+class BranchOnFeatures(Toy):
+    """Vectors of each atom are spread over their range of lengths, unless all are zero: a branch on wide features."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        v = torch.zeros(len(h), 3, F, dtype=h.dtype)
+        for _ in range(3):
+            v = self.spread(v + add_to(w[:, None] * vectors[:, :, None] + w[:, None] * v[sender], receiver, h))
+        return torch.tanh(self.mix(h + v.sum(1)))
+
+    def spread(self, v: Tensor) -> Tensor:
+        """Lengths between 0 for the shortest and 1 for the longest vector of each atom."""
+        length = v.norm(dim=1, keepdim=True)
+        if (length == 0).all():
+            return v
+        length = length.clamp(min=1e-12)
+        least, most = length.amin(-1), length.amax(-1)
+        span = (most - least).view(-1)
+        span = torch.where(span == 0, torch.ones_like(span), span)
+        return v / length * ((length - least.view(-1, 1, 1)) / span.view(-1, 1, 1)).relu()
+
+
 class SpeciesCounts(Toy):
     """How many atoms of each species there are is a number in the energy, of the whole graph on every rank."""
 
@@ -1120,6 +1142,7 @@ ADVERSARIES = {
     "global max": Adversary(GlobalMax),
     "global max, differentiated through": Adversary(lambda: GlobalMax(detach=False)),
     "softmax over all atoms": Adversary(GlobalSoftmax),
+    "branch on features": Adversary(BranchOnFeatures),
     "species counts": Adversary(SpeciesCounts),
     "species counts read back": Adversary(SpeciesCountsReadBack),
     "batch of four and more": Adversary(Batch, lambda: batches((5, 4, 7, 1))),
