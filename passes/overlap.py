@@ -121,12 +121,12 @@ class _Overlapping:
         first = self._in_two(region, interior_first=False)
         early: dict[fx.Node, fx.Node] = {}
         for message, needed in found:
-            for node in needed:
+            for node in [n for n in needed if n not in early]:  # two messages may need the same
+                early[node] = node
                 if node.target is taken and node.args[0] is region:
-                    if node not in early:
-                        with self.graph.inserting_before(region):
-                            early[node] = self.graph.call_function(taken, (first, *node.args[1:]))
-                        early[node].meta = dict(node.meta)
+                    with self.graph.inserting_before(region):
+                        early[node] = self.graph.call_function(taken, (first, *node.args[1:]))
+                    early[node].meta = dict(node.meta)
                 else:
                     region.prepend(node)
                     node.args = fx.map_arg(node.args, lambda n: early.get(n, n))
