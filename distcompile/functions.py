@@ -3,6 +3,7 @@
 torch.tensor([a, n])      =>  stack([a, scalar_tensor(n)])     for tensors and sizes among the values
 pad(x, (1, 2))            =>  cat([zeros, x, zeros], -1)
 masked_select(x, mask)    =>  x[mask]
+x.data_ptr()              =>  a number that is another one for each memory
 gru_cell(x, h, weights)   =>  the products, sums and sigmoids that its documentation gives
 """
 
@@ -35,6 +36,8 @@ def substitute(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return lambda: args[0][args[1].nonzero(as_tuple=True)]
     if function in _TAKES and len(args) + len(kwargs) == 3:
         return lambda: _taken(*args, **kwargs)
+    if function is Tensor.data_ptr:
+        return lambda: _address(args[0])
     if function is torch.complex:
         return lambda: _complex(*args, **kwargs)
     if function is torch.segment_reduce and kwargs.get("lengths") is not None and args[1:] == ("sum",):
@@ -43,6 +46,11 @@ def substitute(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         if function == known:
             return lambda: written_out(*args, **kwargs)
     return None
+
+
+def _address(x: Tensor) -> int:
+    """A stand-in for an address, which a traced tensor has not: models ask whether two tensors are one."""
+    return abs(hash((x.untyped_storage()._cdata, str(x.storage_offset()))))
 
 
 def _holds_symbols(value: Any) -> bool:

@@ -341,6 +341,29 @@ class BranchOnFeatures(Toy):
         return v / length * ((length - least.view(-1, 1, 1)) / span.view(-1, 1, 1)).relu()
 
 
+class RowsWithinRows(Toy):
+    """Sums by atom and species of the neighbour in one long list, at atom times species plus species; read back."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        at = torch.stack([sender, receiver]) * N_SPECIES + graph["species"][graph["edge_index"]].flip(0)
+        long = h.new_zeros(len(h) * N_SPECIES, F)
+        for one, other in (at, at.flip(0)):
+            long.index_add_(0, one, w * torch.tanh(h)[receiver])
+            long = long + 0.1 * torch.zeros_like(long).index_add(0, other, w * long[one])
+        h = h + long.reshape(len(h), N_SPECIES * F)[:, F : 2 * F]
+        return torch.tanh(self.mix(h))
+
+
+class SameMemory(ToReceivers):
+    """Asks by their addresses whether two tensors are one."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        known = {tensor.data_ptr(): name for name, tensor in graph.items()}
+        same = known[graph["edge_index"].view(-1).data_ptr()] == "edge_index" and vectors.data_ptr() != w.data_ptr()
+        return super().update(graph, h if same else 2 * h, w, vectors, lengths)
+
+
 class SpeciesCounts(Toy):
     """How many atoms of each species there are is a number in the energy, of the whole graph on every rank."""
 
@@ -1143,6 +1166,8 @@ ADVERSARIES = {
     "global max, differentiated through": Adversary(lambda: GlobalMax(detach=False)),
     "softmax over all atoms": Adversary(GlobalSoftmax),
     "branch on features": Adversary(BranchOnFeatures),
+    "rows within rows": Adversary(RowsWithinRows),
+    "same memory": Adversary(SameMemory),
     "species counts": Adversary(SpeciesCounts),
     "species counts read back": Adversary(SpeciesCountsReadBack),
     "batch of four and more": Adversary(Batch, lambda: batches((5, 4, 7, 1))),
