@@ -66,7 +66,8 @@ class Capture:
     """The model's result with its tensors taken out."""
     shape_env: ShapeEnv
     conditions: tuple[sympy.Symbol, ...] = ()
-    """Values that the model branched on; the graph returns the tensors that hold them after those of the result."""
+    """Numbers that the model branched on, or took for sizes; the graph returns the tensors that hold them after those
+    of the result."""
     differentiates: bool = False
     """Whether the call takes gradients itself (forces)."""
     precision: Precision = ()
@@ -270,23 +271,29 @@ def _trace(
 
 
 def _keep_conditions(trace: _Trace) -> tuple[sympy.Symbol, ...]:
-    """Return the values that decided about branches as further results, to be looked at again for each graph."""
-    asserted = {
+    """Return numbers that decided about branches, or are sizes, as further results: they are new for each graph."""
+    nodes = trace.graph_module.graph.nodes
+    wanted = {
         symbol
         for asserts in trace.shape_env.deferred_runtime_asserts.values()
         for one in asserts
         for symbol in one.expr.free_symbols
     }
+    wanted |= {s for n in nodes for size in getattr(n.meta.get("val"), "shape", ()) for s in _symbols(size)}
     found: dict[sympy.Symbol, fx.Node] = {}
-    for node in trace.graph_module.graph.nodes:
-        value = node.meta.get("val")
-        if node.target is torch.ops.aten._local_scalar_dense.default and hasattr(value, "node"):
-            for symbol in value.node._expr.free_symbols & asserted:  # before what the example made of it
+    for node in nodes:
+        if node.target is torch.ops.aten._local_scalar_dense.default:
+            for symbol in _symbols(node.meta.get("val")) & wanted:
                 found[symbol] = node.args[0]
-    (output,) = [n for n in trace.graph_module.graph.nodes if n.op == "output"]
+    (output,) = [n for n in nodes if n.op == "output"]
     output.args = ([*output.args[0], *found.values()],)
     trace.graph_module.recompile()
     return tuple(found)
+
+
+def _symbols(number: Any) -> set[sympy.Symbol]:
+    """The symbols of a symbolic number, before what the example made of them."""
+    return number.node._expr.free_symbols if hasattr(number, "node") else set()
 
 
 def _functionalize(trace: _Trace) -> fx.GraphModule:
@@ -337,7 +344,9 @@ def _fake(mode: FakeTensorMode, tensor: Tensor, index: int) -> Tensor:
     context: Any = StatelessSymbolicContext(dynamic_sizes=dynamic, constraint_sizes=[None] * tensor.dim())
     # Contiguous and alone in its storage, so that strides and offsets bring no symbols of their own.
     plain = tensor.detach().clone(memory_format=torch.contiguous_format).requires_grad_(tensor.requires_grad)
-    return mode.from_tensor(plain, symbolic_context=context, source=ConstantSource(f"leaf{index}"))
+    fake = mode.from_tensor(plain, symbolic_context=context, source=ConstantSource(f"leaf{index}"))
+    fake.item_memo = None  # a symbol for what a scalar holds, of which no operator of the graph would tell
+    return fake
 
 
 @contextmanager

@@ -443,6 +443,20 @@ class BatchFromOffsets(Toy):
         return torch.tanh(self.mix(h)) * mean[batch]
 
 
+class BatchCounted(Toy):
+    """The number of structures is what a tensor of the graph holds: a size, as `number` makes one of it."""
+
+    def __init__(self, number: Callable[[Tensor], Any]) -> None:
+        self.number = number
+        super().__init__()
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        h = h + add_to(w * h[sender], receiver, h)
+        mean = torch.zeros(self.number(graph["n_graphs"]), F, dtype=h.dtype).index_add(0, graph["batch"], h)
+        return torch.tanh(self.mix(h)) * mean[graph["batch"]]
+
+
 class SpeciesTable(Toy):
     """Atoms are summed by species, and each atom reads the sums of its own species back."""
 
@@ -1035,6 +1049,15 @@ def batches(counts: tuple[int, ...], offsets: bool = False) -> list[Graph]:
             for k, n in enumerate(counts)]  # fmt: skip
 
 
+def counted_batches(counts: tuple[int, ...]) -> list[Graph]:
+    """Batches that say in a tensor how many structures they have."""
+    graphs = batches(counts, offsets=True)
+    for graph in graphs:
+        sizes = graph.pop("ptr").diff()
+        graph |= {"n_graphs": torch.tensor(len(sizes)), "batch": torch.repeat_interleave(sizes)}
+    return graphs
+
+
 def batch(graphs: list[Graph], offsets: bool = False) -> Graph:
     """Structures side by side in one graph."""
     sizes = torch.tensor([len(g["positions"]) for g in graphs])
@@ -1171,6 +1194,8 @@ ADVERSARIES = {
     "species counts": Adversary(SpeciesCounts),
     "species counts read back": Adversary(SpeciesCountsReadBack),
     "batch of four and more": Adversary(Batch, lambda: batches((5, 4, 7, 1))),
+    "batch counted by a tensor": Adversary(lambda: BatchCounted(lambda n: n), lambda: counted_batches((5, 6, 4))),
+    "batch counted by an item": Adversary(lambda: BatchCounted(Tensor.item), lambda: counted_batches((5, 6, 4))),
     "batch of two": Adversary(Batch, lambda: batches((2, 2, 2))),
     "cells of a batch of two": Adversary(CellsOfTwo, two_with_cells),
     "batch from offsets": Adversary(BatchFromOffsets, lambda: batches((5, 4, 7), offsets=True)),

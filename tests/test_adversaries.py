@@ -15,11 +15,13 @@ from adversaries import (
     Adversary,
     AtomMasks,
     Batch,
+    BatchCounted,
     EdgeMasks,
     ToReceivers,
     Toy,
     add_to,
     batches,
+    counted_batches,
     of_one_species,
     plain,
 )
@@ -128,6 +130,17 @@ def test_a_training_step_has_the_gradients_of_the_stock_model(name: str) -> None
                 scale = max(float(b.abs().max()), 1e-3)
                 assert float((a - b).abs().max()) < 1e-11 * scale, f"{loss} by {parameter} on {n} ranks"
     assert program.captures == 1
+
+
+def test_a_number_that_a_model_makes_an_int_of_is_looked_at_again() -> None:
+    """It is a constant of the program: a graph that holds another number gets a program of its own."""
+    model, graphs = BatchCounted(int).eval(), counted_batches((5, 6, 5))
+    program = distcompile.compile(model, graphs[0], world=LocalWorld(2), validate=False)
+    for graph in graphs:
+        found = program(graph)
+        for key, value in model(graph).items():
+            torch.testing.assert_close(found[key], value.detach(), rtol=1e-11, atol=1e-13)
+    assert program.captures == 2
 
 
 WITHOUT_ROWS = {
