@@ -120,12 +120,13 @@ def divide(
             work += torch.bincount(atom, minlength=sizes[atoms.name])
     found = partition(sizes[atoms.name], _pairs(atoms, pointers, values), work, coordinates, parts, last)
     ranks = {name: found.ranks[atom] for name, atom in follows.items()}
-    halo_keys = {s.name: _halo_keys(s, pointers, values, ranks, sizes) for s in spaces}
+    away = {p.name: _away(p, values, ranks) for p in pointers if p.leaves_rank}
+    halo_keys = {s.name: _halo_keys(s, pointers, values, ranks, sizes, away) for s in spaces}
     wholes = {s.name: s.some_of.name for s in some if s.some_of is not None}
     for each in some:
         whole = wholes[each.name]
         halo_keys[each.name] = _some(halo_keys[whole], [values[name] for name in each.through], sizes[whole])
-    return Division(ranks, halo_keys, _turns(spaces, pointers, values, ranks), found, parts, wholes)
+    return Division(ranks, halo_keys, _turns(spaces, pointers, ranks, away), found, parts, wholes)
 
 
 def _count(turns: Tensor) -> int:
@@ -134,7 +135,7 @@ def _count(turns: Tensor) -> int:
 
 
 def _turns(
-    spaces: Sequence[Space], pointers: Sequence[Pointer], values: Mapping[str, Tensor], ranks: Mapping[str, Tensor]
+    spaces: Sequence[Space], pointers: Sequence[Pointer], ranks: Mapping[str, Tensor], away: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Per space, the turn of each row in the order of its rank."""
     turns: dict[str, Tensor] = {}
@@ -149,8 +150,7 @@ def _turns(
         leaves = torch.zeros_like(ranks[space.name], dtype=torch.bool)
         for p in pointers:
             if p.source == space and p.leaves_rank:
-                targets = p.by_rows(values[p.name]).long()
-                leaves |= (ranks[p.target.name][targets] != ranks[space.name][:, None]).any(1)
+                leaves |= away[p.name].any(1)
         turns[space.name] = leaves.long()
     return turns
 
@@ -205,15 +205,22 @@ def _some(keys: Tensor, targets: Sequence[Tensor], rows: int) -> Tensor:
     return keys[chosen[keys % max(rows, 1)]]
 
 
+def _away(pointer: Pointer, values: Mapping[str, Tensor], ranks: Mapping[str, Tensor]) -> Tensor:
+    """Which targets of a pointer's rows are not on the row's rank.  # Shape: [rows of source, targets of a row]"""
+    targets = pointer.by_rows(values[pointer.name]).long()
+    return ranks[pointer.target.name][targets] != ranks[pointer.source.name][:, None]
+
+
 def _halo_keys(
     space: Space,
     pointers: Sequence[Pointer],
     values: Mapping[str, Tensor],
     ranks: Mapping[str, Tensor],
     sizes: Mapping[str, int],
+    away: Mapping[str, Tensor],
 ) -> Tensor:
     """reader * rows + row of every row that some rank reads and does not own."""
-    owners, rows = ranks[space.name], max(sizes[space.name], 1)
+    rows = max(sizes[space.name], 1)
     keys = [torch.empty(0, dtype=torch.int64)]
     seen: set[str] = set()
     for p in pointers:
@@ -222,6 +229,6 @@ def _halo_keys(
         seen.add(p.origin)
         targets = p.by_rows(values[p.name]).long()
         readers = ranks[p.source.name][:, None].expand_as(targets)
-        away = owners[targets] != readers
-        keys.append(torch.unique(readers[away] * rows + targets[away]))
+        gone = away[p.name]
+        keys.append(torch.unique(readers[gone] * rows + targets[gone]))
     return torch.unique(torch.cat(keys))
