@@ -19,7 +19,7 @@ from .explain import explain
 from .fit import Fit, free_here, needs, rows_of_ranks
 from .ir import Program
 from .passes import PIPELINE
-from .passes.lower import lower
+from .passes.lower import get_ready, lower
 from .printer import show_program
 from .progress import compiling
 from .runtime.executor import Executor, Prepared, device_of, fingerprint
@@ -209,6 +209,8 @@ class DistributedModel:
 
     def _capture(self, graph: tuple[Any, ...]) -> Executor:
         leaves, _ = self._flatten(graph)
+        if self.lowering == "inductor":
+            get_ready()
         captured = capture(self._call, self._module, graph, [leaf.path for leaf in leaves])
         program = Program(captured, captured.graph_module)
         with as_written():

@@ -151,6 +151,19 @@ class Input:
 
 
 @dataclasses.dataclass(frozen=True)
+class Range:
+    """Where row numbers of a table may lie that is whole on every rank."""
+
+    source: int
+    """Index into the outputs of the index program, of the row numbers."""
+    rows: sympy.Expr
+    label: str
+    """How the user knows the row numbers, for messages."""
+    negative: bool
+    """Whether numbers may count from the end."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Output:
     """Where one tensor of the model's result comes from."""
 
@@ -182,8 +195,7 @@ class Program:
     least: tuple[tuple[str, int], ...] = ()
     """(space, bytes): what has to cross for each halo row, were work free: every value once, at its narrowest."""
     pointers: tuple[Pointer, ...] = ()
-    ranges: tuple[tuple[int, int, str, bool], ...] = ()
-    """(index output, rows of a constant table, label, negative allowed): values looked up in fixed tables."""
+    ranges: tuple[Range, ...] = ()
     conditions: tuple[tuple[sympy.Symbol, int], ...] = ()
     """(symbol, index output): values that the model branched on."""
     merged: tuple[tuple[sympy.Symbol, sympy.Expr], ...] = ()

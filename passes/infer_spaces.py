@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from ..errors import CaptureError, NoIndexSpaceError
-from ..ir import Access, Input, Pointer, Program, Space, copy_graph, replace_graph
+from ..ir import Access, Input, Pointer, Program, Range, Space, copy_graph, replace_graph
 from ..provenance import Elements
 from ..rules.base import user_line
 from ..rules.indexing import INDEX_VIEWS, accesses
@@ -55,25 +55,28 @@ def infer_spaces(program: Program) -> Program:
 
     targets: dict[fx.Node, sympy.Expr] = {}
     fixed: dict[fx.Node, Access] = {}
-    ranges: set[tuple[int, int, str, bool]] = set()
+    ranges: set[Range] = set()
     for access, root in found:
         size = program.shape(access.table)[access.dim]
         if not size.is_Integer:
             targets[root] = size
         elif inputs[root.name].kind == "rows":
             fixed[root] = access
-            ranges.add(_range(program, access, root, inputs[root.name], int(size)))
+            ranges.add(_range(program, access, inputs[root.name], size))
     # How many kinds of something there are in the graph may be another number than there are in a table of the model.
     both = [root for root in targets if root in fixed]
     for root in both:
         if not _depends_on_values(targets[root]):
             _baked(program, fixed[root], inputs[root.name])
     spaces = _spaces(program, module, targets, inputs)
+    divided = {s.symbol for s in spaces if s.sharded}
     for root in both:
-        if targets[root] in {s.symbol for s in spaces if s.sharded}:
+        if targets[root] in divided:
             _baked(program, fixed[root], inputs[root.name])
+    whole = {root: size for root, size in targets.items() if inputs[root.name].kind == "rows" and size not in divided}
+    ranges |= {_looked_up(access, inputs[root.name], whole[root]) for access, root in found if root in whole}
     spaces += joined_spaces(program, module.graph, spaces, targets.values())
-    program = dataclasses.replace(program, spaces=spaces, ranges=tuple(sorted(ranges)))
+    program = dataclasses.replace(program, spaces=spaces, ranges=tuple(sorted(ranges, key=str)))
     return _with_pointers(program, module, targets, inputs, origins)
 
 
@@ -163,11 +166,15 @@ def _names(program: Program, inputs: dict[str, Input], origins: _Origins) -> dic
     return names
 
 
-def _range(program: Program, access: Access, root: fx.Node, given: Input, rows: int) -> tuple[int, int, str, bool]:
+def _range(program: Program, access: Access, given: Input, rows: sympy.Expr) -> Range:
     """Note that an input looks up rows of a table of fixed length."""
     if rows >= SMALLEST_SPACE and access.table.op == "placeholder":
         _baked(program, access, given)
-    return (given.source, rows, given.label, access.node.target is aten.index.Tensor)
+    return _looked_up(access, given, rows)
+
+
+def _looked_up(access: Access, given: Input, rows: sympy.Expr) -> Range:
+    return Range(given.source, rows, given.label, access.node.target is aten.index.Tensor)
 
 
 def _baked(program: Program, access: Access, given: Input) -> NoReturn:

@@ -12,8 +12,7 @@ import functools
 import hashlib
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import sympy
@@ -26,24 +25,19 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from ..ir import Program
 from ..printer import show_graph
 from ..runtime.tiles import Region
-from ..shadows import replaced
 from ..side_by_side import fill_cache
+from .cpp_library import INDUCTOR, OPTIMIZATION, compiled_together, getting_ready
 
 aten = torch.ops.aten
 
 SHORT = 8
 """Terms up to which a product is cheaper written out than called."""
 
-INDUCTOR = {
-    "assert_indirect_indexing": False,  # pointers were checked on the whole graph
-    "size_asserts": False,
-    "nan_asserts": False,
-    "cpp.threads": 1,  # blocks run side by side instead
-    "cpp_cache_precompile_headers": True,  # most of a kernel is headers
-}
-OPTIMIZATION = "O2"
-"""How hard the C++ compiler tries. Loops are written out in vectors already, and what Inductor's O3 adds takes several
-times as long on kernels of thousands of lines."""
+
+def get_ready() -> None:
+    """Start what `lower` would wait for, beside other work."""
+    if compiler() is not None:
+        getting_ready()
 
 
 def lower(program: Program, notify: Callable[[int, int], None] | None = None) -> None:
@@ -60,6 +54,7 @@ def lower(program: Program, notify: Callable[[int, int], None] | None = None) ->
             stacklevel=3,
         )
         return
+    getting_ready().join()
     same: dict[str, list[Region]] = {}
     for region in _regions(program):
         same.setdefault(_key(region), []).append(region)
@@ -101,11 +96,10 @@ def _tensors(region: Region) -> list[fx.Node]:
 
 def _compile(program: Program, region: Region) -> Callable[..., Sequence[Any]]:
     """The body of a region as compiled code with the same call."""
-    import torch._inductor.config as inductor_config  # takes seconds to import
-    from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.compile_fx import compile_fx  # takes seconds to import
 
     examples = _Examples(program, region)
-    with torch.no_grad(), inductor_config.patch(INDUCTOR), _without_gil(), _optimized():
+    with torch.no_grad(), compiled_together():
         compiled: Any = compile_fx(_with_short_products_written_out(region.graph_module), examples.inputs)
 
     def run(rows: int, *args: Any) -> Any:
@@ -141,33 +135,6 @@ def _sum_of_terms(graph: fx.Graph, left: fx.Node, right: fx.Node, terms: int) ->
         term = graph.call_function(aten.mul.Tensor, (column, row))
         total = term if total is None else graph.call_function(aten.add.Tensor, (total, term))
     return total
-
-
-@contextmanager
-def _without_gil() -> Iterator[None]:
-    """Let generated code run without Python's lock, so that blocks run side by side; arguments are read with it."""
-    from torch._inductor.codecache import CppPythonBindingsCodeCache as Bindings
-
-    call = (
-        "[](auto... args) {{ auto* thread = PyEval_SaveThread(); kernel(args...); PyEval_RestoreThread(thread); }}"
-        "({}); Py_RETURN_NONE;"
-    )
-    with replaced(Bindings, "call_entry_function", call):
-        yield
-
-
-@contextmanager
-def _optimized() -> Iterator[None]:
-    """Compile C++ at `OPTIMIZATION`, for which Inductor has no setting."""
-    from torch._inductor import cpp_builder
-
-    def flags(compiler: str, min_optimize: bool = False) -> tuple[list[str], list[str]]:
-        compile_flags, link_flags = stock(compiler, min_optimize)
-        return [OPTIMIZATION if flag == "O3" else flag for flag in compile_flags], link_flags
-
-    stock = cpp_builder._get_optimization_cflags
-    with replaced(cpp_builder, "_get_optimization_cflags", flags):
-        yield
 
 
 class _Examples:

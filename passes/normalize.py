@@ -33,6 +33,7 @@ from ..rules.base import arguments
 from ..rules.indexing import is_zero
 from ..runtime.checks import distinct_rows
 from .normalize_reductions import REDUCTIONS
+from .rows_by_number import ROWS_BY_NUMBER
 from .writer import Writer, ndim
 
 aten = torch.ops.aten
@@ -419,4 +420,5 @@ _REWRITES = {
     aten.scatter_reduce.two: _scatter_reduce,
     aten.split.Tensor: _split,
     **REDUCTIONS,
+    **ROWS_BY_NUMBER,
 }

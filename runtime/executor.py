@@ -256,7 +256,7 @@ class Executor:
         check_guards(self.program, known)
         sizes = {s.name: int(s.symbol.xreplace(known)) for s in self.program.spaces}
         pointers = {i.name: values[i.source] for i in self._inputs if i.kind == "pointer"}
-        self._check_ranges(values, sizes)
+        self._check_ranges(values, sizes, known)
         atoms = self.program.spaces[0]
         coordinates = tuple(
             values[i.source]
@@ -265,8 +265,8 @@ class Executor:
         )
         return Prepared(values, sizes, pointers, coordinates)
 
-    def _check_ranges(self, values: Sequence[Any], sizes: Mapping[str, int]) -> None:
-        """Every pointer points at rows that exist, every lookup in a fixed table finds its row."""
+    def _check_ranges(self, values: Sequence[Any], sizes: Mapping[str, int], known: Mapping[sympy.Symbol, Any]) -> None:
+        """Every pointer points at rows that exist, every lookup in a whole table finds its row."""
         for given in self._inputs:
             if given.kind == "pointer":
                 assert given.space is not None
@@ -277,8 +277,10 @@ class Executor:
                     f"rows of {given.space}",
                     False,
                 )
-        for source, rows, label, negative in self.program.ranges:
-            _check_range(values[source], rows, label, "entries of a table of the model (species?)", negative)
+        for span in self.program.ranges:
+            of = "a table of the model (species?)" if span.rows.is_Integer else "the table that it is an index of"
+            rows = int(span.rows.xreplace(dict(known)))
+            _check_range(values[span.source], rows, span.label, f"entries of {of}", span.negative)
 
 
 def _constants(program: Program) -> dict[str, Any]:

@@ -457,6 +457,17 @@ class BatchCounted(Toy):
         return torch.tanh(self.mix(h)) * mean[graph["batch"]]
 
 
+class RowsByNumber(Toy):
+    """The last atom pads the others and the first three are read by number, from the front and from the back."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        h = (h + add_to(w * h[sender], receiver, h)).clone()
+        h[-1:].fill_(0.5)
+        h[1] = torch.tanh(h[0])
+        return self.mix(h) * h[2] + h[-1] - h[-4:-3] * h[:1] + torch.tanh(h.T[:, 3])
+
+
 class SpeciesTable(Toy):
     """Atoms are summed by species, and each atom reads the sums of its own species back."""
 
@@ -1199,6 +1210,7 @@ ADVERSARIES = {
     "batch of two": Adversary(Batch, lambda: batches((2, 2, 2))),
     "cells of a batch of two": Adversary(CellsOfTwo, two_with_cells),
     "batch from offsets": Adversary(BatchFromOffsets, lambda: batches((5, 4, 7), offsets=True)),
+    "rows by number": Adversary(RowsByNumber),
     "species table": Adversary(SpeciesTable),
     "overwritten rows": Adversary(Overwrite, with_centers, frozenset({"atoms", "edges", "edges2"})),
     "concatenation": Adversary(Concatenation),

@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from adversaries import AllWithAll, F, SegmentSoftmax, ToReceivers, Toy, add_to, plain
+from adversaries import AllWithAll, BatchCounted, F, SegmentSoftmax, ToReceivers, Toy, add_to, counted_batches, plain
 from torch import Tensor, nn
 from toys import CUTOFF, Gnn, Graph, random_graph
 
@@ -52,6 +52,13 @@ def with_(**changes: Tensor) -> Callable[[], Any]:
     return lambda: gnn()({**OTHER, **changes})
 
 
+def beyond_the_last() -> Any:
+    """A batch that is said, in a tensor, to have fewer structures than it has."""
+    example, other = counted_batches((5, 6))
+    model = distcompile.compile(BatchCounted(Tensor.item).eval(), example, world=LocalWorld(2), validate=False)
+    return model({**other, "n_graphs": torch.tensor(3)})
+
+
 def put(name: str, where: Any, value: float) -> Tensor:
     """A tensor of the ordinary graph with one element changed."""
     tensor = OTHER[name].clone()
@@ -75,12 +82,12 @@ class Given(Toy):
         return self.then(self, graph, h, w, lengths)
 
 
-def computing(then: Update, *, validate: bool = False) -> Callable[[], Any]:
+def computing(then: Update, *, graph: Graph = OTHER, validate: bool = False) -> Callable[[], Any]:
     """Compile a model that computes `then`, and call it on a graph of another size."""
 
     def provoke() -> Any:
         compiled = distcompile.compile(Given(then).eval(), EXAMPLE, world=LocalWorld(2), validate=validate)
-        return compiled(OTHER)
+        return compiled(graph)
 
     return provoke
 
@@ -211,6 +218,8 @@ WRONG = [
          "graph['edge_index'] refers to number -1", "17 rows of atoms"),
     case("a species that the model lacks", with_(species=put("species", 4, 7)), InputError,
          "graph['species'] refers to number 7", "3 entries", "species"),
+    case("an atom of a structure beyond the last", beyond_the_last, InputError,
+         "graph['batch'] refers to number 5", "there are 3 entries of the table that it is an index of"),
     case("a shift too few", with_(shifts=OTHER["shifts"][1:]), InputError,
          "graph['shifts'] has", "rows where graph['edge_index'] has"),
     case("a species too few", with_(species=OTHER["species"][1:]), InputError,
@@ -232,7 +241,8 @@ WRONG = [
     case("a matrix of atoms by atoms that is given", compiling(Adjacency().eval(), WITH_MATRIX), UnsupportedOp,
          "graph['matrix'] has a value for every pair of atoms and atoms", "test_wrong_uses.py", "as a list"),
     rows("attention of all to all", attend_to_all, "aten.bmm", "every row with every row"),
-    rows("the first atom", lambda h: h * h[0], "aten.select", "picked by its number"),
+    case("an atom beyond the last", computing(lambda m, g, h, w, r: h * h[9], graph=random_graph(8, 1)), CaptureError,
+         "index 9 is out of bounds", "test_wrong_uses.py"),
     rows("atoms 2 to 5", lambda h: h + h[2:5].sum(), "aten.slice", "picked by number"),
     rows("every second atom", lambda h: h + h[::2].sum(), "aten.slice", "picked by number"),
     rows("the first half", lambda h: h + h[torch.arange(len(h) // 2)].sum(), "no list of rows", "//2",
@@ -250,7 +260,7 @@ WRONG = [
     rows("a diagonal", lambda h: h + h.diagonal().sum(), "Min(6, ", "no number of rows", error=CaptureError),
     rows("a triangle", lambda h: h.tril(), "aten.tril", "a triangle over rows"),
     case("atoms and a row more in one list", computing(lambda m, g, h, w, r: h + torch.cat([h, h[:1]]).sum()),
-         UnsupportedOp, "aten.slice", "picked by number"),
+         UnsupportedOp, "aten.cat", "different index spaces"),
     case("half of a joined list", computing(lambda m, g, h, w, r: h + torch.cat([h, w])[len(w):].sum()),
          UnsupportedOp, "aten.slice", "picked by number"),
     case("lists joined in two orders",

@@ -1,0 +1,119 @@
+"""How the C++ that Inductor generates for one body is compiled and called.
+
+    kernel, kernel, kernel    =>    one library, compiled at O2, called without Python's lock
+
+Inductor compiles each kernel by itself, and most of what a small one takes is the same for all: reading headers and
+linking. Here the kernels of a body are compiled together.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+from ..shadows import replaced
+
+INDUCTOR: dict[str, Any] = {
+    "assert_indirect_indexing": False,  # pointers were checked on the whole graph
+    "size_asserts": False,
+    "nan_asserts": False,
+    "cpp.threads": 1,  # blocks run side by side instead
+    "cpp_cache_precompile_headers": True,  # most of a library is headers
+    "aot_inductor.enable_line_tables": False,  # for debuggers
+}
+OPTIMIZATION = "O2"
+"""How hard the C++ compiler tries. Loops are written out in vectors already, and what Inductor's O3 adds takes several
+times as long on kernels of thousands of lines."""
+
+UNLOCKED = """
+struct Unlocked {{  // so that blocks run side by side
+    PyThreadState* thread = PyEval_SaveThread();
+    ~Unlocked() {{ PyEval_RestoreThread(thread); }}  // an error on its way out needs the lock too
+}};
+"""
+
+HEADER = "#include <torch/csrc/inductor/cpp_prefix.h>\n"
+
+
+class Kernel:
+    """A loop nest of a body: its source, and its place in the library of the body."""
+
+    def __init__(self, arguments: Sequence[str], source: str, place: int) -> None:
+        self.arguments, self.source, self.place = arguments, source, place
+
+    def renamed(self) -> str:
+        """Its source, in which ``kernel`` is another name."""
+        return f"#define kernel kernel{self.place}\n{self.source.replace(HEADER, '')}\n#undef kernel\n"
+
+    def called(self) -> str:
+        """C++ that calls it with the tuple ``given``; arguments are read while Python's lock is held."""
+        read = (f"parse_arg<{kind.replace('const ', '')}>(given, {i})" for i, kind in enumerate(self.arguments))
+        return (
+            f"case {self.place}: [](auto... a) {{ Unlocked now; kernel{self.place}(a...); }}({', '.join(read)}); break;"
+        )
+
+
+@contextmanager
+def compiled_together() -> Iterator[None]:
+    """Compile, or load, what Inductor generates meanwhile: one library for each body."""
+    import torch._inductor.config as inductor_config  # takes seconds to import
+    from torch._inductor import cpp_builder
+    from torch._inductor.async_compile import AsyncCompile
+
+    def flags(compiler: str, min_optimize: bool = False) -> tuple[list[str], list[str]]:
+        compile_flags, link_flags = optimization(compiler, min_optimize)
+        return [OPTIMIZATION if flag == "O3" else flag for flag in compile_flags], link_flags
+
+    def collect(generated: Any, arguments: Sequence[str], source: str) -> Kernel:
+        kernels = vars(generated).setdefault("kernels", [])
+        kernels.append(Kernel(arguments, source, len(kernels)))
+        return kernels[-1]  # type: ignore[no-any-return]
+
+    def finish(generated: Any, names: dict[str, Any]) -> None:
+        wait(generated, names)
+        if kernels := vars(generated).get("kernels"):
+            library = _library(kernels)
+            names |= {name: _function(library, k) for name, k in names.items() if isinstance(k, Kernel)}
+
+    optimization, wait = cpp_builder._get_optimization_cflags, AsyncCompile.wait
+    with ExitStack() as replacements:
+        replacements.enter_context(inductor_config.patch(INDUCTOR))
+        replacements.enter_context(replaced(cpp_builder, "_get_optimization_cflags", flags))
+        replacements.enter_context(replaced(AsyncCompile, "cpp_pybinding", collect))
+        replacements.enter_context(replaced(AsyncCompile, "wait", finish))
+        yield
+
+
+def _library(kernels: Sequence[Kernel]) -> Callable[[int, tuple[Any, ...]], None]:
+    """Compile kernels as one library: a function of the place of a kernel and its arguments."""
+    from torch._inductor.codecache import CppPythonBindingsCodeCache as Bindings
+
+    call = (
+        "PyObject* given = PyTuple_GET_ITEM(args, 1); switch (parse_arg<int64_t>(args, 0)) {{"
+        + "".join(k.called() for k in kernels).replace("{", "{{").replace("}", "}}")
+        + "}} Py_RETURN_NONE;"
+    )
+    # What Inductor defines around kernels has the one entry ``kernel``.
+    with replaced(Bindings, "call_entry_function", call), replaced(Bindings, "extra_parse_arg", UNLOCKED):
+        library: Any = Bindings.load_pybinding(["int64_t", "tuple"], HEADER + "".join(k.renamed() for k in kernels))
+    return library  # type: ignore[no-any-return]
+
+
+def _function(library: Callable[[int, tuple[Any, ...]], None], kernel: Kernel) -> Callable[..., None]:
+    return lambda *args: library(kernel.place, args)
+
+
+@functools.cache
+def getting_ready() -> threading.Thread:
+    """What every library waits for, under way: headers compiled, instructions tried that the processor may have."""
+    thread = threading.Thread(target=_compile_nothing, daemon=True)
+    thread.start()
+    return thread
+
+
+def _compile_nothing() -> None:
+    with suppress(Exception), compiled_together():  # whatever is wrong, the first body meets it again
+        _library([Kernel([], HEADER + 'extern "C" void kernel() {}', 0)])

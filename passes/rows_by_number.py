@@ -1,0 +1,107 @@
+"""Part of pass 1: one row of all, named by its number, found by comparing row numbers.
+
+    x[i]                        =>  sum(where(arange(n) == i, x, 0), rows)      also x[i:i+1], x[-1]
+    x[-1:] = v                  =>  where(arange(n) == n - 1, v, x)
+    gradient of x[i]            =>  where(arange(n) == i, g, 0)
+
+A model that pads the atoms with one that is none does so. On several ranks one of them has the row.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..rules.base import arguments
+from .writer import Writer, ndim
+
+aten = torch.ops.aten
+
+
+def _select(write: Writer, node: fx.Node) -> fx.Node | None:
+    source, dim, number = arguments(node)[:3]
+    here = _here(write, source, dim, number)
+    return _found(write, source, dim, here, keep=False) if here is not None else None
+
+
+def _slice(write: Writer, node: fx.Node) -> fx.Node | None:
+    source, dim, number = _range(node, 1)
+    here = _here(write, source, dim, number) if _is_one_row(node, dim) else None
+    return _found(write, source, dim, here, keep=True) if here is not None else None
+
+
+def _slice_scatter(write: Writer, node: fx.Node) -> fx.Node | None:
+    source, dim, number = _range(node, 2)
+    value: Any = node.args[1]
+    here = _here(write, source, dim, number) if _is_one_row(value, dim) else None
+    return write(aten.where.self, here, value, source) if here is not None else None
+
+
+def _select_scatter(write: Writer, node: fx.Node) -> fx.Node | None:
+    source, value, dim, number = arguments(node)[:4]
+    here = _here(write, source, dim, number)
+    return write(aten.where.self, here, write(aten.unsqueeze.default, value, dim), source) if here is not None else None
+
+
+def _select_backward(write: Writer, node: fx.Node) -> fx.Node | None:
+    gradient, sizes, dim, number = arguments(node)[:4]
+    here = _here(write, node, dim, number, sizes)
+    return _alone(write, here, write(aten.unsqueeze.default, gradient, dim)) if here is not None else None
+
+
+def _slice_backward(write: Writer, node: fx.Node) -> fx.Node | None:
+    gradient, sizes, dim, number = arguments(node)[:4]
+    here = _here(write, node, dim, number, sizes) if _is_one_row(gradient, dim) else None
+    return _alone(write, here, gradient) if here is not None else None
+
+
+def _range(node: fx.Node, position: int) -> tuple[fx.Node, int, Any]:
+    """What a range of is taken, its dimension and its start."""
+    given: Any = (*node.args, *(0, None)[len(node.args) - position :])
+    start = given[position + 1] if position + 1 < len(given) else node.kwargs.get("start")
+    return given[0], given[position], 0 if start is None else start
+
+
+def _is_one_row(node: fx.Node, dim: int) -> bool:
+    return str(node.meta["val"].shape[dim]) == "1"
+
+
+def _found(write: Writer, source: fx.Node, dim: int, here: fx.Node, keep: bool) -> fx.Node:
+    return write(aten.sum.dim_IntList, _alone(write, here, source), [dim % ndim(source)], keep)
+
+
+def _alone(write: Writer, here: fx.Node, rows: fx.Node) -> fx.Node:
+    """Rows, or one row, where `here` says; zeros elsewhere."""
+    value = rows.meta["val"]
+    zero = write(aten.full.default, [], 0, dtype=value.dtype, device=value.device)
+    return write(aten.where.self, here, rows, zero)
+
+
+def _here(write: Writer, table: fx.Node, dim: int, number: Any, sizes: Any = None) -> fx.Node | None:
+    """Where the row of a number is; None if the dimension has as many entries in every graph.
+
+    `sizes` are those of a table that is not there yet.
+    """
+    value = table.meta["val"]
+    dim, size = dim % ndim(table), value.shape[dim]
+    if not isinstance(size, torch.SymInt) or not value.is_floating_point():
+        return None
+    rows = write.size(table, dim) if sizes is None else sizes[dim]
+    if isinstance(number, int) and number < 0:
+        number = write(operator.add, rows, number, value=size + number)
+    each = write(aten.arange.default, rows, dtype=torch.int64, device=value.device)
+    shape = [rows if d == dim else 1 for d in range(ndim(table))]
+    return write(aten.eq.Scalar, write(aten.reshape.default, each, shape), number)
+
+
+ROWS_BY_NUMBER = {
+    aten.select.int: _select,
+    aten.slice.Tensor: _slice,
+    aten.slice_scatter.default: _slice_scatter,
+    aten.select_scatter.default: _select_scatter,
+    aten.select_backward.default: _select_backward,
+    aten.slice_backward.default: _slice_backward,
+}

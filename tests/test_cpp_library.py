@@ -1,0 +1,84 @@
+"""The kernels of a body are one library of C++."""
+
+import threading
+
+import pytest
+import torch
+
+from distcompile.passes import cpp_library, lower
+
+pytestmark = pytest.mark.skipif(lower.compiler() is None, reason="no C++ compiler")
+
+
+def test_kernels_of_a_body_are_one_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loops before and after a matrix product are two kernels, which each find their own arguments."""
+    from torch._inductor.compile_fx import compile_fx
+
+    libraries = []
+    build = cpp_library._library
+
+    def counted(kernels: list[cpp_library.Kernel]) -> object:
+        libraries.append([k.place for k in kernels])
+        return build(kernels)
+
+    monkeypatch.setattr(cpp_library, "_library", counted)
+
+    def body(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        product = (x.sin() + 1) @ y
+        return (product.cos() * 2, y + x.sum())
+
+    x, y = torch.rand(7, 7, dtype=torch.float64), torch.rand(7, 7, dtype=torch.float64)
+    with torch.no_grad(), torch._inductor.config.patch(force_disable_caches=True), cpp_library.compiled_together():
+        graph = torch.fx.experimental.proxy_tensor.make_fx(body)(x, y)
+        compiled = compile_fx(graph, [x, y])
+        results = compiled(x, y)
+    assert libraries == [[0, 1, 2]] or libraries == [[0, 1]]
+    for found, expected in zip(results, body(x, y), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-14)
+
+
+def test_generated_code_is_optimised_as_asked_for() -> None:
+    """Inductor's own O3 is replaced while bodies are compiled, and only then."""
+    from torch._inductor import cpp_builder
+
+    def flags() -> set[str]:
+        return set(cpp_builder._get_optimization_cflags("g++")[0])
+
+    assert "O3" in flags()
+    with cpp_library.compiled_together():
+        assert cpp_library.OPTIMIZATION in flags()
+        assert "O3" not in flags()
+    assert "O3" in flags()
+
+
+def test_python_runs_beside_generated_code_and_errors_come_through() -> None:
+    """A kernel waits for what another thread does under Python's lock; an error takes the lock back on its way."""
+    source = """
+        #include <stdexcept>
+        extern "C" void kernel(int64_t* word, const int64_t fails)
+        {
+            if (fails) throw std::runtime_error("this kernel fails");
+            std::atomic_ref<int64_t> seen(*word);
+            for (double start = omp_get_wtime(); seen == 0 && omp_get_wtime() < start + 20;) {}
+            seen = seen == 0 ? 3 : 2;
+        }
+    """
+    with cpp_library.compiled_together():
+        library = cpp_library._library([cpp_library.Kernel(["int64_t*", "const int64_t"], source, 0)])
+    word = torch.zeros(1, dtype=torch.int64)
+    waiting = threading.Thread(target=library, args=(0, (word, 0)), daemon=True)
+    waiting.start()
+    word.fill_(1)
+    waiting.join(timeout=60)
+    assert word.item() == 2
+    with pytest.raises(RuntimeError, match="this kernel fails"):
+        library(0, (word, 1))
+    assert sum(range(10)) == 45  # the interpreter is whole
+
+
+def test_headers_are_compiled_beside_the_capture() -> None:
+    lower.get_ready()
+    lower.get_ready()
+    thread = cpp_library.getting_ready()
+    thread.join(timeout=300)
+    assert not thread.is_alive()
