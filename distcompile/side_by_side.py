@@ -25,15 +25,13 @@ def fill_cache(compilations: Mapping[str, Callable[[], Any]], report: Callable[[
     """
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-    if sys.platform != "linux":  # elsewhere, libraries do not survive a fork
+    if not _may_fork():
         return
     folder = Path(cache_dir()) / "distcompile" / torch.__version__
     folder.mkdir(parents=True, exist_ok=True)
     missing = {key: run for key, run in compilations.items() if not (folder / key).exists()}
     children = min(len(missing), len(os.sched_getaffinity(0)))
-    if children < 2 or torch.cuda.is_initialized():  # a process that uses a GPU cannot be forked
-        return
-    if multiprocessing.current_process().daemon:  # a worker of a pool may have no children
+    if children < 2:
         return
     context = multiprocessing.get_context("fork")
     keys = list(missing)
@@ -61,6 +59,21 @@ def fill_cache(compilations: Mapping[str, Callable[[], Any]], report: Callable[[
     while any(process.is_alive() for process in processes):
         report(len(compilations) - len(missing) + done.value)
         time.sleep(0.1)
+
+
+def beside(work: Callable[[], Any]) -> Callable[[], None]:
+    """Start work that leaves its results on disk in a child process, and return what waits for its end."""
+    if not _may_fork():
+        return lambda: None
+    process = multiprocessing.get_context("fork").Process(target=_quietly, args=(work,), daemon=True)
+    process.start()
+    return process.join
+
+
+def _may_fork() -> bool:
+    if sys.platform != "linux" or torch.cuda.is_initialized():  # elsewhere, libraries do not survive a fork
+        return False
+    return not multiprocessing.current_process().daemon  # a worker of a pool may have no children
 
 
 def _quietly(work: Callable[[], None]) -> None:

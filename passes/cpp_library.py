@@ -9,12 +9,12 @@ linking. Here the kernels of a body are compiled together.
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ..shadows import replaced
+from ..side_by_side import beside
 
 INDUCTOR: dict[str, Any] = {
     "assert_indirect_indexing": False,  # pointers were checked on the whole graph
@@ -107,13 +107,11 @@ def _function(library: Callable[[int, tuple[Any, ...]], None], kernel: Kernel) -
 
 
 @functools.cache
-def getting_ready() -> threading.Thread:
-    """What every library waits for, under way: headers compiled, instructions tried that the processor may have."""
-    thread = threading.Thread(target=_compile_nothing, daemon=True)
-    thread.start()
-    return thread
+def getting_ready() -> Callable[[], None]:
+    """Start what every library waits for: headers compiled, instructions tried that the processor may have."""
+    return beside(_compile_nothing)
 
 
 def _compile_nothing() -> None:
-    with suppress(Exception), compiled_together():  # whatever is wrong, the first body meets it again
+    with compiled_together():
         _library([Kernel([], HEADER + 'extern "C" void kernel() {}', 0)])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -54,7 +55,7 @@ def lower(program: Program, notify: Callable[[int, int], None] | None = None) ->
             stacklevel=3,
         )
         return
-    getting_ready().join()
+    getting_ready()()
     same: dict[str, list[Region]] = {}
     for region in _regions(program):
         same.setdefault(_key(region), []).append(region)
@@ -63,6 +64,7 @@ def lower(program: Program, notify: Callable[[int, int], None] | None = None) ->
         if notify is not None:
             notify(done, len(same))
 
+    importlib.import_module("torch._inductor.compile_fx")  # once, for all child processes
     by_size = sorted(same, key=lambda key: -len(same[key][0].graph_module.graph.nodes))  # the last ones are short
     fill_cache({key: functools.partial(_compile, program, same[key][0]) for key in by_size}, report)
     for regions in same.values():

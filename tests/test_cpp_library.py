@@ -1,10 +1,14 @@
 """The kernels of a body are one library of C++."""
 
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
+import toys
 
+import distcompile
+from distcompile import LocalWorld
 from distcompile.passes import cpp_library, lower
 
 pytestmark = pytest.mark.skipif(lower.compiler() is None, reason="no C++ compiler")
@@ -76,9 +80,18 @@ def test_python_runs_beside_generated_code_and_errors_come_through() -> None:
     assert sum(range(10)) == 45  # the interpreter is whole
 
 
-def test_headers_are_compiled_beside_the_capture() -> None:
-    lower.get_ready()
-    lower.get_ready()
-    thread = cpp_library.getting_ready()
-    thread.join(timeout=300)
-    assert not thread.is_alive()
+def test_headers_are_compiled_beside_the_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, in another process, for which compilation waits."""
+    started = []
+
+    def beside(work: Callable[[], None]) -> Callable[[], None]:
+        started.append(work)
+        return lambda: started.append(None)
+
+    monkeypatch.setattr(cpp_library, "beside", beside)
+    cpp_library.getting_ready.cache_clear()
+    compiled = distcompile.compile(toys.Gnn().eval(), toys.random_graph(14, 1), lowering="inductor", validate=False)
+    assert started == [cpp_library._compile_nothing, None]
+    compiled.on(LocalWorld(2))
+    assert started[2:] == []
+    cpp_library.getting_ready.cache_clear()
