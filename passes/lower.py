@@ -8,7 +8,6 @@ regions that are the same program. Compiled code is cached on disk by Inductor.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib
 import shutil
@@ -56,9 +55,10 @@ def lower(program: Program, notify: Callable[[int, int], None] | None = None) ->
         )
         return
     getting_ready()()
-    same: dict[str, list[Region]] = {}
+    same: dict[str, list[_Body]] = {}
     for region in _regions(program):
-        same.setdefault(_key(region), []).append(region)
+        body = _Body(program, region)
+        same.setdefault(body.key(), []).append(body)
 
     def report(done: int) -> None:
         if notify is not None:
@@ -66,11 +66,11 @@ def lower(program: Program, notify: Callable[[int, int], None] | None = None) ->
 
     importlib.import_module("torch._inductor.compile_fx")  # once, for all child processes
     by_size = sorted(same, key=lambda key: -len(same[key][0].graph_module.graph.nodes))  # the last ones are short
-    fill_cache({key: functools.partial(_compile, program, same[key][0]) for key in by_size}, report)
-    for regions in same.values():
-        compiled = _compile(program, regions[0])
-        for region in regions:
-            region.compiled = compiled
+    fill_cache({key: same[key][0].compile for key in by_size}, report)
+    for bodies in same.values():
+        compiled = bodies[0].compile()
+        for body in bodies:
+            body.region.compiled = body.called(compiled)
     report(len(same))
 
 
@@ -84,30 +84,86 @@ def compiler() -> str | None:
     return next((path for name in ("g++", "clang++", "c++") if (path := shutil.which(name))), None)
 
 
-def _key(region: Region) -> str:
-    """Equal for regions whose bodies are the same program on inputs of the same kinds."""
-    inputs = [(n.meta["val"].dtype, str(n.meta["val"].shape)) for n in _tensors(region)]
-    what = f"{show_graph(region.graph_module.graph)}{inputs}{region.spec.inputs}"
-    return hashlib.sha256(f"{what}{INDUCTOR}{OPTIMIZATION}".encode()).hexdigest()
+class _Body:
+    """The body of a region, written in an order of its own, so that what computes the same is the same.
+
+    Operators come in the order in which results need them, inputs in the order in which operators do.
+    """
+
+    def __init__(self, program: Program, region: Region) -> None:
+        self.program, self.region = program, region
+        nodes = list(region.graph_module.graph.nodes)
+        self._rows, *given = [n for n in nodes if n.op == "placeholder"]
+        needed = _as_needed(nodes[-1])
+        self.inputs = [n for n in needed if n in set(given)] + [n for n in given if n not in set(needed)]
+        self.order = [given.index(n) for n in self.inputs]
+        graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+        for node in [self._rows, *self.inputs, *(n for n in needed if n.op != "placeholder")]:
+            copies[node] = graph.node_copy(node, lambda n: copies[n])
+        self.graph_module = fx.GraphModule(region.graph_module, graph)
+
+    def key(self) -> str:
+        """Equal for bodies that are the same program on inputs of the same kinds."""
+        parts = self.region.spec.inputs
+        kinds = [(self._kind(n), parts[i]) for n, i in zip(self.inputs, self.order, strict=True)]
+        what = f"{show_graph(self.graph_module.graph)}{kinds}{INDUCTOR}{OPTIMIZATION}"
+        return hashlib.sha256(what.encode()).hexdigest()
+
+    def _kind(self, node: fx.Node) -> tuple[Any, ...]:
+        """The type of an input, whatever sizes that vary are called."""
+        value = node.meta["val"]
+        if not isinstance(value, Tensor):
+            return (type(value), value if isinstance(value, int | float) else None)
+        return (value.dtype, value.device, [int(n) if n.is_Integer else None for n in self.program.shape(node)])
+
+    def compile(self) -> Callable[..., Sequence[Any]]:
+        """Compiled code that takes the number of rows and the inputs in the order of their use."""
+        from torch._inductor.compile_fx import compile_fx  # takes seconds to import
+
+        with torch.no_grad(), compiled_together():
+            return compile_fx(_with_short_products_written_out(self.graph_module), self._examples())  # type: ignore[return-value]
+
+    def called(self, compiled: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:
+        """The same with the call of the region's body."""
+
+        def run(rows: int, *args: Any) -> Sequence[Any]:
+            given = [args[i] for i in self.order]
+            return compiled(rows, *[a.contiguous() if isinstance(a, Tensor) else a for a in given])
+
+        return run
+
+    def _examples(self) -> list[Any]:
+        """Fake inputs with symbolic numbers of rows, of the block and of each table."""
+        symbols = _Symbols()
+        rows = symbols("rows", min(self.region.block, 4096))
+        examples: list[Any] = [rows]
+        for i, (node, place) in enumerate(zip(self.inputs, self.order, strict=True)):
+            value, part = node.meta["val"], self.region.spec.inputs[place]
+            if not isinstance(value, Tensor):
+                examples.append(symbols(f"n{i}", 8192) if isinstance(value, torch.SymInt) else value)
+                continue
+            shape: list[Any] = []
+            for dim, size in enumerate(self.program.shape(node)):
+                if part is not None and dim == part.dim:
+                    shape.append(rows * part.factor)
+                else:
+                    shape.append(int(size) if size.is_Integer else symbols(f"n{i}_{dim}", 8192 + 16 * i + dim))
+            with symbols.mode:
+                examples.append(torch.empty(shape, dtype=value.dtype, device=value.device))
+        return examples
 
 
-def _tensors(region: Region) -> list[fx.Node]:
-    nodes = [n for n in region.graph_module.graph.nodes if n.op == "placeholder"]
-    return [n for n in nodes[1:] if isinstance(n.meta["val"], Tensor)]
-
-
-def _compile(program: Program, region: Region) -> Callable[..., Sequence[Any]]:
-    """The body of a region as compiled code with the same call."""
-    from torch._inductor.compile_fx import compile_fx  # takes seconds to import
-
-    examples = _Examples(program, region)
-    with torch.no_grad(), compiled_together():
-        compiled: Any = compile_fx(_with_short_products_written_out(region.graph_module), examples.inputs)
-
-    def run(rows: int, *args: Any) -> Any:
-        return compiled(rows, *[a.contiguous() if isinstance(a, Tensor) else a for a in args])
-
-    return run
+def _as_needed(output: fx.Node) -> list[fx.Node]:
+    """What a result is computed from, each after its operands, as the first one that needs it comes to them."""
+    found: dict[fx.Node, None] = {}
+    pending = [output]
+    while pending:
+        missing = [n for n in pending[-1].all_input_nodes if n not in found]
+        if missing:
+            pending += reversed(missing)
+        else:
+            found[pending.pop()] = None
+    return list(found)
 
 
 def _with_short_products_written_out(body: fx.GraphModule) -> fx.GraphModule:
@@ -139,31 +195,14 @@ def _sum_of_terms(graph: fx.Graph, left: fx.Node, right: fx.Node, terms: int) ->
     return total
 
 
-class _Examples:
-    """Fake inputs of a body: symbolic numbers of rows, of the block and of each table."""
+class _Symbols:
+    """Sizes that vary."""
 
-    def __init__(self, program: Program, region: Region) -> None:
+    def __init__(self) -> None:
         self.shape_env = ShapeEnv()
         self.mode = FakeTensorMode(shape_env=self.shape_env)
-        self.program = program
-        rows = self._symbol("rows", min(region.block, 4096))
-        placeholders = [n for n in region.graph_module.graph.nodes if n.op == "placeholder"][1:]
-        self.inputs: list[Any] = [rows]
-        for i, (node, part) in enumerate(zip(placeholders, region.spec.inputs, strict=True)):
-            value = node.meta["val"]
-            if not isinstance(value, Tensor):
-                self.inputs.append(self._symbol(f"n{i}", 8192) if isinstance(value, torch.SymInt) else value)
-                continue
-            shape: list[Any] = []
-            for dim, size in enumerate(program.shape(node)):
-                if part is not None and dim == part.dim:
-                    shape.append(rows * part.factor)
-                else:
-                    shape.append(int(size) if size.is_Integer else self._symbol(f"n{i}_{dim}", 8192 + 16 * i + dim))
-            with self.mode:
-                self.inputs.append(torch.empty(shape, dtype=value.dtype, device=value.device))
 
-    def _symbol(self, name: str, hint: int) -> Any:
+    def __call__(self, name: str, hint: int) -> Any:
         source = ConstantSource(name)
         symbol: sympy.Expr = self.shape_env.create_symbol(hint, source, dynamic_dim=DimDynamic.DYNAMIC)
         return self.shape_env.create_symintnode(symbol, hint=hint, source=source)
