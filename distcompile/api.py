@@ -54,9 +54,10 @@ def compile(
         lowering: how the row-local stretches of the program run: ``"eager"`` calls each operator of PyTorch,
             ``"inductor"`` generates C++ code for them (compiled once, cached on disk), which is faster to run and takes
             a minute to make. Without a C++ compiler there is a warning and operators are called.
-        memory: bytes that a rank may use for one evaluation; by default what is free, divided among the ranks of a
-            machine. A graph that would need more stores less and computes more again; if that does not suffice, it is
-            refused before it starts.
+        memory: bytes that a rank may use for one evaluation; what they hold is not computed again, which is faster.
+            By default little is held, of what is free, divided among the ranks of a machine. A graph that would need
+            more than there is stores less and computes more again; if that does not suffice, it is refused before it
+            starts.
         validate: compare the program with the stock model on the example (if it has at most 128 atoms) and on a
             smaller graph cut out of it.
 
@@ -217,7 +218,9 @@ class DistributedModel:
             for compiler_pass in PIPELINE:
                 program = compiler_pass(program)
         self.captures += 1
-        self._executors.append(self._executor(self._lowered(program)))
+        if self.memory is None:  # else the first graph says how much of it is held
+            program = self._lowered(program)
+        self._executors.append(self._executor(program))
         return self._executors[-1]
 
     def _executor(self, program: Program) -> Executor:

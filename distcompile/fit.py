@@ -16,8 +16,11 @@ from .runtime.memory import free, share
 from .runtime.plan import Division
 from .runtime.world import World
 
+CHEAPER = (HOLD / 4, HOLD / 2)
+"""What memory costs, see `passes.tile`, where a user says how much may be used: what it holds is not computed again."""
+
 DEARER = (4 * HOLD, 64 * HOLD)
-"""What memory may cost where there is too little of it: see `passes.tile`."""
+"""What memory may cost where there is too little of it."""
 
 SPARED = 0.2
 """Of what is free, the share that is left to what no prediction knows: fragments, results, the rest of a script."""
@@ -30,7 +33,7 @@ class Fit:
         """
         Args:
             program: a tiled program.
-            memory: bytes that a rank may use; None for what is free.
+            memory: bytes that a rank may use; None for what is free, of which no more is used than saves much work.
             lowered: makes a tiling ready to run.
         """
         self.program, self.memory = program, memory
@@ -60,14 +63,15 @@ class Fit:
         limit = self.memory
         if limit is None and free is not None:
             limit = int((1 - SPARED) * free)
-        best, least = self.program, max(needs(self.program, sizes, division))
-        for hold in DEARER:
-            if limit is None or least <= limit:
-                break
+        best, least = None, 0
+        for hold in (*(CHEAPER if self.memory is not None else ()), HOLD, *DEARER):
             program = self._tiling(hold)
             need = max(needs(program, sizes, division))
-            if need < least:
+            if best is None or need < least:
                 best, least = program, need
+            if limit is None or least <= limit:
+                break
+        assert best is not None
         return best, least
 
     def _tiling(self, hold: float) -> Program:

@@ -12,7 +12,7 @@ import hashlib
 import importlib
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sympy
@@ -41,12 +41,15 @@ def get_ready() -> None:
 
 
 def lower(program: Program, notify: Callable[[int, int], None] | None = None) -> None:
-    """Compile the bodies of all regions of `program`, in place.
+    """Compile the bodies of all regions of `program` that are not compiled yet, in place.
 
     Args:
         program: a tiled program.
         notify: called with (bodies done, bodies in all) as compilation goes on.
     """
+    regions = _regions(program)
+    if not regions:
+        return
     if compiler() is None:
         warnings.warn(
             "No C++ compiler was found, so regions run operator by operator (lowering='eager'). "
@@ -56,7 +59,7 @@ def lower(program: Program, notify: Callable[[int, int], None] | None = None) ->
         return
     getting_ready()()
     same: dict[str, list[_Body]] = {}
-    for region in _regions(program):
+    for region in regions:
         body = _Body(program, region)
         same.setdefault(body.key(), []).append(body)
 
@@ -74,9 +77,9 @@ def lower(program: Program, notify: Callable[[int, int], None] | None = None) ->
     report(len(same))
 
 
-def _regions(program: Program) -> Iterable[Region]:
+def _regions(program: Program) -> list[Region]:
     assert program.tiled is not None
-    return [m for m in program.tiled.children() if isinstance(m, Region)]
+    return [m for m in program.tiled.children() if isinstance(m, Region) and m.compiled is None]
 
 
 def compiler() -> str | None:

@@ -12,9 +12,11 @@ import pytest
 import torch
 import toys
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import distcompile
 from distcompile import LocalWorld, fit
+from distcompile.ir import Program
 from distcompile.passes.tile import tile
 from distcompile.runtime import memory, messages
 from distcompile.runtime.memory import Free, left_in_groups, share
@@ -94,22 +96,55 @@ def test_operators_with_several_results_count() -> None:
     assert model.stats(toys.random_graph(20, 1))[0]["peak_memory"] > 0
 
 
-def test_a_graph_that_does_not_fit_is_held_leaner(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With too little memory for what is stored, more is computed again: another tiling, the same numbers."""
-    dear = list[float]()
+@pytest.mark.parametrize("fits", [fit.CHEAPER[0], fit.CHEAPER[1], fit.HOLD, fit.DEARER[0]])
+def test_as_much_is_held_as_fits(fits: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With little memory for what is stored, more is computed again: another tiling, the same numbers."""
+    tried = list[float]()
     stock = toys.Gnn().eval()
     graph = toys.random_graph(30, 3)
     expected = stock(graph)
-    model = distcompile.compile(stock, toys.random_graph(14, 1), memory=10**9, world=LocalWorld(2))
-    before = model.program.tiled
-    peak = fit.peak_bytes
-    monkeypatch.setattr(fit, "peak_bytes", lambda p, *rest: peak(p, *rest) * (10**6 if p.tiled is before else 1))
-    monkeypatch.setattr(fit, "tile", lambda program, hold: (dear.append(hold), tile(program, hold))[1])
+    world = LocalWorld(2)
+    model = distcompile.compile(stock, toys.random_graph(14, 1), memory=10**9, world=world, validate=False)
+    peak, held = fit.peak_bytes, {id(model.program.tiled): fit.HOLD}
+
+    def tiled(program: Program, hold: float) -> Program:
+        tried.append(hold)
+        found = tile(program, hold)
+        held[id(found.tiled)] = hold
+        return found
+
+    monkeypatch.setattr(fit, "tile", tiled)
+    monkeypatch.setattr(fit, "overlap", lambda program: program)
+    monkeypatch.setattr(fit, "peak_bytes", lambda p, *rest: peak(p, *rest) * (10**6 if held[id(p.tiled)] < fits else 1))
     found = model(graph)
-    assert dear == [fit.DEARER[0]]
-    assert model.program.tiled is not before
+    assert held[id(model.program.tiled)] == fits
+    assert tried == [hold for hold in (*fit.CHEAPER, *fit.DEARER) if hold <= fits]
     for name in ("energy", "forces", "stress"):
         assert torch.allclose(found[name], expected[name], rtol=1e-12, atol=1e-12)
+
+
+class Wide(toys.Gnn):
+    """Narrow weights of messages that take much work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.radial = nn.ModuleList(
+            nn.Sequential(nn.Linear(6, 512), nn.Tanh(), nn.Linear(512, 8, bias=False)) for _ in self.radial
+        ).double()
+
+
+def test_what_memory_holds_is_not_computed_again() -> None:
+    """With `memory=` fewer products are computed than where nothing is said."""
+    graph, stock = toys.random_graph(60, 3), toys.seeded(Wide()).eval().requires_grad_(False)
+    found, work = [], []
+    for given in (None, 10**9):
+        model = distcompile.compile(stock, toys.random_graph(14, 1), memory=given, validate=False)
+        with FlopCounterMode(display=False) as counter:
+            found.append(model(graph))
+        work.append(counter.get_total_flops())
+    assert 0 < work[1] < 0.9 * work[0]
+    for name in ("energy", "forces", "stress"):
+        assert torch.allclose(found[0][name], found[1][name], rtol=1e-12, atol=1e-12)
 
 
 def test_without_a_limit_it_is_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
