@@ -2,6 +2,7 @@
 
     x[i]                        =>  sum(where(arange(n) == i, x, 0), rows)      also x[i:i+1], x[-1]
     x[-1:] = v                  =>  where(arange(n) == n - 1, v, x)
+    cat([x[:-1], v])            =>  where(arange(n) == n - 1, v, x)              also cat([v, x[1:]])
     gradient of x[i]            =>  where(arange(n) == i, g, 0)
 
 A model that pads the atoms with one that is none does so. On several ranks one of them has the row.
@@ -58,6 +59,23 @@ def _slice_backward(write: Writer, node: fx.Node) -> fx.Node | None:
     return _alone(write, here, gradient) if here is not None else None
 
 
+def _cat(write: Writer, node: fx.Node) -> fx.Node | None:
+    """All rows but the last and one instead of it, or all but the first."""
+    pieces, dim = (*arguments(node), 0)[:2]
+    if len(pieces) != 2 or not any(_is_one_row(piece, dim) for piece in pieces):
+        return None
+    last = _is_one_row(pieces[1], dim)
+    rest, row = pieces if last else reversed(pieces)
+    if rest.target is not aten.slice.Tensor:
+        return None
+    source, of, start = _range(rest, 1)
+    missing = source.meta["val"].shape[of] - rest.meta["val"].shape[of]
+    if of % ndim(node) != dim % ndim(node) or str(missing) != "1" or start != (0 if last else 1):
+        return None
+    here = _here(write, source, dim, -1 if last else 0)
+    return write(aten.where.self, here, row, source) if here is not None else None
+
+
 def _range(node: fx.Node, position: int) -> tuple[fx.Node, int, Any]:
     """What a range of is taken, its dimension and its start."""
     given: Any = (*node.args, *(0, None)[len(node.args) - position :])
@@ -98,6 +116,7 @@ def _here(write: Writer, table: fx.Node, dim: int, number: Any, sizes: Any = Non
 
 
 ROWS_BY_NUMBER = {
+    aten.cat.default: _cat,
     aten.select.int: _select,
     aten.slice.Tensor: _slice,
     aten.slice_scatter.default: _slice_scatter,

@@ -465,6 +465,7 @@ class RowsByNumber(Toy):
         h = (h + add_to(w * h[sender], receiver, h)).clone()
         h[-1:].fill_(0.5)
         h[1] = torch.tanh(h[0])
+        h = torch.cat([h[:-1], h.new_zeros(1, F)]) + torch.cat([h[2:3], h[1:]])
         return self.mix(h) * h[2] + h[-1] - h[-4:-3] * h[:1] + torch.tanh(h.T[:, 3])
 
 
