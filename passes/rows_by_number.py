@@ -55,8 +55,19 @@ def _select_backward(write: Writer, node: fx.Node) -> fx.Node | None:
 
 def _slice_backward(write: Writer, node: fx.Node) -> fx.Node | None:
     gradient, sizes, dim, number = arguments(node)[:4]
-    here = _here(write, node, dim, number, sizes) if _is_one_row(gradient, dim) else None
-    return _alone(write, here, gradient) if here is not None else None
+    if _is_one_row(gradient, dim):
+        here = _here(write, node, dim, number, sizes)
+        return _alone(write, here, gradient) if here is not None else None
+    if gradient.target is not aten.slice.Tensor:
+        return None
+    source, of, start = _range(gradient, 1)  # of all rows but one, as `_cat` takes it
+    size, asked = source.meta["val"].shape[of], node.meta["val"].shape[dim]
+    missing = size - gradient.meta["val"].shape[of]
+    if of % ndim(node) != dim % ndim(node) or str(size) != str(asked) or str(missing) != "1":
+        return None
+    here = _here(write, node, dim, 0 if number else -1, sizes) if start == number and number in (0, 1) else None
+    others = write(aten.logical_not.default, here) if here is not None else None
+    return _alone(write, others, source) if others is not None else None
 
 
 def _cat(write: Writer, node: fx.Node) -> fx.Node | None:
