@@ -168,7 +168,8 @@ class DistributedModel:
         prepared = found or executor.prepare(leaves)
         division = executor.layout(prepared).division
         free = free_here(self.world, device_of(leaves))
-        program, _ = self._fit(executor.program).choose(prepared.sizes, division, free)
+        assert isinstance(executor.fit, Fit)  # which keeps the tilings that it made
+        program, _ = executor.fit.choose(prepared.sizes, division, free)
         moved = [c for c in collectives(program) if c.space]
         predicted = needs(program, prepared.sizes, division)
         return [
@@ -224,10 +225,7 @@ class DistributedModel:
         return self._executors[-1]
 
     def _executor(self, program: Program) -> Executor:
-        return Executor(program, self.world, self._fit(program))
-
-    def _fit(self, program: Program) -> Fit:
-        return Fit(program, self.memory, self._lowered)
+        return Executor(program, self.world, Fit(program, self.memory, self._lowered))
 
     def _evaluate(self, executor: Executor, leaves: list[Leaf]) -> Any:
         try:

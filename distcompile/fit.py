@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 
@@ -63,16 +64,15 @@ class Fit:
         limit = self.memory
         if limit is None and free is not None:
             limit = int((1 - SPARED) * free)
-        best, least = None, 0
+        best, least = self.program, math.inf
         for hold in (*(CHEAPER if self.memory is not None else ()), HOLD, *DEARER):
             program = self._tiling(hold)
             need = max(needs(program, sizes, division))
-            if best is None or need < least:
+            if need < least:
                 best, least = program, need
             if limit is None or least <= limit:
                 break
-        assert best is not None
-        return best, least
+        return best, int(least)
 
     def _tiling(self, hold: float) -> Program:
         if hold not in self._tilings:

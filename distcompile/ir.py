@@ -197,7 +197,7 @@ class Program:
     pointers: tuple[Pointer, ...] = ()
     ranges: tuple[Range, ...] = ()
     conditions: tuple[tuple[sympy.Symbol, int], ...] = ()
-    """(symbol, index output): values that the model branched on."""
+    """(symbol, index output): numbers that the model branched on, or took for sizes."""
     merged: tuple[tuple[sympy.Symbol, sympy.Expr], ...] = ()
     """Symbols that inference found to be the size of one space, with its representative."""
 

@@ -71,7 +71,9 @@ def beside(work: Callable[[], Any]) -> Callable[[], None]:
 
 
 def _may_fork() -> bool:
-    if sys.platform != "linux" or torch.cuda.is_initialized():  # elsewhere, libraries do not survive a fork
+    if sys.platform != "linux":  # elsewhere, libraries do not survive a fork
+        return False
+    if torch.cuda.is_initialized():  # a process that uses a GPU cannot be forked
         return False
     return not multiprocessing.current_process().daemon  # a worker of a pool may have no children
 

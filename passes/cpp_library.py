@@ -8,6 +8,7 @@ linking. Here the kernels of a body are compiled together.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -38,11 +39,15 @@ struct Unlocked {{  // so that blocks run side by side
 HEADER = "#include <torch/csrc/inductor/cpp_prefix.h>\n"
 
 
+@dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A loop nest of a body: its source, and its place in the library of the body."""
+    """A loop nest of a body."""
 
-    def __init__(self, arguments: Sequence[str], source: str, place: int) -> None:
-        self.arguments, self.source, self.place = arguments, source, place
+    arguments: Sequence[str]
+    """Types in C++."""
+    source: str
+    place: int
+    """In the library of the body."""
 
     def renamed(self) -> str:
         """Its source, in which ``kernel`` is another name."""

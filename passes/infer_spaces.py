@@ -55,28 +55,25 @@ def infer_spaces(program: Program) -> Program:
 
     targets: dict[fx.Node, sympy.Expr] = {}
     fixed: dict[fx.Node, Access] = {}
-    ranges: set[Range] = set()
     for access, root in found:
         size = program.shape(access.table)[access.dim]
         if not size.is_Integer:
             targets[root] = size
         elif inputs[root.name].kind == "rows":
             fixed[root] = access
-            ranges.add(_range(program, access, inputs[root.name], size))
+            if size >= SMALLEST_SPACE and access.table.op == "placeholder":
+                _baked(program, access, inputs[root.name])
     # How many kinds of something there are in the graph may be another number than there are in a table of the model.
     both = [root for root in targets if root in fixed]
     for root in both:
         if not _depends_on_values(targets[root]):
             _baked(program, fixed[root], inputs[root.name])
     spaces = _spaces(program, module, targets, inputs)
-    divided = {s.symbol for s in spaces if s.sharded}
     for root in both:
-        if targets[root] in divided:
+        if targets[root] in _divided(spaces):
             _baked(program, fixed[root], inputs[root.name])
-    whole = {root: size for root, size in targets.items() if inputs[root.name].kind == "rows" and size not in divided}
-    ranges |= {_looked_up(access, inputs[root.name], whole[root]) for access, root in found if root in whole}
     spaces += joined_spaces(program, module.graph, spaces, targets.values())
-    program = dataclasses.replace(program, spaces=spaces, ranges=tuple(sorted(ranges, key=str)))
+    program = dataclasses.replace(program, spaces=spaces, ranges=_ranges(program, found, inputs, _divided(spaces)))
     return _with_pointers(program, module, targets, inputs, origins)
 
 
@@ -166,15 +163,20 @@ def _names(program: Program, inputs: dict[str, Input], origins: _Origins) -> dic
     return names
 
 
-def _range(program: Program, access: Access, given: Input, rows: sympy.Expr) -> Range:
-    """Note that an input looks up rows of a table of fixed length."""
-    if rows >= SMALLEST_SPACE and access.table.op == "placeholder":
-        _baked(program, access, given)
-    return _looked_up(access, given, rows)
+def _divided(spaces: tuple[Space, ...]) -> set[sympy.Expr]:
+    return {s.symbol for s in spaces if s.sharded}
 
 
-def _looked_up(access: Access, given: Input, rows: sympy.Expr) -> Range:
-    return Range(given.source, rows, given.label, access.node.target is aten.index.Tensor)
+def _ranges(
+    program: Program, found: list[tuple[Access, fx.Node]], inputs: dict[str, Input], divided: set[sympy.Expr]
+) -> tuple[Range, ...]:
+    """What looks up rows of tables that are whole on every rank."""
+    ranges = set()
+    for access, root in found:
+        given, rows = inputs[root.name], program.shape(access.table)[access.dim]
+        if given.kind == "rows" and rows not in divided:
+            ranges.add(Range(given.source, rows, given.label, access.node.target is aten.index.Tensor))
+    return tuple(sorted(ranges, key=str))
 
 
 def _baked(program: Program, access: Access, given: Input) -> NoReturn:

@@ -96,12 +96,13 @@ class _Body:
     def __init__(self, program: Program, region: Region) -> None:
         self.program, self.region = program, region
         nodes = list(region.graph_module.graph.nodes)
-        self._rows, *given = [n for n in nodes if n.op == "placeholder"]
+        rows, *given = [n for n in nodes if n.op == "placeholder"]
         needed = _as_needed(nodes[-1])
-        self.inputs = [n for n in needed if n in set(given)] + [n for n in given if n not in set(needed)]
-        self.order = [given.index(n) for n in self.inputs]
+        places = {n: i for i, n in enumerate(given)}
+        self.inputs = list(dict.fromkeys([*(n for n in needed if n in places), *given]))
+        self.order = [places[n] for n in self.inputs]
         graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-        for node in [self._rows, *self.inputs, *(n for n in needed if n.op != "placeholder")]:
+        for node in [rows, *self.inputs, *(n for n in needed if n.op != "placeholder")]:
             copies[node] = graph.node_copy(node, lambda n: copies[n])
         self.graph_module = fx.GraphModule(region.graph_module, graph)
 
@@ -129,8 +130,10 @@ class _Body:
     def called(self, compiled: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:
         """The same with the call of the region's body."""
 
+        order = self.order
+
         def run(rows: int, *args: Any) -> Sequence[Any]:
-            given = [args[i] for i in self.order]
+            given = (args[i] for i in order)
             return compiled(rows, *[a.contiguous() if isinstance(a, Tensor) else a for a in given])
 
         return run

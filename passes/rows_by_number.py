@@ -58,16 +58,12 @@ def _slice_backward(write: Writer, node: fx.Node) -> fx.Node | None:
     if _is_one_row(gradient, dim):
         here = _here(write, node, dim, number, sizes)
         return _alone(write, here, gradient) if here is not None else None
-    if gradient.target is not aten.slice.Tensor:
+    missing = _missing(gradient, dim)
+    source = gradient.args[0]
+    if missing is None or number != missing + 1 or not _as_many(source, node, dim):
         return None
-    source, of, start = _range(gradient, 1)  # of all rows but one, as `_cat` takes it
-    size, asked = source.meta["val"].shape[of], node.meta["val"].shape[dim]
-    missing = size - gradient.meta["val"].shape[of]
-    if of % ndim(node) != dim % ndim(node) or str(size) != str(asked) or str(missing) != "1":
-        return None
-    here = _here(write, node, dim, 0 if number else -1, sizes) if start == number and number in (0, 1) else None
-    others = write(aten.logical_not.default, here) if here is not None else None
-    return _alone(write, others, source) if others is not None else None
+    here = _here(write, node, dim, missing, sizes)
+    return _alone(write, write(aten.logical_not.default, here), source) if here is not None else None
 
 
 def _cat(write: Writer, node: fx.Node) -> fx.Node | None:
@@ -77,14 +73,26 @@ def _cat(write: Writer, node: fx.Node) -> fx.Node | None:
         return None
     last = _is_one_row(pieces[1], dim)
     rest, row = pieces if last else reversed(pieces)
-    if rest.target is not aten.slice.Tensor:
+    missing = -1 if last else 0
+    if _missing(rest, dim) != missing:
         return None
-    source, of, start = _range(rest, 1)
-    missing = source.meta["val"].shape[of] - rest.meta["val"].shape[of]
-    if of % ndim(node) != dim % ndim(node) or str(missing) != "1" or start != (0 if last else 1):
+    here = _here(write, rest.args[0], dim, missing)
+    return write(aten.where.self, here, row, rest.args[0]) if here is not None else None
+
+
+def _missing(node: fx.Node, dim: int) -> int | None:
+    """Which row of all is not in a range, by its number: the last one (-1), or the first."""
+    if node.target is not aten.slice.Tensor:
         return None
-    here = _here(write, source, dim, -1 if last else 0)
-    return write(aten.where.self, here, row, source) if here is not None else None
+    source, of, start = _range(node, 1)
+    left = source.meta["val"].shape[of] - node.meta["val"].shape[of]
+    if of % ndim(node) != dim % ndim(node) or str(left) != "1" or start not in (0, 1):
+        return None
+    return -1 if start == 0 else 0
+
+
+def _as_many(one: fx.Node, two: fx.Node, dim: int) -> bool:
+    return str(one.meta["val"].shape[dim]) == str(two.meta["val"].shape[dim])
 
 
 def _range(node: fx.Node, position: int) -> tuple[fx.Node, int, Any]:

@@ -84,7 +84,7 @@ class Executor:
         self.program, self.world = program, world
         self.running = program
         """The program in the tiling that runs."""
-        self._fit = fit
+        self.fit = fit
         self.calls = 0
         self._index_program = program.index_program
         self._is_quadratic = compares_all_with_all(program)
@@ -124,7 +124,7 @@ class Executor:
         numbers = repr((self.program.capture.numbers, self.program.capture.precision))
         graph = fingerprint(leaves) + numbers if self.world.size > 1 else ""
         held = self._held(prepared) if prepared is not None else None
-        fits = self._fit is None or (held is not None and held is self._fitted)
+        fits = self.fit is None or (held is not None and held is self._fitted)
         report = _Report(self.calls, graph, str(problem or ""), None if fits else free(device_of(leaves)))
         layouts: list[Layout] = []
         wanted = self._differentiated(leaves) if differentiable and problem is None else {}
@@ -138,9 +138,9 @@ class Executor:
             if not layouts:  # virtual ranks share what the first one worked out
                 layouts.append(held or self._laid_out_anew(prepared))
                 self._standing = layouts[0].division.partition
-                if self._fit is not None and not fits:
+                if self.fit is not None and not fits:
                     free_for_each = share([r.free for r in everyone])
-                    self._run_as(self._fit(prepared.sizes, layouts[0].division, free_for_each))
+                    self._run_as(self.fit(prepared.sizes, layouts[0].division, free_for_each))
                     self._fitted = layouts[0]
             return self._run(comm, prepared, layouts[0], dict(zip(wanted, values, strict=False)))
 
@@ -265,7 +265,7 @@ class Executor:
         )
         return Prepared(values, sizes, pointers, coordinates)
 
-    def _check_ranges(self, values: Sequence[Any], sizes: Mapping[str, int], known: Mapping[sympy.Symbol, Any]) -> None:
+    def _check_ranges(self, values: Sequence[Any], sizes: Mapping[str, int], known: dict[sympy.Symbol, Any]) -> None:
         """Every pointer points at rows that exist, every lookup in a whole table finds its row."""
         for given in self._inputs:
             if given.kind == "pointer":
@@ -279,7 +279,7 @@ class Executor:
                 )
         for span in self.program.ranges:
             of = "a table of the model (species?)" if span.rows.is_Integer else "the table that it is an index of"
-            rows = int(span.rows.xreplace(dict(known)))
+            rows = int(span.rows.xreplace(known))
             _check_range(values[span.source], rows, span.label, f"entries of {of}", span.negative)
 
 

@@ -36,7 +36,8 @@ def test_kernels_of_a_body_are_one_library(monkeypatch: pytest.MonkeyPatch) -> N
         graph = torch.fx.experimental.proxy_tensor.make_fx(body)(x, y)
         compiled = compile_fx(graph, [x, y])
         results = compiled(x, y)
-    assert libraries == [[0, 1, 2]] or libraries == [[0, 1]]
+    assert len(libraries) == 1
+    assert libraries[0] in ([0, 1], [0, 1, 2])
     for found, expected in zip(results, body(x, y), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-14)
 
@@ -77,7 +78,8 @@ def test_python_runs_beside_generated_code_and_errors_come_through() -> None:
     assert word.item() == 2
     with pytest.raises(RuntimeError, match="this kernel fails"):
         library(0, (word, 1))
-    assert sum(range(10)) == 45  # the interpreter is whole
+    library(0, (word, 0))  # which would end the process had the lock not been taken back
+    assert word.item() == 2
 
 
 def test_headers_are_compiled_beside_the_capture(monkeypatch: pytest.MonkeyPatch) -> None:
