@@ -78,6 +78,8 @@ def compile(
         raise TypeError(f"world must be LocalWorld(n) or ProcessGroupWorld(), not {world!r}")
     if not isinstance(memory, int | None):
         raise TypeError(f"memory must be a number of bytes (2 * 10**9), not {memory!r}")
+    if memory is not None and memory <= 0:
+        raise ValueError(f"memory must be a number of bytes above zero (2 * 10**9), not {memory}")
     call = functools.partial(model, **(model_kwargs or {}))
     module = model if isinstance(model, nn.Module) else _module_of(model)
     compiled = DistributedModel(call, module, world or default_world(), memory, lowering)

@@ -53,6 +53,11 @@ def _factor(size: object) -> int:
     return int(number) if number.is_Integer else 1
 
 
+def load_per_row(program: Program, node: fx.Node) -> float:
+    """What loading one row of a value costs, in bytes; of a value and its transpose, better the value."""
+    return bytes_per_row(program, node) * (1.001 if node.target in _FREE else 1.0)
+
+
 def work_per_row(program: Program, node: fx.Node) -> float:
     """What computing one row of an operator costs, in bytes moved in the same time."""
     if is_random(node):

@@ -28,7 +28,7 @@ from ..runtime.halo import halo_exchange, halo_exchange_, halo_join, halo_join_,
 from ..runtime.tiles import Add, Reduce, Region, RegionSpec, Result, Slice, Store, taken
 from ..sizes import size_nodes
 from .levels import Rows, Work, continues, is_fresh, is_size, levels, rows_of, source_of, tables_of
-from .store_or_recompute import bytes_per_row, choose, work_per_row
+from .store_or_recompute import bytes_per_row, choose, load_per_row, work_per_row
 
 aten = torch.ops.aten
 
@@ -121,7 +121,7 @@ class _Tiler:
         def load_cost(node: fx.Node) -> float:
             if here(node):
                 return float("inf")
-            return bytes_per_row(self.program, node) * (1.0 if node in self.stored else 2.0 + self.hold)
+            return load_per_row(self.program, node) * (1.0 if node in self.stored else 2.0 + self.hold)
 
         def work(node: fx.Node) -> float:
             if here(node):

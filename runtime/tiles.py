@@ -115,7 +115,9 @@ class Region(nn.Module):
         first, end = only or (0, rows)
         if first == end and only is not None and (rows > 0 or so_far is None):
             return results  # a region without any rows is run once, for the shapes of its results
-        run = self.compiled if self.compiled is not None and rows else self.graph_module
+        run: Callable[..., Sequence[Any]] = self.graph_module
+        if self.compiled is not None and rows:
+            run, inputs = self.compiled, self._laid_out(inputs)
         threads, block = self.schedule(end - first, inputs)
 
         def work(i: int) -> list[Any]:
@@ -134,6 +136,11 @@ class Region(nn.Module):
 
         in_order(-(-max(end - first, 1) // block), threads, work, take)
         return results
+
+    def _laid_out(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
+        """Inputs in the layout that compiled code takes: here for all blocks, if they take an input whole."""
+        parts = zip(inputs, self.spec.inputs, strict=True)
+        return tuple(a.contiguous() if s is None and isinstance(a, Tensor) else a for a, s in parts)
 
     def schedule(self, rows: int, inputs: Sequence[Any] = ()) -> tuple[int, int]:
         """(threads, rows of a block): blocks that the cache holds, as even as possible among threads."""

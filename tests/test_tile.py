@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 
 import distcompile
 from distcompile import LocalWorld
-from distcompile.runtime.tiles import Region
+from distcompile.passes import lower
+from distcompile.passes.store_or_recompute import choose, load_per_row, work_per_row
+from distcompile.runtime.tiles import Region, RegionSpec, Slice, Store
 from distcompile.tree import flatten
 
 
@@ -113,6 +116,76 @@ def test_generated_code_gives_the_same() -> None:
         assert largest_difference(compiled.on(LocalWorld(parts))(graph), model(graph)) < 1e-12
     apart = toys.random_graph(5, 1, volume=1e6)
     assert largest_difference(compiled(apart), model(apart)) < 1e-12
+
+
+class Rotating(nn.Module):
+    """Features of atoms, turned by a matrix of each edge."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, graph: dict[str, Any]) -> dict[str, Tensor]:
+        positions = graph["positions"].requires_grad_(True)
+        sender, receiver = graph["edge_index"]
+        r = (positions[sender] - positions[receiver]).norm(dim=1)
+        scale = torch.arange(1.0, self.size + 1, dtype=r.dtype)
+        turn = torch.cos(r[:, None, None] * scale[:, None] + scale)
+        features = torch.sin(positions[:, :1, None] * scale[:, None] + scale[:7])
+        turned = torch.bmm(turn, features[sender])
+        energy = features.new_zeros(features.shape).index_add(0, receiver, turned).square().sum()
+        return {"energy": energy, "forces": -torch.autograd.grad(energy, positions)[0]}
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize(("terms", "called"), [(3, False), (9, False), (40, True)])
+def test_products_over_few_terms_are_generated(terms: int, called: bool) -> None:
+    """Written out, or as a loop; what a library does well it does, and the numbers are the same."""
+    model = Rotating(terms).eval()
+    compiled = distcompile.compile(model, toys.random_graph(14, 1), lowering="inductor", validate=False)
+    graph = toys.random_graph(30, 2)
+    for parts in (1, 2):
+        assert largest_difference(compiled.on(LocalWorld(parts))(graph), model(graph)) < 1e-12
+    generated = [lower._with_short_products_written_out(r.graph_module).graph for r in regions(compiled)]
+    assert any(n.target is torch.ops.aten.bmm.default for g in generated for n in g.nodes) == called
+
+
+def test_what_blocks_share_is_laid_out_once() -> None:
+    """Compiled code takes plain layouts; what is not is copied for all blocks, not by each."""
+    spec = RegionSpec("region", "atoms", 0, (Slice(0, 1), None), (Store(0, 1),), 1.0, in_turn=False)
+    region = Region(spec, torch.fx.symbolic_trace(nn.Identity()), block=3)
+    seen = []
+
+    def body(rows: int, x: Tensor, weight: Tensor) -> list[Tensor]:
+        seen.append(weight)
+        return [x @ weight]
+
+    region.compiled = body
+    x, weight = torch.rand(10, 4), torch.rand(5, 4).t()
+    torch.testing.assert_close(region(10, x, weight)[0], x @ weight)
+    assert len(seen) > 1
+    assert all(w.is_contiguous() and w.data_ptr() == seen[0].data_ptr() for w in seen)
+
+
+class Turned(nn.Module):
+    """Features of atoms, and what is computed of their transpose."""
+
+    def forward(self, graph: dict[str, Any]) -> dict[str, Tensor]:
+        positions, (sender, receiver) = graph["positions"], graph["edge_index"]
+        near = torch.zeros_like(positions).index_add(0, receiver, positions[sender])
+        return {"turned": (near[:, :, None] * positions[:, None, :].exp()).transpose(1, 2).sin()}
+
+
+def test_a_value_is_held_as_it_was_made() -> None:
+    """Of a value and its transpose, which costs nothing to make, the value is stored."""
+    program = distcompile.compile(Turned(), toys.random_graph(14, 1), validate=False).program
+    (sine,) = [n for n in program.graph.graph.nodes if n.target is torch.ops.aten.sin.default]
+    (turned,) = sine.all_input_nodes
+    (made,) = turned.all_input_nodes
+    costs = {sine: math.inf, turned: load_per_row(program, turned), made: load_per_row(program, made)}
+    work = {sine: 0.0, turned: work_per_row(program, turned), made: math.inf}
+    computed, loaded = choose([sine], lambda n: n.all_input_nodes if n is not made else [], costs.get, work.get)
+    assert (computed, loaded) == ({sine, turned}, {made})
 
 
 def test_without_a_compiler_operators_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -309,6 +309,7 @@ WRONG = [
     case("a model by its name", compiling("mace"), TypeError, "module or a function", "not str"),
     case("a world by its size", compiling(Gnn(), world=2), TypeError, "LocalWorld(n)", "not 2"),
     case("memory in words", compiling(Gnn(), memory="2GB"), TypeError, "number of bytes", "'2GB'"),
+    case("less than no memory", compiling(Gnn(), memory=-5), ValueError, "above zero", "-5"),
     case("an unknown lowering", compiling(Gnn(), lowering="cuda"), ValueError, "unknown lowering 'cuda'", "eager"),
     case("a world without ranks", lambda: LocalWorld(0), ValueError, "at least one rank, not 0"),
     case("no process group", ProcessGroupWorld, RankError, "not initialised", "torchrun"),
