@@ -8,6 +8,7 @@ from typing import Any, Literal
 import sympy
 import torch
 from torch import Tensor, fx
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from .capture import Capture
 
@@ -246,12 +247,15 @@ def is_random(node: fx.Node) -> bool:
 
 
 def copy_graph(module: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
-    """Return a copy of `module` to rewrite, and the map from old nodes to new ones. Parameters are shared."""
+    """Return a copy of `module` to rewrite, and the map from old nodes to new ones. Parameters are shared.
+
+    It becomes Python code when it is first run: most graphs are only rewritten.
+    """
     graph = fx.Graph()
     nodes: dict[fx.Node, fx.Node] = {}
     for node in module.graph.nodes:
         nodes[node] = graph.node_copy(node, lambda n: nodes[n])
-    return fx.GraphModule(module, graph), nodes
+    return _LazyGraphModule(module, graph), nodes
 
 
 def anchor() -> None:
@@ -259,7 +263,7 @@ def anchor() -> None:
 
 
 def replace_graph(program: Program, module: fx.GraphModule, **changes: Any) -> Program:
-    """Return `program` with a rewritten graph, checked and compiled."""
+    """Return `program` with a rewritten graph, checked."""
     module.graph.lint()
     module.recompile()
     return dataclasses.replace(program, graph=module, **changes)

@@ -11,7 +11,6 @@
     index_put(x, [p], v, accumulate)     =>  index_add(x, 0, p, v)
     scatter_add(x, 0, p.expand(n, 64), v)  =>  index_add(x, 0, p, v)             also gather: index_select
     arange(n, float)                     =>  float(arange(n))
-    index_add(zeros(n*16), 0, p*16 + k, v)  =>  zeros(n, 16)[p, k] += v          also index_select: rows of each row
     conj(x), view_as_complex(x)          =>  conj_physical(x), complex(x[..., 0], x[..., 1])
     mean(x, rows), logsumexp(x, rows)    =>  sum(x, rows) / number of rows, of all ranks, ...
     split(x, n)                          =>  x[:n], x[n:2*n], ...                a rank without rows has as many pieces
@@ -34,6 +33,7 @@ from ..rules.indexing import is_zero
 from ..runtime.checks import distinct_rows
 from .normalize_reductions import REDUCTIONS
 from .rows_by_number import ROWS_BY_NUMBER
+from .rows_within_rows import added_within_rows, selected_within_rows
 from .writer import Writer, ndim
 
 aten = torch.ops.aten
@@ -107,60 +107,8 @@ def _one_column(write: Writer, columns: fx.Node) -> fx.Node:
     return write(aten.unsqueeze.default, write(aten._to_copy.default, columns, dtype=torch.int64), 1)
 
 
-def _rows_within_rows(write: Writer, table: fx.Node, dim: int, index: fx.Node) -> tuple[int, list[fx.Node]] | None:
-    """K and [p, k] of an index ``p*K + k`` into n*K rows: K in a row for each of n rows."""
-    size = table.meta["val"].shape[dim]
-    if dim or not isinstance(size, torch.SymInt) or index.meta["val"].dim() != 1:
-        return None
-    number, rows = size.node.expr.as_coeff_Mul()
-    if not rows.is_Symbol or not number.is_Integer or number < 2 or not _is_multiple_and_rest(index, int(number)):
-        return None
-    whole = write(aten.div.Tensor_mode, index, int(number), rounding_mode="floor")
-    return int(number), [whole, write(aten.remainder.Scalar, index, int(number))]
-
-
-_SHOWN = {
-    aten.reshape.default, aten.view.default, aten.select.int, aten.slice.Tensor, aten.flip.default,
-    aten.unbind.int, operator.getitem, aten._to_copy.default,
-}  # fmt: skip
-"""What shows elements of an index, or casts it."""
-_MULTIPLES = {aten.mul.Tensor, aten.mul.Scalar}
-
-
-def _is_multiple_and_rest(index: Any, number: int) -> bool:
-    """Whether an index is written as a multiple of a number, plus something."""
-    while index.op == "call_function" and index.target in _SHOWN:
-        index = index.args[0]
-    terms = index.args if index.target is aten.add.Tensor else ()
-    return any(isinstance(t, fx.Node) and t.target in _MULTIPLES and number in t.args for t in terms)
-
-
-def _select(write: Writer, node: fx.Node) -> fx.Node | None:
-    return _select_within_rows(write, node, *arguments(node)[:3])
-
-
-def _select_within_rows(write: Writer, node: fx.Node, table: Any, dim: int, index: fx.Node) -> fx.Node | None:
-    found = _rows_within_rows(write, table, dim, index)
-    if found is None:
-        return None
-    number, indices = found
-    return write(aten.index.Tensor, _split_rows(write, table, number), indices, value=node.meta["val"])
-
-
-def _split_rows(write: Writer, table: fx.Node, number: int) -> fx.Node:
-    rows = write(operator.floordiv, write.size(table, 0), number, value=table.meta["val"].shape[0] // number)
-    return write(aten.reshape.default, table, [rows, number, *[write.size(table, d) for d in range(1, ndim(table))]])
-
-
-def _added_within_rows(write: Writer, base: fx.Node, dim: int, index: fx.Node, source: fx.Node) -> fx.Node | None:
-    found = _rows_within_rows(write, base, dim, index)
-    if found is None:
-        return None
-    number, indices = found
-    split = _split_rows(write, base, number)
-    split = _filled(write, split, 0) if is_zero(base) else split
-    added = write(aten.index_put.default, split, indices, source, True)
-    return write(aten.reshape.default, added, [write.size(base, d) for d in range(ndim(base))])
+def _index_select(write: Writer, node: fx.Node) -> fx.Node | None:
+    return selected_within_rows(write, node, *arguments(node)[:3])
 
 
 def _index(write: Writer, node: fx.Node) -> fx.Node | None:
@@ -173,7 +121,7 @@ def _index(write: Writer, node: fx.Node) -> fx.Node | None:
         return None
     dim, mask = found
     if not _is_mask(mask):
-        return _select_within_rows(write, node, node.args[0], dim, mask)
+        return selected_within_rows(write, node, node.args[0], dim, mask)
     return write(
         aten.index_select.default, node.args[0], dim, _mask_to_pointer(write, mask, node.meta["val"].shape[dim])
     )
@@ -250,7 +198,7 @@ def _as_index_add(write: Writer, base: fx.Node, dim: int, index: fx.Node, values
         return None  # broadcast values
     if str(shapes[0][dim]) != str(index.meta["val"].shape[0]):
         return None
-    return _added_within_rows(write, base, dim, index, values) or _index_add(write, base, dim, index, values)
+    return added_within_rows(write, base, dim, index, values) or _index_add(write, base, dim, index, values)
 
 
 def _where(write: Writer, base: fx.Node, dim: int, rows: fx.Node, value: Any) -> fx.Node:
@@ -269,19 +217,19 @@ def _scatter_reduce(write: Writer, node: fx.Node) -> fx.Node | None:
     include = node.kwargs.get("include_self", node.args[5] if len(node.args) > 5 else True)
     if how not in ("sum", "mean") and include:
         return None
-    count = _scatter_add(write, _filled(write, base, 0), dim, index, _filled(write, source, 1))
+    count = _scatter_add(write, write.filled(base, 0), dim, index, write.filled(source, 1))
     if not include:
         neutral = {"sum": 0.0, "mean": 0.0, "amax": float("-inf"), "amin": float("inf")}.get(str(how))
         if neutral is None:
             return None
         touched = write(aten.gt.Scalar, count, 0)
-        base = write(aten.where.self, touched, _filled(write, base, neutral), base)
+        base = write(aten.where.self, touched, write.filled(base, neutral), base)
         if how not in ("sum", "mean"):
             return write(aten.scatter_reduce.two, base, dim, index, source, how)
     if is_zero(base) or isinstance(base.meta["val"].shape[dim], torch.SymInt):
         total = _scatter_add(write, base, dim, index, source)
     else:  # as of `_added`
-        total = write(aten.add.Tensor, base, _scatter_add(write, _filled(write, base, 0), dim, index, source))
+        total = write(aten.add.Tensor, base, _scatter_add(write, write.filled(base, 0), dim, index, source))
     if how == "sum":
         return total
     count = write(aten.add.Tensor, count, 1) if include else write(aten.clamp_min.default, count, 1)
@@ -344,25 +292,18 @@ def _counted(write: Writer, node: fx.Node) -> fx.Node | None:
     return write(aten._to_copy.default, whole, dtype=value.dtype)
 
 
-def _filled(write: Writer, like: fx.Node, fill: Any) -> fx.Node:
-    """A tensor of one value, of the sizes and dtype of another."""
-    sizes = [write.size(like, dim) for dim in range(ndim(like))]
-    value = like.meta["val"]
-    return write(aten.full.default, sizes, fill, value=torch.empty_like(value), dtype=value.dtype, device=value.device)
-
-
 def _added(write: Writer, node: fx.Node) -> fx.Node | None:
     """A sum into a table of fixed length that is not empty: of this each rank adds its own rows only once."""
     base, dim, index, source = arguments(node)[:4]
     if is_zero(base) or isinstance(base.meta["val"].shape[dim], torch.SymInt):
         if node.target is aten.scatter_add.default:
             return _scatter_add(write, base, dim, index, source)
-        return None if "alpha" in node.kwargs else _added_within_rows(write, base, dim, index, source)
+        return None if "alpha" in node.kwargs else added_within_rows(write, base, dim, index, source)
     scale = node.kwargs.get("alpha", 1)
     if scale != 1:
         source = write(aten.mul.Scalar, source, scale)
     add = _scatter_add if node.target is aten.scatter_add.default else _index_add
-    return write(aten.add.Tensor, base, add(write, _filled(write, base, 0), dim, index, source))
+    return write(aten.add.Tensor, base, add(write, write.filled(base, 0), dim, index, source))
 
 
 def _index_add(write: Writer, base: fx.Node, dim: int, index: fx.Node, source: fx.Node) -> fx.Node:
@@ -412,7 +353,7 @@ _REWRITES = {
     aten.index_add.default: _added,
     aten.scatter_add.default: _added,
     aten.gather.default: _gather,
-    aten.index_select.default: _select,
+    aten.index_select.default: _index_select,
     aten.repeat.default: _repeat,
     aten.index.Tensor: _index,
     aten.masked_select.default: _masked_select,

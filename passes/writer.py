@@ -32,6 +32,12 @@ class Writer:
         n = node.meta["val"].shape[dim]
         return self(aten.sym_size.int, node, dim, value=n) if isinstance(n, torch.SymInt) else n
 
+    def filled(self, like: fx.Node, fill: Any) -> fx.Node:
+        """A tensor of one value, of the sizes and dtype of another."""
+        sizes, value = [self.size(like, dim) for dim in range(ndim(like))], like.meta["val"]
+        options = {"dtype": value.dtype, "device": value.device}
+        return self(aten.full.default, sizes, fill, value=torch.empty_like(value), **options)
+
 
 def _values(args: Any) -> Any:
     return fx.node.map_arg(args, lambda n: n.meta["val"])

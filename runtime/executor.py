@@ -17,6 +17,7 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor, fx
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from ..errors import DistcompileError, InputError, RankError
 from ..ir import Placement, Program, placement
@@ -87,6 +88,8 @@ class Executor:
         self.fit = fit
         self.calls = 0
         self._index_program = program.index_program
+        for module in (program.graph, program.index_program):
+            _LazyGraphModule.force_recompile(module)  # here, since ranks may be threads
         self._is_quadratic = compares_all_with_all(program)
         placeholders = [n for n in program.graph.graph.nodes if n.op == "placeholder"]
         by_name = {n.name: n for n in placeholders}
