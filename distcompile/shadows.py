@@ -2,6 +2,7 @@
 
     len(x)               =>  x.shape[0]
     int(n), float(n)     =>  n, torch.sym_float(n)       for a size n; in modules that were seen to convert one
+    int(x.sum())         =>  x.sum().item()              for a number that may be a size
     math.sqrt(n)         =>  torch.sym_sqrt(n)
     numpy.sqrt(n)        =>  the same, for NumPy calls the method ``sqrt`` of what it does not know
     cache[n]             =>  a key of its own, unlike every number
@@ -23,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
+from .sizes import SMALLEST_SPACE
+
 Namespace = dict[str, Any]
 """The globals of a module, or of code that was compiled at run time."""
 
@@ -34,6 +37,17 @@ def is_backed(value: torch.SymInt | torch.SymFloat) -> bool:
 
 def _is_size(args: tuple[Any, ...]) -> bool:
     return len(args) == 1 and isinstance(args[0], torch.SymInt | torch.SymFloat) and is_backed(args[0])
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a tensor of one integer that may be the size of an index space: of the example, it is one."""
+    real = getattr(value, "real_tensor", None)
+    return (
+        isinstance(real, Tensor)
+        and real.numel() == 1
+        and real.dtype in (torch.int32, torch.int64)
+        and real.item() >= SMALLEST_SPACE
+    )
 
 
 def size_of(value: Any) -> Any:
@@ -53,6 +67,8 @@ class _Type(type):
 
 class _IntType(_Type):
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and _is_number(args[0]):
+            return args[0].item()
         if not _is_size(args):
             return builtins.int(*args, **kwargs)
         return math.trunc(args[0]) if isinstance(args[0], torch.SymFloat) else args[0]
@@ -94,18 +110,19 @@ class Conversions:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Note every size that Python code outside torch turns into a plain number."""
+        """Note every size, or integer of a tensor, that Python code outside torch turns into a plain number."""
         with ExitStack() as stack:
+            stack.enter_context(replaced(Tensor, "__int__", self._watching(Tensor.__int__, _is_number)))
             for kind, names in ((torch.SymInt, ("__int__", "__index__")), (torch.SymFloat, ("__int__", "__float__"))):
                 for name in names:
-                    stack.enter_context(replaced(kind, name, self._watching(getattr(kind, name))))
+                    stack.enter_context(replaced(kind, name, self._watching(getattr(kind, name), is_backed)))
             yield
 
-    def _watching(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def _watching(self, original: Callable[[Any], Any], matters: Callable[[Any], bool]) -> Callable[[Any], Any]:
         def watched(number: Any) -> Any:
             space = sys._getframe(1).f_globals
             caller = space.get("__name__", "")
-            if caller.partition(".")[0] not in ("torch", "sympy", "distcompile") and is_backed(number):
+            if caller.partition(".")[0] not in ("torch", "sympy", "distcompile") and matters(number):
                 self._seen[id(space)] = space
             return original(number)
 

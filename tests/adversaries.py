@@ -809,6 +809,16 @@ class CountedAtoms(Toy):
         return torch.tanh(self.mix(h + summed)) / n
 
 
+class SummedAtoms(Toy):
+    """The number of atoms is that of all structures together: a sum, made a Python integer."""
+
+    def update(self, graph: Any, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        n = int(graph["sizes"].sum())
+        summed = torch.zeros(n, F, dtype=h.dtype).index_add(0, receiver, w * h[sender])
+        return torch.tanh(self.mix(h + summed)) / n
+
+
 class Keeping(Toy):
     """Keeps tensors of a call: in attributes, in lists, and in a dict by the number of atoms."""
 
@@ -1134,6 +1144,11 @@ def counted() -> list[Any]:
     return [{**g, "num_nodes": len(g["positions"])} for g in plain()]
 
 
+def with_sizes() -> list[Any]:
+    """Graphs that say in a tensor how many atoms each of their structures has."""
+    return [{**g, "sizes": torch.tensor([len(g["positions"])])} for g in plain()]
+
+
 def as_dataclasses() -> list[Structure]:
     """Graphs as objects."""
     return [Structure(g["positions"], g["species"], Edges(g["edge_index"], g["shifts"]), g["cell"]) for g in plain()]
@@ -1207,6 +1222,7 @@ ADVERSARIES = {
     "species counts read back": Adversary(SpeciesCountsReadBack),
     "batch of four and more": Adversary(Batch, lambda: batches((5, 4, 7, 1))),
     "batch counted by a tensor": Adversary(lambda: BatchCounted(lambda n: n), lambda: counted_batches((5, 6, 4))),
+    "batch counted by int": Adversary(lambda: BatchCounted(lambda n: int(n)), lambda: counted_batches((5, 6, 4))),
     "batch counted by an item": Adversary(lambda: BatchCounted(Tensor.item), lambda: counted_batches((5, 6, 4))),
     "batch of two": Adversary(Batch, lambda: batches((2, 2, 2))),
     "cells of a batch of two": Adversary(CellsOfTwo, two_with_cells),
@@ -1245,6 +1261,7 @@ ADVERSARIES = {
     "numbers and features by NumPy": Adversary(NumpyNumbers),
     "tensors kept": Adversary(Keeping),
     "number of atoms in the graph": Adversary(CountedAtoms, counted),
+    "number of atoms summed": Adversary(SummedAtoms, with_sizes),
     "neighbour matrix": Adversary(NeighbourMatrix, as_matrices, frozenset({"atoms"})),
     "complex features": Adversary(ComplexFeatures),
     "sorted edges": Adversary(Sorted, spaces=frozenset({"atoms", "edges", "rows"})),
