@@ -114,17 +114,19 @@ def capture(
     try:
         with functorch_config.patch(fake_tensor_propagate_real_tensors=True), _quiet(), nothing_kept(), _mended():
             cures = Cures()
-            trace = None
+            trace: _Trace | None = None
             while trace is None or cures.learn(trace.shape_env, trace.sizes):
+                trace = None  # should this attempt fail, an earlier one is no answer
                 try:
                     trace = _trace(call, model, leaves, tree, cures)
                 except LeftTorch as left:
                     if not cures.learn_from(left):
                         raise _explained(left) from left
-                except GuardOnDataDependentSymNode:
-                    if cures.keeps_all_values:
+                except Exception as error:
+                    if isinstance(error, GuardOnDataDependentSymNode) and not cures.keeps_all_values:
+                        cures.keeps_all_values = True  # the answer may hang on features, whose values were dropped
+                    elif not cures.conversions.fix_numbers():
                         raise
-                    cures.keeps_all_values = True  # the answer may hang on features, whose values were dropped
             conditions = _keep_conditions(trace)
             with as_written():
                 functional = _functionalize(trace)

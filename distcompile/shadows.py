@@ -67,11 +67,14 @@ class _Type(type):
 
 class _IntType(_Type):
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        if len(args) == 1 and _is_number(args[0]):
-            return args[0].item()
         if not _is_size(args):
             return builtins.int(*args, **kwargs)
         return math.trunc(args[0]) if isinstance(args[0], torch.SymFloat) else args[0]
+
+
+class _NumberType(_IntType):
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return args[0].item() if len(args) == 1 and _is_number(args[0]) else super().__call__(*args, **kwargs)
 
 
 class _FloatType(_Type):
@@ -81,6 +84,10 @@ class _FloatType(_Type):
 
 class _Int(builtins.int, metaclass=_IntType):
     """``int`` that leaves sizes symbolic."""
+
+
+class _Number(builtins.int, metaclass=_NumberType):
+    """``int`` that leaves sizes symbolic, and integers of tensors, too."""
 
 
 class _Float(builtins.float, metaclass=_FloatType):
@@ -93,6 +100,8 @@ class Conversions:
     def __init__(self) -> None:
         self._seen: dict[int, Namespace] = {}
         self._shadowed: set[int] = set()
+        self._converts_tensors = False
+        self._follows_tensors = True
 
     def learn(self) -> bool:
         """Take over what was seen; True if another capture would profit."""
@@ -106,13 +115,19 @@ class Conversions:
 
     def shadows(self) -> dict[str, Any]:
         """What these namespaces are given."""
-        return {"int": _Int, "float": _Float}
+        return {"int": _Number if self._follows_tensors else _Int, "float": _Float}
+
+    def fix_numbers(self) -> bool:
+        """After a capture that failed: take integers of tensors for the example's; True if that may mend it."""
+        mends, self._follows_tensors = self._follows_tensors and self._converts_tensors, False
+        return mends
 
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Note every size, or integer of a tensor, that Python code outside torch turns into a plain number."""
         with ExitStack() as stack:
-            stack.enter_context(replaced(Tensor, "__int__", self._watching(Tensor.__int__, _is_number)))
+            if self._follows_tensors:
+                stack.enter_context(replaced(Tensor, "__int__", self._watching(Tensor.__int__, _is_number)))
             for kind, names in ((torch.SymInt, ("__int__", "__index__")), (torch.SymFloat, ("__int__", "__float__"))):
                 for name in names:
                     stack.enter_context(replaced(kind, name, self._watching(getattr(kind, name), is_backed)))
@@ -124,6 +139,7 @@ class Conversions:
             caller = space.get("__name__", "")
             if caller.partition(".")[0] not in ("torch", "sympy", "distcompile") and matters(number):
                 self._seen[id(space)] = space
+                self._converts_tensors |= isinstance(number, Tensor)
             return original(number)
 
         return watched

@@ -819,6 +819,25 @@ class SummedAtoms(Toy):
         return torch.tanh(self.mix(h + summed)) / n
 
 
+class AtomsOfEdges(Toy):
+    """The number of atoms is one more than the largest that an edge names."""
+
+    def update(self, graph: Any, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        summed = torch.zeros(int(graph["edge_index"].max()) + 1, F, dtype=h.dtype)
+        return torch.tanh(self.mix(h + summed.index_add(0, receiver, w * h[sender])))
+
+
+class CountedKinds(Toy):
+    """A table as wide as there are kinds of atoms, of which the last column is read: torch follows no such width."""
+
+    def update(self, graph: Any, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        table = torch.eye(int(graph["kinds"].max()) + 1, dtype=h.dtype)[graph["kinds"]]
+        h = add_to(w * h[sender], receiver, h) / int(h.shape[0]) + table.cumsum(1)[:, -1:] * h
+        return torch.tanh(self.mix(h)) * (1 + table[:, :1])
+
+
 class Keeping(Toy):
     """Keeps tensors of a call: in attributes, in lists, and in a dict by the number of atoms."""
 
@@ -1149,6 +1168,11 @@ def with_sizes() -> list[Any]:
     return [{**g, "sizes": torch.tensor([len(g["positions"])])} for g in plain()]
 
 
+def with_kinds() -> list[Any]:
+    """Graphs with atoms of five kinds."""
+    return [{**g, "kinds": torch.arange(len(g["positions"])) % 5} for g in plain()]
+
+
 def as_dataclasses() -> list[Structure]:
     """Graphs as objects."""
     return [Structure(g["positions"], g["species"], Edges(g["edge_index"], g["shifts"]), g["cell"]) for g in plain()]
@@ -1261,6 +1285,8 @@ ADVERSARIES = {
     "numbers and features by NumPy": Adversary(NumpyNumbers),
     "tensors kept": Adversary(Keeping),
     "number of atoms in the graph": Adversary(CountedAtoms, counted),
+    "number of atoms from the edges": Adversary(AtomsOfEdges),
+    "number of kinds": Adversary(CountedKinds, with_kinds),
     "number of atoms summed": Adversary(SummedAtoms, with_sizes),
     "neighbour matrix": Adversary(NeighbourMatrix, as_matrices, frozenset({"atoms"})),
     "complex features": Adversary(ComplexFeatures),

@@ -133,6 +133,11 @@ class Adjacency(ToReceivers):
         return super().update(graph, h, w, vectors, lengths) + graph["matrix"] @ h
 
 
+WITH_LONER = {
+    **OTHER, "positions": torch.cat([OTHER["positions"], OTHER["positions"][:1] + 100]),
+    "species": torch.cat([OTHER["species"], OTHER["species"][:1]]),
+}  # fmt: skip
+"""Its last atom has no edges."""
 WITH_MATRIX = {**EXAMPLE, "matrix": torch.eye(10, dtype=torch.float64)}
 
 
@@ -278,6 +283,9 @@ WRONG = [
          torch.func.jacrev(lambda x: x.prod()))(w).sum()), NoIndexSpaceError, "took for fixed: 68 of", "torch.func"),
     case("features as a list", computing(lambda m, g, h, w, r: h * torch.tensor(h[:, 0].tolist()).double()[:, None]),
          CaptureError, "(10) was baked", "tensor.shape"),
+    case("an atom without edges, where edges say how many there are",
+         computing(lambda m, g, h, w, r: h + torch.zeros(int(g["edge_index"].max()) + 1, F).double(), graph=WITH_LONER),
+         CaptureError, "must match the size", "test_wrong_uses.py", "stock model runs"),
     case("a table for the atoms of the example", computing(buffered(10)), CaptureError, "(10) was baked"),
     case("a table read through a pointer",
          computing(lambda m, g, h, w, r: h + torch.ones(10, F).double()[g["edge_index"][0]].sum()), InputError,
