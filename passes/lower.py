@@ -106,7 +106,7 @@ class _Body:
         graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
         for node in [rows, *self.inputs, *(n for n in needed if n.op != "placeholder")]:
             copies[node] = graph.node_copy(node, lambda n: copies[n])
-        self.graph_module = fx.GraphModule(region.graph_module, graph)
+        self.graph_module = _with_short_products_written_out(fx.GraphModule(region.graph_module, graph))
 
     def key(self) -> str:
         """Equal for bodies that are the same program on inputs of the same kinds."""
@@ -127,7 +127,7 @@ class _Body:
         from torch._inductor.compile_fx import compile_fx  # takes seconds to import
 
         with torch.no_grad(), compiled_together():
-            return compile_fx(_with_short_products_written_out(self.graph_module), self._examples())  # type: ignore[return-value]
+            return compile_fx(self.graph_module, self._examples())  # type: ignore[return-value]
 
     def called(self, compiled: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:
         """The same with the call of the region's body."""

@@ -1,7 +1,9 @@
 """Part of pass 1: rows that lie within rows, each numbered by its row and its place there.
 
-index_add(zeros(n*16), 0, p*16 + k, v)  =>  zeros(n, 16)[p, k] += v
-index_select(x, 0, p*16 + k)            =>  x.reshape(n, 16)[p, k]
+    index_add(zeros(n*16), 0, p*16 + k, v)  =>  zeros(n, 16)[p, k] += v
+    index_select(x, 0, p*16 + k)            =>  x.reshape(n, 16)[p, k]
+
+A model that sums something for each species around each atom does so. Rows of an atom stay with it on its rank.
 """
 
 from __future__ import annotations
