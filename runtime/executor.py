@@ -24,7 +24,7 @@ from ..ir import Placement, Program, placement
 from ..tree import Leaf
 from .autograd import Lockstep, enter, leave
 from .budget import Careful, compares_all_with_all
-from .inputs import bind_sizes, check_guards, check_leaves
+from .inputs import bind_number, bind_sizes, check_guards, check_leaves
 from .memory import Free, free, share
 from .partition import Partition
 from .plan import Division, divide
@@ -255,7 +255,7 @@ class Executor:
                     known.setdefault(size, n)
         for symbol, position in self.program.conditions:
             value = values[position].item()
-            known[symbol] = int(value) if isinstance(value, bool) else value
+            bind_number(self.program, known, symbol, int(value) if isinstance(value, bool) else value)
         check_guards(self.program, known)
         sizes = {s.name: int(s.symbol.xreplace(known)) for s in self.program.spaces}
         pointers = {i.name: values[i.source] for i in self._inputs if i.kind == "pointer"}

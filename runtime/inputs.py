@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import sympy
 import torch
@@ -76,6 +77,18 @@ def bind_sizes(program: Program, leaves: Sequence[Leaf]) -> dict[sympy.Symbol, i
                     f"{first[min(expected.free_symbols, key=str)]} makes necessary."
                 )
     return known
+
+
+def bind_number(program: Program, known: dict[sympy.Symbol, int], symbol: sympy.Symbol, value: Any) -> None:
+    """Note a number that the graph holds; one that the model takes for the number of rows of something must be that."""
+    size = program.size(symbol) if symbol in dict(program.merged) else symbol
+    if size.free_symbols <= known.keys() and (rows := int(size.xreplace(known))) != value:
+        space = program.space_of(size)
+        raise InputError(
+            f"The graph says that there are {value} where it has {rows} {space.name if space is not None else 'rows'}. "
+            "Give it the number that it has, or edges and other lists that fit the number."
+        )
+    known[symbol] = value
 
 
 def check_guards(program: Program, known: Mapping[sympy.Symbol, int | float]) -> None:

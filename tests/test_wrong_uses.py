@@ -133,6 +133,24 @@ class Adjacency(ToReceivers):
         return super().update(graph, h, w, vectors, lengths) + graph["matrix"] @ h
 
 
+class Summing(ToReceivers):
+    """Sums in a table of as many rows as a tensor of the graph says."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        return (
+            torch.zeros(int(graph["sizes"].sum()), F).double().index_add(0, receiver, w * h[sender])[receiver].sum() * h
+        )
+
+
+def counting(number: int) -> Callable[[], Any]:
+    """Compile a model that is told how many atoms there are, and tell it another number."""
+    example = {**EXAMPLE, "sizes": torch.tensor([len(EXAMPLE["positions"])])}
+    return lambda: distcompile.compile(Summing().eval(), example, world=LocalWorld(2), validate=False)(
+        {**OTHER, "sizes": torch.tensor([number])}
+    )
+
+
 WITH_LONER = {
     **OTHER, "positions": torch.cat([OTHER["positions"], OTHER["positions"][:1] + 100]),
     "species": torch.cat([OTHER["species"], OTHER["species"][:1]]),
@@ -283,6 +301,8 @@ WRONG = [
          torch.func.jacrev(lambda x: x.prod()))(w).sum()), NoIndexSpaceError, "took for fixed: 68 of", "torch.func"),
     case("features as a list", computing(lambda m, g, h, w, r: h * torch.tensor(h[:, 0].tolist()).double()[:, None]),
          CaptureError, "(10) was baked", "tensor.shape"),
+    case("more atoms than there are", counting(31), InputError, "says that there are 31", "has 17 atoms"),
+    case("fewer atoms than there are", counting(9), InputError, "says that there are 9", "has 17 atoms"),
     case("an atom without edges, where edges say how many there are",
          computing(lambda m, g, h, w, r: h + torch.zeros(int(g["edge_index"].max()) + 1, F).double(), graph=WITH_LONER),
          CaptureError, "must match the size", "test_wrong_uses.py", "stock model runs"),
