@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch._subclasses import FakeTensor
 
 from .account import collectives
-from .capture import capture
+from .capture import capture, quiet
 from .errors import CaptureError, GuardError, OutOfMemory, RankError, ValidationError
 from .explain import explain
 from .fit import Fit, free_here, needs, rows_of_ranks
@@ -217,7 +217,7 @@ class DistributedModel:
             get_ready()
         captured = capture(self._call, self._module, graph, [leaf.path for leaf in leaves])
         program = Program(captured, captured.graph_module)
-        with as_written():
+        with as_written(), quiet():
             for compiler_pass in PIPELINE:
                 program = compiler_pass(program)
         self.captures += 1

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,6 +59,8 @@ class Capture:
     result: Tree
     """The model's result with its tensors taken out."""
     shape_env: ShapeEnv
+    checks: tuple[sympy.Basic, ...] = ()
+    """What the model, not a pass, asked of sizes and values, as the example answered: the same program if it holds."""
     conditions: tuple[sympy.Symbol, ...] = ()
     """Numbers that the model branched on, or took for sizes; the graph returns the tensors that hold them after those
     of the result."""
@@ -69,28 +71,33 @@ class Capture:
 
     def size(self, value: Any) -> sympy.Expr:
         """The expression of a size, equal sizes in one symbol; includes what the example's branches took for equal."""
-        expr = self.raw_size(value)
-        while expr.free_symbols & set(self._assumed):
-            expr = self.shape_env.replace(expr.xreplace(self._assumed))
-        return expr
+        return self._resolve(self.raw_size(value), self._assumed)
 
     def raw_size(self, value: Any) -> sympy.Expr:
         """The expression of a size without the answers that only the example gave."""
         expr = value.node.expr if isinstance(value, torch.SymInt) else sympy.sympify(value)
         return self.shape_env.replace(expr)
 
+    def _resolve(self, expr: sympy.Expr, assumed: Mapping[sympy.Symbol, sympy.Expr]) -> sympy.Expr:
+        while expr.free_symbols & assumed.keys():
+            expr = self.shape_env.replace(expr.xreplace(assumed))
+        return expr
+
     @functools.cached_property
     def _assumed(self) -> dict[sympy.Symbol, sympy.Expr]:
         """Data-dependent sizes that the model compared with something and found equal on the example."""
-        checks = [a.expr for asserts in self.shape_env.deferred_runtime_asserts.values() for a in asserts]
-        return {
-            check.lhs: check.rhs
-            for check in checks
-            if isinstance(check, sympy.Eq)
-            and check.lhs.is_Symbol
-            and symbol_is_type(check.lhs, SymT.UNBACKED_INT)
-            and check.lhs not in check.rhs.free_symbols
-        }
+        assumed: dict[sympy.Symbol, sympy.Expr] = {}
+        for check in self.checks:
+            if not isinstance(check, sympy.Eq):
+                continue
+            # In the terms of what is known before, so that no two sizes stand for each other.
+            lhs, rhs = (self._resolve(self.shape_env.replace(side), assumed) for side in check.args)
+            for size, other in ((lhs, rhs), (rhs, lhs)):
+                is_free = size.is_Symbol and symbol_is_type(size, SymT.UNBACKED_INT) and size not in other.free_symbols
+                if is_free:
+                    assumed[size] = other
+                    break
+        return assumed
 
 
 def capture(
@@ -112,7 +119,7 @@ def capture(
     if not leaves:
         raise CaptureError("The example holds no tensors: pass the graph object that the model's forward takes.")
     try:
-        with functorch_config.patch(fake_tensor_propagate_real_tensors=True), _quiet(), nothing_kept(), _mended():
+        with functorch_config.patch(fake_tensor_propagate_real_tensors=True), quiet(), nothing_kept(), _mended():
             cures = Cures()
             trace: _Trace | None = None
             while trace is None or cures.learn(trace.shape_env, trace.sizes):
@@ -142,6 +149,7 @@ def capture(
         tree.numbers,
         trace.result,
         trace.shape_env,
+        trace.checks,
         conditions,
         cures.differentiates,
         precision(),
@@ -159,6 +167,13 @@ class _Trace:
     def shape_env(self) -> ShapeEnv:
         assert self.mode.shape_env is not None
         return self.mode.shape_env
+
+    @property
+    def checks(self) -> tuple[sympy.Basic, ...]:
+        """What was asked of sizes and values so far, as the example answered."""
+        asked = [guard.expr for guard in self.shape_env.guards]
+        asked += [one.expr for asserts in self.shape_env.deferred_runtime_asserts.values() for one in asserts]
+        return tuple(expr for expr in asked if isinstance(expr, sympy.Basic))
 
     @property
     def sizes(self) -> tuple[tuple[sympy.Expr, ...], ...]:
@@ -199,12 +214,7 @@ def _trace(
 def _keep_conditions(trace: _Trace) -> tuple[sympy.Symbol, ...]:
     """Return numbers that decided about branches, or are sizes, as further results: they are new for each graph."""
     nodes = trace.graph_module.graph.nodes
-    wanted = {
-        symbol
-        for asserts in trace.shape_env.deferred_runtime_asserts.values()
-        for one in asserts
-        for symbol in one.expr.free_symbols
-    }
+    wanted: set[Any] = {symbol for check in trace.checks for symbol in check.free_symbols}
     wanted |= {s for n in nodes for size in getattr(n.meta.get("val"), "shape", ()) for s in _symbols(size)}
     found: dict[sympy.Symbol, fx.Node] = {}
     for node in nodes:
@@ -292,7 +302,7 @@ def _mended() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence what torch logs while it takes the example's side of a branch: we record and check that ourselves."""
     import logging
 

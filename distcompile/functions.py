@@ -3,6 +3,7 @@
 torch.tensor([a, n])      =>  stack([a, scalar_tensor(n)])     for tensors and sizes among the values
 pad(x, (1, 2))            =>  cat([zeros, x, zeros], -1)
 masked_select(x, mask)    =>  x[mask]
+triu_indices(n, n)        =>  (arange(n) - arange(n)[:, None] >= 0).nonzero().T
 x.data_ptr()              =>  a number that is another one for each memory
 gru_cell(x, h, weights)   =>  the products, sums and sigmoids that its documentation gives
 """
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 _TENSORS = (torch.tensor, torch.as_tensor, torch.asarray)
 _PADS = (nn.functional.pad, torch._C._nn.pad, torch.constant_pad_nd)
 _SELECTS = (torch.masked_select, Tensor.masked_select)
+_TRIANGLES = (torch.triu_indices, torch.tril_indices)
 _TAKES = (torch.take_along_dim, Tensor.take_along_dim)
 
 
@@ -36,6 +38,8 @@ def substitute(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return lambda: args[0][args[1].nonzero(as_tuple=True)]
     if function in _TAKES and len(args) + len(kwargs) == 3:
         return lambda: _taken(*args, **kwargs)
+    if function in _TRIANGLES and any(isinstance(size, torch.SymInt) for size in (*args[:2], *kwargs.values())):
+        return lambda: _triangle(function is torch.triu_indices, *args, **kwargs)
     if function is Tensor.data_ptr:
         return lambda: _address(args[0])
     if function is torch.complex:
@@ -112,6 +116,20 @@ def _taken(input: Tensor, indices: Tensor, dim: int) -> Tensor:
         return one.expand([one.shape[d] if d == dim or other.shape[d] == 1 else other.shape[d] for d in range(n)])
 
     return like(input, indices).gather(dim, like(indices, input))
+
+
+def _triangle(
+    is_upper: bool,
+    row: Any,
+    col: Any,
+    offset: int = 0,
+    *,
+    dtype: torch.dtype = torch.int64,
+    device: Any = None,
+    **_: Any,
+) -> Tensor:
+    right = torch.arange(col, device=device) - torch.arange(row, device=device)[:, None]
+    return (right >= offset if is_upper else right <= offset).nonzero().T.to(dtype)
 
 
 def _complex(real: Tensor, imag: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ of their own. ``view`` asks for strides that a later pass may change (a halo exc
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import sympy
@@ -43,7 +44,6 @@ def clean(program: Program) -> Program:
     _explicit_shapes(program, module.graph)
     _sizes_from_inputs(program, module.graph)
     seen: dict[Any, fx.Node] = {}
-    merged: dict[sympy.Symbol, sympy.Symbol] = {}
     for node in list(module.graph.nodes):
         if node.op not in ("call_function", "get_attr"):
             continue
@@ -56,13 +56,13 @@ def clean(program: Program) -> Program:
                 continue
         key = (node.op, node.target, _key(node.args), _key(node.kwargs))
         if key in seen:
-            merged |= _same_sizes(program, node, seen[key])
+            program = _with_same_sizes(program, node, seen[key])
             _replace(node, seen[key])
         else:
             seen[key] = node
     module.graph.eliminate_dead_code()
     _unasked_gradients(module.graph)
-    return replace_graph(program, module, merged=(*program.merged, *merged.items()))
+    return replace_graph(program, module)
 
 
 def _unasked_gradients(graph: fx.Graph) -> None:
@@ -73,13 +73,15 @@ def _unasked_gradients(graph: fx.Graph) -> None:
             node.update_arg(7, [i in used for i in range(3)])
 
 
-def _same_sizes(program: Program, node: fx.Node, first: fx.Node) -> dict[sympy.Symbol, sympy.Symbol]:
+def _with_same_sizes(program: Program, node: fx.Node, first: fx.Node) -> Program:
     """Equal operators have equal sizes, also where each has a data-dependent size of its own."""
     one, two = node.meta.get("val"), first.meta.get("val")
-    if not (isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor)):
-        return {}
-    pairs = [(program.capture.size(a), program.capture.size(b)) for a, b in zip(one.shape, two.shape, strict=True)]
-    return {a: b for a, b in pairs if a != b and a.is_Symbol}
+    if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
+        for pair in zip(one.shape, two.shape, strict=True):
+            a, b = map(program.size, pair)  # with what was merged before: two symbols never stand for each other
+            if a != b and a.is_Symbol:
+                program = dataclasses.replace(program, merged=(*program.merged, (a, b)))
+    return program
 
 
 def _explicit_shapes(program: Program, graph: fx.Graph) -> None:

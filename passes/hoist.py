@@ -18,6 +18,7 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
+from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from ..errors import CaptureError
 from ..ir import Input, Output, Program, anchor, copy_graph, replace_graph
@@ -236,8 +237,10 @@ class _Builder:
             else:
                 outputs.append(Output("graph", len(results)))
                 results.append(self.value(node))
-        for symbol in self.program.capture.shape_env.deferred_runtime_asserts:
-            self.witness(symbol)
+        asked = {symbol for check in self.program.capture.checks for symbol in check.free_symbols}
+        for symbol in sorted(asked, key=str):
+            if symbol_is_type(symbol, SymT.UNBACKED_INT):
+                self.witness(symbol)
         positions = [self.take(node) for node in conditions]
         self.graph.output(tuple(results))
         self.graph.erase_node(self.anchor)

@@ -42,8 +42,8 @@ def bytes_per_row(program: Program, node: fx.Node) -> float:
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor):
         return math.inf
-    shape = program.shape(node)
-    size = math.prod(int(s) if s.is_Integer else _factor(s) for s in shape)
+    widths = [s for s in program.shape(node) if program.space_of(s) is None]  # a space of its own may be 2*edges
+    size = math.prod(int(s) if s.is_Integer else _factor(s) for s in widths)
     return size * value.element_size()
 
 

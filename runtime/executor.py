@@ -24,7 +24,7 @@ from ..ir import Placement, Program, placement
 from ..tree import Leaf
 from .autograd import Lockstep, enter, leave
 from .budget import Careful, compares_all_with_all
-from .inputs import bind_number, bind_sizes, check_guards, check_leaves
+from .inputs import bind_number, bind_sizes, check_branches, check_guards, check_leaves
 from .memory import Free, free, share
 from .partition import Partition
 from .plan import Division, divide
@@ -245,6 +245,7 @@ class Executor:
             except InputError:
                 raise
             except (IndexError, RuntimeError) as error:
+                check_branches(self.program, known, [leaf.tensor.detach() for leaf in leaves])
                 raise InputError(
                     f"The graph's integers are inconsistent: {str(error).splitlines()[0]}. "
                     "Check that edges, batch and offsets refer to rows that exist."

@@ -7,6 +7,7 @@ from typing import Any
 
 import sympy
 import torch
+from torch import fx
 
 from ..errors import GuardError, InputError
 from ..ir import Program
@@ -91,16 +92,40 @@ def bind_number(program: Program, known: dict[sympy.Symbol, int], symbol: sympy.
     known[symbol] = value
 
 
+def check_branches(program: Program, known: Mapping[sympy.Symbol, int], tensors: Sequence[torch.Tensor]) -> None:
+    """Where the index program fails: whether it is because this graph takes another branch of the model.
+
+    Sizes that hang on a branch are the example's, and do not fit together in a graph that takes another.
+
+    Raises:
+        GuardError: it does.
+    """
+    assert program.index_program is not None
+    values = _AsFarAsItGoes(program.index_program).run(*tensors)
+    found = {symbol: values[position].item() for symbol, position in program.conditions if values[position] is not None}
+    check_guards(program, {**known, **{symbol: int(n) if isinstance(n, bool) else n for symbol, n in found.items()}})
+
+
+class _AsFarAsItGoes(fx.Interpreter):
+    """Runs what does not hang on an operator that fails; what does is None."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op == "output":
+            return super().run_node(n)
+        if any(self.env[given] is None for given in n.all_input_nodes):
+            return None
+        try:
+            return super().run_node(n)
+        except (IndexError, RuntimeError):
+            return None
+
+
 def check_guards(program: Program, known: Mapping[sympy.Symbol, int | float]) -> None:
     """Branches that the model took on the example's sizes must be the branches for these sizes."""
     shape_env = program.capture.shape_env
-    checks = [g.expr for g in shape_env.guards]
-    checks += [a.expr for asserts in shape_env.deferred_runtime_asserts.values() for a in asserts]
     values = {symbol: sympy.sympify(value) for symbol, value in known.items()}
     decided = {symbol: values[symbol] for symbol, _ in program.conditions if symbol in values}
-    for check in checks:
-        if not isinstance(check, sympy.Basic):
-            continue
+    for check in program.capture.checks:
         # Values that decided about a branch go in first: the example's took their place when they did.
         expr = program.size(shape_env.replace(check.xreplace(decided)))
         if expr.free_symbols <= set(known) and expr.xreplace(values) == sympy.false:

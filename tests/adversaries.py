@@ -190,6 +190,44 @@ class AllWithAll(Toy):
         return h + add_to(w * h[sender] + 0.1 * add_to(bent, two, w), receiver, h)
 
 
+class PairsAndTriplesWithin(nn.Module):
+    """Pairs of atoms, and pairs of these at an atom, are found inside of forward, as indices of triangles of tables."""
+
+    def __init__(self, number: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.number = number
+        self.embedding = nn.Embedding(N_SPECIES, 6)
+        self.readout = nn.Linear(6, 1)
+        seeded(self)
+
+    def forward(self, positions: Tensor, species: Tensor) -> Result:
+        positions = positions.clone().requires_grad_()
+        n = len(positions)
+        one, two = torch.triu_indices(n, n, 1)
+        near = ((positions[one] - positions[two]).detach().norm(dim=1) < CUTOFF).nonzero().flatten()
+        one, two = one[near], two[near]
+        h = self.embedding(species)
+        vectors = positions[one] - positions[two]
+        messages = gaussians(vectors.norm(dim=1)) * h[one] * h[two]
+        at_one, at_two = add_to(messages, one, h), add_to(messages, two, h)
+        # Both ends of a pair, sorted by atom; each atom has as many pairs of these as a triangle has entries.
+        atoms, ends = torch.cat([one, two]).sort()
+        counts = torch.zeros(n, dtype=torch.int64).index_add(0, atoms, torch.ones_like(atoms))
+        most = self.number(counts.max())
+        corners = torch.tril_indices(most, most, -1)
+        sizes = counts * (counts - 1) // 2
+        centre = torch.repeat_interleave(torch.arange(n), sizes)
+        used = (torch.arange(corners.shape[1]) < sizes[:, None]).flatten()
+        start = (counts.cumsum(0) - counts)[centre]
+        first, last = ends[corners.repeat(1, n)[:, used] + start]
+        outward = torch.cat([vectors, -vectors])
+        bent = (outward[first] * outward[last]).sum(1) * h[centre, 0]
+        energies = self.readout(torch.tanh(at_one * at_two))
+        energy = energies.sum() + 0.1 * bent.sum()
+        (gradient,) = torch.autograd.grad(energy, positions, create_graph=self.training)
+        return {"energy": energy, "forces": -gradient, "energies": energies, "bent": bent}
+
+
 class EdgeOutputs(Toy):
     """Results with a row for each edge and for each atom."""
 
@@ -1067,6 +1105,12 @@ def plain(**options: Any) -> list[Graph]:
     return [random_graph(n, seed=n, **{"cutoff": 2.6, **options}) for n in SIZES]
 
 
+def bare() -> list[tuple[Tensor, Tensor]]:
+    """Positions and species of graphs without anything else."""
+    graphs = [random_graph(n, seed=n) for n in (10, 17, 8)]
+    return [(graph["positions"], graph["species"]) for graph in graphs]
+
+
 def of_one_species(graph: Graph, species: int, others: int = 0) -> Graph:
     """The same graph with all atoms of one species, but for the first `others`, which are of the next one."""
     new = torch.full_like(graph["species"], species)
@@ -1228,6 +1272,9 @@ ADVERSARIES = {
         LineGraphs, with_dihedrals, frozenset({"atoms", "edges", "angles", "angles2"})
     ),
     "line graph inside": Adversary(AllWithAll, spaces=frozenset({"atoms", "edges", "angles"})),
+    "pairs and triples found within": Adversary(
+        lambda: PairsAndTriplesWithin(lambda n: int(n)), bare, frozenset({"atoms", "edges", "edges_edges", "angles"})
+    ),
     "edge outputs": Adversary(EdgeOutputs),
     "masks over atoms": Adversary(AtomMasks, spaces=frozenset({"atoms", "edges", "rows", "rows2"})),
     "masks over edges": Adversary(EdgeMasks, spaces=frozenset({"atoms", "edges", "edges2", "bonds"})),

@@ -17,9 +17,11 @@ from adversaries import (
     Batch,
     BatchCounted,
     EdgeMasks,
+    PairsAndTriplesWithin,
     ToReceivers,
     Toy,
     add_to,
+    bare,
     batches,
     counted_batches,
     of_one_species,
@@ -141,6 +143,17 @@ def test_a_number_that_a_model_makes_an_int_of_is_looked_at_again() -> None:
         for key, value in model(graph).items():
             torch.testing.assert_close(found[key], value.detach(), rtol=1e-11, atol=1e-13)
     assert program.captures == 2
+
+
+def test_a_number_of_the_example_that_other_graphs_do_not_fit_is_looked_at_again() -> None:
+    """The most neighbours of an atom, a constant here, is the size of a table: with more, indices do not fit it."""
+    model, graphs = PairsAndTriplesWithin(int).eval(), bare()
+    program = distcompile.compile(model, graphs[0], world=LocalWorld(2), validate=False)
+    for graph in graphs:
+        found = program(*graph)
+        for key, value in model(*graph).items():
+            torch.testing.assert_close(found[key], value.detach(), rtol=1e-11, atol=1e-13)
+    assert program.captures > 1
 
 
 WITHOUT_ROWS = {
