@@ -3,6 +3,7 @@
 torch.tensor([a, n])      =>  stack([a, scalar_tensor(n)])     for tensors and sizes among the values
 pad(x, (1, 2))            =>  cat([zeros, x, zeros], -1)
 masked_select(x, mask)    =>  x[mask]
+x[mask] = y               =>  x.masked_fill_(mask, 0).index_put_(mask.nonzero(as_tuple=True), y, accumulate=True)
 triu_indices(n, n)        =>  (arange(n) - arange(n)[:, None] >= 0).nonzero().T
 x.data_ptr()              =>  a number that is another one for each memory
 gru_cell(x, h, weights)   =>  the products, sums and sigmoids that its documentation gives
@@ -34,8 +35,10 @@ def substitute(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return lambda: _padded(*args, **kwargs)
     if function in _SELECTS:
         return lambda: _selected(*args, **kwargs)
-    if function is Tensor.__getitem__ and isinstance(args[1], Tensor) and _is_mask(args[1]):
+    if function is Tensor.__getitem__ and _is_mask(args[1]):
         return lambda: args[0][args[1].nonzero(as_tuple=True)]
+    if function is Tensor.__setitem__ and _is_mask(args[1]):
+        return lambda: _written(*args)
     if function in _TAKES and len(args) + len(kwargs) == 3:
         return lambda: _taken(*args, **kwargs)
     if function in _TRIANGLES and any(isinstance(size, torch.SymInt) for size in (*args[:2], *kwargs.values())):
@@ -103,9 +106,18 @@ def _selected(input: Tensor, mask: Tensor) -> Tensor:
     return rows[chosen]
 
 
-def _is_mask(index: Tensor) -> bool:
+def _is_mask(index: Any) -> bool:
     """Whether an index chooses single elements, or rows of a part of them."""
-    return index.dtype == torch.bool and index.dim() > 1
+    return isinstance(index, Tensor) and index.dtype == torch.bool and index.dim() > 1
+
+
+def _written(input: Tensor, mask: Tensor, values: Any) -> None:
+    holes = mask.reshape(mask.shape + (1,) * (input.dim() - mask.dim()))
+    if not isinstance(values, Tensor) or not values.dim():
+        input.masked_fill_(holes, values)
+        return
+    chosen = mask.nonzero(as_tuple=True)
+    input.masked_fill_(holes, 0).index_put_(chosen, values.to(input.dtype), accumulate=True)  # each place once
 
 
 def _taken(input: Tensor, indices: Tensor, dim: int) -> Tensor:

@@ -170,9 +170,10 @@ def _index_put(write: Writer, node: fx.Node) -> fx.Node | None:
     if _is_mask(index):
         if constant and not accumulate:
             return _where(write, base, dim, index, values)
-        if values.meta["val"].dim() <= dim:
+        own = values.meta["val"].dim() - base.meta["val"].dim() + dim  # values may lack the first dimensions
+        if own < 0:
             return None
-        index = _mask_to_pointer(write, index, values.meta["val"].shape[dim])
+        index = _mask_to_pointer(write, index, values.meta["val"].shape[own])
     elif accumulate:
         return _as_index_add(write, base, dim, index, values)
     else:

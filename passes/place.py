@@ -161,6 +161,12 @@ def _checked(ctx: Context, node: fx.Node, found: Any) -> Any:
             symbols = {s.symbol for s in ctx.program.spaces if s.sharded}
             if dim and place.partial:
                 raise Refused("a sum over some rows of values that have a row for each of others")
+            if not dim and symbols & size.free_symbols and size not in symbols:
+                number = size.xreplace({s.symbol: sympy.Symbol(s.name) for s in ctx.program.spaces if s.sharded})
+                raise Refused(
+                    f"the model makes a list of {number} rows, which are none of the graph's (pairs that it looks for "
+                    "itself? give them to it with the graph, if it takes them)"
+                )
             if (dim and sympy.cancel(product) != 1) or (not dim and symbols & size.free_symbols):
                 raise Refused(f"its result of shape {tuple(value.shape)} was placed as {place.dims}")
     return found

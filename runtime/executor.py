@@ -99,7 +99,10 @@ class Executor:
         self._places = [placement(n) for n in output.args[0]]
         self._spaces = {s.symbol: s for s in program.row_spaces}
         (output,) = [n for n in self._index_program.graph.nodes if n.op == "output"]
-        self._index_shapes = [_raw_shape(program, n) for n in output.args[0]]
+        # Sizes as they are first, those that the example took them to be equal to after: a guard compares the two.
+        raw = [_raw_shape(program, n) for n in output.args[0]]
+        taken = [program.shape(n) if isinstance(n.meta["val"], Tensor) else () for n in output.args[0]]
+        self._index_shapes = [*enumerate(raw), *enumerate(taken)]
         self._constants = _constants(program)
         leaf_of = {n: i for i, n in enumerate(n for n in self._index_program.graph.nodes if n.op == "placeholder")}
         self._leaf_of = {i: leaf_of[n] for i, n in enumerate(output.args[0]) if n in leaf_of}
@@ -250,8 +253,10 @@ class Executor:
                     f"The graph's integers are inconsistent: {str(error).splitlines()[0]}. "
                     "Check that edges, batch and offsets refer to rows that exist."
                 ) from error
-        for shape, value in zip(self._index_shapes, values, strict=True):
-            for size, n in zip(shape, getattr(value, "shape", ()), strict=False):  # values of conditions have no rows
+        for position, shape in self._index_shapes:
+            for size, n in zip(
+                shape, getattr(values[position], "shape", ()), strict=False
+            ):  # values of conditions have no rows
                 if size.is_Symbol:
                     known.setdefault(size, n)
         for symbol, position in self.program.conditions:

@@ -271,6 +271,19 @@ class EdgeMasks(Toy):
         return h + add_to(w * h[sender], receiver, h) + 0.01 * envelope(lengths[alike]).sum()
 
 
+class ElementMasks(Toy):
+    """Single elements, and columns, that masks choose are overwritten by what is computed of them."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        h = (h + add_to(w * h[sender], receiver, h))[None].clone()
+        h[h > 0.1] -= 0.2 * h[h > 0.1] ** 2
+        h[h < -0.5] = 0.25
+        odd = graph["species"].bincount(minlength=F)[:F] % 2 == 1
+        h[:, :, odd] = torch.tanh(h[:, :, odd])
+        return h.squeeze(0)
+
+
 class MeanOfChosen(Toy):
     """The mean over the atoms that a mask chooses, whose number is known at run time only."""
 
@@ -1278,6 +1291,7 @@ ADVERSARIES = {
     "edge outputs": Adversary(EdgeOutputs),
     "masks over atoms": Adversary(AtomMasks, spaces=frozenset({"atoms", "edges", "rows", "rows2"})),
     "masks over edges": Adversary(EdgeMasks, spaces=frozenset({"atoms", "edges", "edges2", "bonds"})),
+    "masks over elements": Adversary(ElementMasks, spaces=frozenset({"atoms", "edges", "rows"})),
     "mean over a mask": Adversary(MeanOfChosen, spaces=frozenset({"atoms", "edges", "rows"})),
     "masked select": Adversary(MaskedSelect, spaces=frozenset({"atoms", "edges", "bonds"})),
     "computed pointers": Adversary(PointerArithmetic),
