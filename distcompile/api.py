@@ -201,12 +201,13 @@ class DistributedModel:
         return named, tree
 
     def _matching(self, leaves: list[Leaf], tree: Tree) -> list[Executor]:
-        """Programs captured with the same Python numbers, and not from an example too small to tell rows by."""
+        """Programs captured with the same numbers and strings, and not from an example too small to tell rows by."""
         self._executors = [e for e in self._executors if e.program.is_current]
         return [
             e
             for e in self._executors
             if e.program.capture.numbers == tree.numbers
+            and set(e.program.capture.texts) <= set(tree.texts)
             and e.program.capture.precision == precision()
             and not _outgrows(leaves, e.program.capture.leaves)
         ]
@@ -336,7 +337,9 @@ def _digest(executor: Executor) -> str:
     """Different for different programs, numbers or weights."""
     program = executor.program
     weights = fingerprint(executor.constants()) if executor.world.size > 1 else ""
-    return hashlib.sha256(f"{show_program(program)}{program.capture.numbers}{weights}".encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        f"{show_program(program)}{program.capture.numbers}{program.capture.texts}{weights}".encode()
+    ).hexdigest()[:16]
 
 
 def _validate(compiled: DistributedModel, executor: Executor, args: tuple[Any, ...]) -> None:

@@ -56,6 +56,8 @@ class Capture:
     """Per leaf, its shape in the symbols of `shape_env`."""
     numbers: tuple[tuple[str, int | float | bool], ...]
     """Python numbers of the example: constants of this graph."""
+    texts: tuple[tuple[str, str], ...]
+    """Strings of the example that the model read."""
     result: Tree
     """The model's result with its tensors taken out."""
     shape_env: ShapeEnv
@@ -114,7 +116,8 @@ def capture(
     Raises:
         CaptureError: the call cannot be traced; names the user's line, the reason and what to change.
     """
-    leaves, tree = flatten(args, counts=True)
+    read: set[str] = set()
+    leaves, tree = flatten(args, counts=True, read=read)
     leaves = [Leaf(path, leaf.tensor) for path, leaf in zip(paths, leaves, strict=True)] if paths else leaves
     if not leaves:
         raise CaptureError("The example holds no tensors: pass the graph object that the model's forward takes.")
@@ -147,6 +150,7 @@ def capture(
         tuple(leaves),
         trace.sizes,
         tree.numbers,
+        tuple(text for text in tree.texts if text[0] in read),
         trace.result,
         trace.shape_env,
         trace.checks,

@@ -4,6 +4,7 @@ torch.tensor([a, n])      =>  stack([a, scalar_tensor(n)])     for tensors and s
 pad(x, (1, 2))            =>  cat([zeros, x, zeros], -1)
 masked_select(x, mask)    =>  x[mask]
 x[mask] = y               =>  x.masked_fill_(mask, 0).index_put_(mask.nonzero(as_tuple=True), y, accumulate=True)
+x.index_reduce(0, i, y)   =>  x.scatter_reduce(0, i.reshape(-1, 1).expand_as(y), y)
 triu_indices(n, n)        =>  (arange(n) - arange(n)[:, None] >= 0).nonzero().T
 x.data_ptr()              =>  a number that is another one for each memory
 gru_cell(x, h, weights)   =>  the products, sums and sigmoids that its documentation gives
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 _TENSORS = (torch.tensor, torch.as_tensor, torch.asarray)
 _PADS = (nn.functional.pad, torch._C._nn.pad, torch.constant_pad_nd)
 _SELECTS = (torch.masked_select, Tensor.masked_select)
+_REDUCES = (torch.index_reduce, Tensor.index_reduce, Tensor.index_reduce_)
 _TRIANGLES = (torch.triu_indices, torch.tril_indices)
 _TAKES = (torch.take_along_dim, Tensor.take_along_dim)
 
@@ -35,6 +37,8 @@ def substitute(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return lambda: _padded(*args, **kwargs)
     if function in _SELECTS:
         return lambda: _selected(*args, **kwargs)
+    if function in _REDUCES:
+        return lambda: _reduced(function is Tensor.index_reduce_, *args, **kwargs)
     if function is Tensor.__getitem__ and _is_mask(args[1]):
         return lambda: args[0][args[1].nonzero(as_tuple=True)]
     if function is Tensor.__setitem__ and _is_mask(args[1]):
@@ -128,6 +132,16 @@ def _taken(input: Tensor, indices: Tensor, dim: int) -> Tensor:
         return one.expand([one.shape[d] if d == dim or other.shape[d] == 1 else other.shape[d] for d in range(n)])
 
     return like(input, indices).gather(dim, like(indices, input))
+
+
+def _reduced(
+    in_place: bool, input: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
+) -> Tensor:
+    shape = [1] * source.dim()
+    shape[dim] = -1
+    each = index.long().reshape(shape).expand_as(source)
+    scatter = input.scatter_reduce_ if in_place else input.scatter_reduce
+    return scatter(dim, each, source, reduce, include_self=include_self)
 
 
 def _triangle(

@@ -218,7 +218,8 @@ class Program:
     def size(self, value: Any) -> sympy.Expr:
         """A size (int, SymInt or expression) in the symbols of the spaces."""
         merged = dict(self.merged)
-        expr = self.capture.size(value) if isinstance(value, int | torch.SymInt) else value
+        is_expression = not isinstance(value, int | torch.SymInt)  # of which a pass may have found more since
+        expr = self.capture.raw_size(value) if is_expression else self.capture.size(value)
         while expr.free_symbols & set(merged):
             expr = self.capture.size(expr.xreplace(merged))
         return expr

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .sizes import SMALLEST_SPACE
+from .texts import Text
 
 # Objects of these types never hold the tensors of a graph, so they are not searched.
 _OPAQUE = (
@@ -42,6 +43,8 @@ class Tree:
     rebuild: Callable[[Iterator[Any]], Any]
     numbers: tuple[tuple[str, int | float | bool], ...]
     """Python numbers found in the object: a captured program holds for these values only."""
+    texts: tuple[tuple[str, str], ...]
+    """Strings found in it: a captured program holds for those that the model read."""
 
     def unflatten(self, leaves: Sequence[Any]) -> Any:
         """Return the object with its tensors replaced by `leaves`, given in the order of `flatten`."""
@@ -52,35 +55,53 @@ COUNTS = range(SMALLEST_SPACE, 10**8)
 """Python integers that may be the number of rows of an index space."""
 
 
-def flatten(obj: Any, root: str = "", counts: bool = False) -> tuple[list[Leaf], Tree]:
+def flatten(obj: Any, root: str = "", counts: bool = False, read: set[str] | None = None) -> tuple[list[Leaf], Tree]:
     """Return the tensors of `obj`, in a stable order, and the tree that puts others in their place.
 
     The object itself is never changed: containers are copied on rebuilding. With `counts`, integers that may count
-    rows are leaves too, and are rebuilt from the size of what stands in for them.
+    rows are leaves too, and are rebuilt from the size of what stands in for them. With `read`, strings are rebuilt as
+    such that add their paths to it when they are read.
     """
-    leaves: list[Leaf] = []
-    numbers: list[tuple[str, int | float | bool]] = []
-    rebuild = _flatten(obj, root, leaves, numbers, counts, ())
-    return leaves, Tree(rebuild, tuple(numbers))
+    found = _Found([], [], [], counts, read)
+    rebuild = _flatten(obj, root, found, ())
+    return found.leaves, Tree(rebuild, tuple(found.numbers), tuple(found.texts))
 
 
-def _flatten(
-    obj: Any,
-    path: str,
-    leaves: list[Leaf],
-    numbers: list[tuple[str, int | float | bool]],
-    counts: bool,
-    above: tuple[int, ...],
-) -> Callable[[Iterator[Any]], Any]:
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What an object holds so far, and what is looked for."""
+
+    leaves: list[Leaf]
+    numbers: list[tuple[str, int | float | bool]]
+    texts: list[tuple[str, str]]
+    counts: bool
+    read: set[str] | None
+
+    @property
+    def replaced(self) -> int:
+        """How many values so far are rebuilt as others."""
+        return len(self.leaves) + (len(self.texts) if self.read is not None else 0)
+
+    def text(self, path: str, value: str) -> Callable[[Iterator[Any]], Any]:
+        self.texts.append((path, value))
+        read = self.read
+        if read is None:
+            return lambda it: value
+        return lambda it: Text(value, lambda: read.add(path))
+
+
+def _flatten(obj: Any, path: str, found: _Found, above: tuple[int, ...]) -> Callable[[Iterator[Any]], Any]:
     if isinstance(obj, Tensor | torch.SymInt | torch.SymFloat):
-        leaves.append(Leaf(path or "input", obj))
+        found.leaves.append(Leaf(path or "input", obj))
         return lambda it: next(it)
-    if counts and type(obj) is int and obj in COUNTS:
-        leaves.append(Leaf(path, torch.zeros((), dtype=torch.bool).expand(obj)))
+    if found.counts and type(obj) is int and obj in COUNTS:
+        found.leaves.append(Leaf(path, torch.zeros((), dtype=torch.bool).expand(obj)))
         return lambda it: next(it).shape[0]
     if isinstance(obj, int | float):
-        numbers.append((path, obj))
+        found.numbers.append((path, obj))
         return lambda it: obj
+    if type(obj) is str:
+        return found.text(path, obj)
     if obj is None or isinstance(obj, _OPAQUE) or id(obj) in above:
         return lambda it: obj
 
@@ -88,9 +109,9 @@ def _flatten(
     children = _children(obj)
     if not children:
         return lambda it: obj
-    before = len(leaves)
-    parts = [(key, _flatten(child, path + label, leaves, numbers, counts, above)) for key, label, child in children]
-    if len(leaves) == before:  # nothing to put in, but what a model appends to must not be the user's
+    before = found.replaced
+    parts = [(key, _flatten(child, path + label, found, above)) for key, label, child in children]
+    if found.replaced == before:  # nothing to put in, but what a model appends to must not be the user's
         return lambda it: copy.copy(obj) if type(obj) in (list, dict, set) else obj
     return lambda it: _with_children(obj, [(key, part(it)) for key, part in parts])
 

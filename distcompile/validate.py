@@ -42,6 +42,8 @@ def compare(found: Sequence[Leaf], expected: Sequence[Leaf], where: str) -> None
         if not b.is_floating_point():
             same, worst = torch.equal(a, b), 0.0
         else:
+            both = a.isnan() & b.isnan()  # a mean over nothing is none in either
+            a, b = a.masked_fill(both, 0), b.masked_fill(both, 0)
             worst = float((a - b).abs().max()) if b.numel() else 0.0
             scale = float(b.abs().max()) if b.numel() else 0.0
             relative, absolute = RELATIVE.get(b.dtype, 1e-2), ABSOLUTE.get(b.dtype, 1e-2)

@@ -157,7 +157,9 @@ class ScatterMean(Toy):
         total = torch.zeros_like(h).scatter_reduce(0, index, w * with_self[sender], "sum")
         species = graph["species"][:, None].expand_as(h)
         kind = torch.zeros(N_SPECIES, F, dtype=h.dtype).scatter_reduce(0, species, h, "mean", include_self=False)
-        return with_self + total + kind[graph["species"]]
+        whole = torch.zeros(1, F, dtype=h.dtype)
+        whole.index_reduce_(0, torch.zeros_like(graph["species"]), h, "mean", include_self=False)
+        return with_self + total + kind[graph["species"]] + whole
 
 
 class LineGraphs(Toy):

@@ -36,6 +36,8 @@ from distcompile.runtime import budget
 from distcompile.runtime.halo import all_reduce
 from distcompile.runtime.shard import shard_inputs
 from distcompile.testing import check_model
+from distcompile.tree import Leaf
+from distcompile.validate import compare
 
 EXAMPLE, OTHER = plain()[:2]
 """10 atoms, and 17."""
@@ -439,6 +441,40 @@ def test_python_numbers_of_a_graph_are_constants_of_a_program() -> None:
         graph = {**OTHER, "scale": scale}
         torch.testing.assert_close(compiled(graph)["energy"], model(graph)["energy"].detach(), rtol=1e-12, atol=0)
     assert compiled.captures == 2
+
+
+def test_strings_of_a_graph_that_the_model_reads_are_constants_of_a_program() -> None:
+    """Another data set takes another head, and a program of its own; another identifier does not."""
+
+    class Headed(ToReceivers):
+        def update(self, graph: Any, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+            (dataset,) = graph["dataset"]
+            heads = {"bulk": 0.5, "molecules": 2.0}
+            return super().update(graph, h, w, vectors, lengths) * heads[dataset]
+
+    model = Headed().eval()
+    compiled = distcompile.compile(model, {**EXAMPLE, "dataset": ["bulk"], "name": "example"}, world=LocalWorld(2))
+    for dataset, name in (("molecules", "a"), ("bulk", "b"), ("molecules", "c"), ("bulk", "d")):
+        graph = {**OTHER, "dataset": [dataset], "name": name}
+        torch.testing.assert_close(compiled(graph)["energy"], model(graph)["energy"].detach(), rtol=1e-12, atol=0)
+    assert compiled.captures == 2
+
+
+def test_a_result_that_is_not_a_number_in_the_stock_model_is_not_one_here() -> None:
+    """The mean over no atom of a kind; what is one in one of the two models only is still an error."""
+
+    class Means(ToReceivers):
+        def energy(self, graph: Any, vectors: Tensor, lengths: Tensor) -> tuple[Tensor, Any]:
+            energy, others = super().energy(graph, vectors, lengths)
+            return energy, {**others, "mean": lengths[lengths < 0].mean()}
+
+    model = Means().eval()
+    compiled = distcompile.compile(model, EXAMPLE, world=LocalWorld(2))
+    assert bool(compiled(OTHER)["mean"].isnan())
+    torch.testing.assert_close(compiled(OTHER)["energy"], model(OTHER)["energy"].detach(), rtol=1e-12, atol=0)
+    one, none = Leaf("['mean']", torch.tensor([1.0])), Leaf("['mean']", torch.tensor([torch.nan]))
+    with pytest.raises(ValidationError, match="differs from the stock model by nan"):
+        compare([one], [none], "on the example")
 
 
 def test_the_error_names_the_line_of_the_helper_that_is_wrong() -> None:
