@@ -370,4 +370,4 @@ def _check(compiled: DistributedModel, executor: Executor, leaves: list[Leaf], t
             f"The stock model fails {where}, where the captured program does not: {type(error).__name__}: {error}. "
             "Does it keep tensors from an earlier call (caches), of the sizes of that call?"
         ) from error
-    compare([Leaf(e.path, f) for e, f in zip(expected, found, strict=True)], expected, where)
+    compare([Leaf(e.path, f) for e, f in zip(expected, found, strict=True)], expected, where, leaves)

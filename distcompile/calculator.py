@@ -47,7 +47,7 @@ def distribute(
     Raises:
         TypeError: the calculator holds no ``nn.Module``.
     """
-    modules = list(_modules(calculator))
+    modules = _modules(calculator)
     if not modules:
         raise TypeError(
             f"{type(calculator).__name__} holds no torch.nn.Module in its attributes, so there is no model to "
@@ -142,7 +142,13 @@ class _WithTensors:
         return self._forward(*positional, **keywords, **options)
 
 
-def _modules(holder: Any, depth: int = 3) -> Iterator[nn.Module]:
+def _modules(calculator: Any) -> list[nn.Module]:
+    """The models of a calculator: its modules with weights, if any has, not what prepares their graphs."""
+    found = list(_outermost(calculator))
+    return [module for module in found if next(module.parameters(), None) is not None] or found
+
+
+def _outermost(holder: Any, depth: int = 3) -> Iterator[nn.Module]:
     """The outermost modules in an object's attributes and their containers."""
     if isinstance(holder, nn.Module):
         yield holder
@@ -155,4 +161,4 @@ def _modules(holder: Any, depth: int = 3) -> Iterator[nn.Module]:
             inside = list(getattr(holder, "__dict__", {}).values())
         for value in inside:
             if not isinstance(value, str | bytes | int | float | type):
-                yield from _modules(value, depth - 1)
+                yield from _outermost(value, depth - 1)

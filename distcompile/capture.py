@@ -125,6 +125,7 @@ def capture(
         with functorch_config.patch(fake_tensor_propagate_real_tensors=True), quiet(), nothing_kept(), _mended():
             cures = Cures()
             trace: _Trace | None = None
+            failure: Exception | None = None
             while trace is None or cures.learn(trace.shape_env, trace.sizes):
                 trace = None  # should this attempt fail, an earlier one is no answer
                 try:
@@ -136,7 +137,9 @@ def capture(
                     if isinstance(error, GuardOnDataDependentSymNode) and not cures.keeps_all_values:
                         cures.keeps_all_values = True  # the answer may hang on features, whose values were dropped
                     elif not cures.conversions.fix_numbers():
-                        raise
+                        failure = failure or error
+                        if not cures.search_around(failure):
+                            raise failure from None
             conditions = _keep_conditions(trace)
             with as_written():
                 functional = _functionalize(trace)

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,11 +27,14 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
 
 from .functions import substitute
-from .host import LeftTorch, Place, as_host_function, leaves_torch, place_of
+from .host import LeftTorch, Place, as_host_function, leaves_torch, places_of
 from .kept import nothing_kept
 from .runtime.halo import stop_gradient
 from .shadows import Conversions, Namespace, mathematics, replaced, size_of, symbolic_mathematics
 from .torchscript import ScriptedModule, scripted_function
+
+TRIED = 8
+"""How many functions around a failure are tried as single steps: each takes a capture up to there."""
 
 
 class Cures:
@@ -43,6 +47,10 @@ class Cures:
         self.keeps_all_values = False
         """Whether wide values of the example are kept too, because a branch hangs on them."""
         self._host: list[Place] = []
+        self._failing: Place | None = None
+        """A function that tracing fails in, tried as a single step."""
+        self._around: Iterator[Place] = iter(())
+        """Those around it, to be tried after it."""
 
     @contextmanager
     def applied(self, model: nn.Module | None, leaves: Sequence[Tensor]) -> Iterator[None]:
@@ -60,7 +68,7 @@ class Cures:
             stack.enter_context(self.conversions.watched())
             stack.enter_context(torch.backends.opt_einsum.flags(enabled=False))
             for place in self._host:
-                stack.enter_context(as_host_function(place))
+                stack.enter_context(as_host_function(place, only_indices=place is self._failing))
             stack.enter_context(self._gradients_noted())
             stack.enter_context(_Constructors(self.bincounts, leaves))
             yield
@@ -79,11 +87,21 @@ class Cures:
 
     def learn_from(self, error: LeftTorch) -> bool:
         """Remember the function that left torch; False if there is none to replace, or it was replaced already."""
-        place = place_of(error)
+        place = next(places_of(error), None)
         if place is None or place[1] in [name for _, name in self._host]:
             return False
         self._host.append(place)
         return True
+
+    def search_around(self, error: Exception) -> bool:
+        """Where tracing fails, try the next function around it as a single step; False if none is left."""
+        if self._failing is None:
+            self._around = itertools.islice(places_of(error), TRIED)
+        else:
+            self._host.remove(self._failing)
+        self._failing = next(self._around, None)
+        self._host += [self._failing] if self._failing is not None else []
+        return self._failing is not None
 
     def learn(self, shape_env: ShapeEnv, sizes: Sequence[Sequence[sympy.Expr]]) -> bool:
         """Look back on a capture; True if another one would profit."""

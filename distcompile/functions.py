@@ -6,12 +6,13 @@ masked_select(x, mask)    =>  x[mask]
 x[mask] = y               =>  x.masked_fill_(mask, 0).index_put_(mask.nonzero(as_tuple=True), y, accumulate=True)
 x.index_reduce(0, i, y)   =>  x.scatter_reduce(0, i.reshape(-1, 1).expand_as(y), y)
 triu_indices(n, n)        =>  (arange(n) - arange(n)[:, None] >= 0).nonzero().T
-x.data_ptr()              =>  a number that is another one for each memory
+x.data_ptr()              =>  something that is another one for each memory
 gru_cell(x, h, weights)   =>  the products, sums and sigmoids that its documentation gives
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -59,9 +60,19 @@ def substitute(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return None
 
 
-def _address(x: Tensor) -> int:
-    """A stand-in for an address, which a traced tensor has not: models ask whether two tensors are one."""
-    return abs(hash((x.untyped_storage()._cdata, str(x.storage_offset()))))
+@dataclasses.dataclass(frozen=True)
+class _Address:
+    """Stands in for an address, which a traced tensor has not: models ask whether two tensors are one.
+
+    It is no number, so that nobody reads from it.
+    """
+
+    storage: int
+    offset: str
+
+
+def _address(x: Tensor) -> Any:
+    return _Address(x.untyped_storage()._cdata, str(x.storage_offset()))
 
 
 def _holds_symbols(value: Any) -> bool:

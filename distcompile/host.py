@@ -4,12 +4,15 @@
                                             =>   distcompile.host([edge_index], [n], "build_triplets/0")
 
 The tracer cannot follow a tensor into NumPy. Where it is asked to, the innermost function of the model around the
-request is replaced for the next capture by an operator that calls it as it is.
+request is replaced for the next capture by an operator that calls it as it is. So is, where tracing fails otherwise,
+the innermost function around the failure that builds indices: a neighbour search may do what the tracer cannot follow.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
+import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,12 +30,16 @@ class LeftTorch(Exception):  # noqa: N818  caught by the capture, never seen by 
     """A traced tensor was asked for its values by code outside torch."""
 
 
+class BuildsNoIndices(Exception):  # noqa: N818  caught by the capture, never seen by a user
+    """A function that was tried as a single step, because tracing it fails, is more than a search for indices."""
+
+
 Place = tuple[Any, str]
 """A module or class, and the name in it of a function that leaves torch."""
 
 
-def place_of(error: LeftTorch) -> Place | None:
-    """The innermost function around the request that can be replaced: of a module, or a method other than forward."""
+def places_of(error: Exception) -> Iterator[Place]:
+    """The functions around a failure that can be replaced, from within: of modules, or methods other than forward."""
     frames: list[types.FrameType] = []
     step = error.__traceback__
     while step is not None:
@@ -43,17 +50,21 @@ def place_of(error: LeftTorch) -> Place | None:
         if module.partition(".")[0] in ("torch", "numpy", "distcompile"):
             continue
         name = frame.f_code.co_name
-        if getattr(frame.f_globals.get(name), "__code__", None) is frame.f_code:
-            return _Globals(frame.f_globals), name
+        if _code_of(frame.f_globals.get(name)) is frame.f_code:
+            yield _Globals(frame.f_globals), name
         owner = type(frame.f_locals.get("self"))
         for base in owner.__mro__:
-            if name != "forward" and getattr(base.__dict__.get(name), "__code__", None) is frame.f_code:
-                return base, name
-    return None
+            if name != "forward" and _code_of(base.__dict__.get(name)) is frame.f_code:
+                yield base, name
+
+
+def _code_of(function: Any) -> types.CodeType | None:
+    """The code of a function, also within decorators."""
+    return getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
 
 
 class _Globals:
-    """Attribute access to a module's globals."""
+    """Attribute access to a module's globals; what is set is set in every module that imported what was there."""
 
     def __init__(self, space: dict[str, Any]) -> None:
         object.__setattr__(self, "_space", space)
@@ -62,22 +73,25 @@ class _Globals:
         return self._space[name]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._space[name] = value
+        before = self._space[name]
+        for space in [self._space, *(vars(module) for module in list(sys.modules.values()) if module is not None)]:
+            if space.get(name) is before:
+                space[name] = value
 
 
 @contextmanager
-def as_host_function(place: Place) -> Iterator[None]:
-    """Replace a function by one that is captured as a single step."""
+def as_host_function(place: Place, only_indices: bool) -> Iterator[None]:
+    """Replace a function by one that is captured as a single step, if wanted only if it builds indices."""
     owner, name = place
     original = getattr(owner, name)
-    setattr(owner, name, _captured(original))
+    setattr(owner, name, _captured(original, only_indices))
     try:
         yield
     finally:
         setattr(owner, name, original)
 
 
-def _captured(function: Callable[..., Any]) -> Callable[..., Any]:
+def _captured(function: Callable[..., Any], only_indices: bool) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         leaves, tree = flatten((args, kwargs))
@@ -91,7 +105,9 @@ def _captured(function: Callable[..., Any]) -> Callable[..., Any]:
             return tree.unflatten([next(rows if is_tensor else numbers) for is_tensor in order])
 
         made = HostCall(function, arguments)
-        _, kept, spec = on_example(made, tensors, sizes)
+        found, kept, spec = on_example(made, tensors, sizes)
+        if only_indices and not any(t.dtype == torch.int64 and t.dim() for t in found):
+            raise BuildsNoIndices
         results = iter(host([t.detach() for t in tensors], sizes, register(made)))
         flat = [next(results) if v is None else next(results).item() if is_result(v) else v for v in kept]
         return pytree.tree_unflatten(flat, spec)

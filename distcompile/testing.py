@@ -22,6 +22,7 @@ from .api import arguments, compile
 from .errors import ValidationError
 from .runtime.world import LocalWorld
 from .tree import flatten
+from .validate import coarsest
 
 RELATIVE = {torch.float64: 1e-9, torch.float32: 1e-5}
 """Largest difference allowed, relative to the largest value of an output."""
@@ -104,8 +105,8 @@ def check_model(
             in show here.
         ranks: numbers of virtual ranks.
         model_kwargs: keyword arguments of every call.
-        relative: largest difference allowed relative to the largest value of an output; 1e-9 in float64 and
-            1e-5 in float32 if None.
+        relative: largest difference allowed relative to the largest value of an output; if None, 1e-9 where all is
+            in float64 and 1e-5 where the graph or an output is in float32.
 
     Raises:
         ValidationError: an output differs; the message is the whole table.
@@ -115,6 +116,8 @@ def check_model(
     others = list(other_graph) if isinstance(other_graph, list) else [other_graph] if other_graph is not None else []
     graphs = {"graph": graph, **{f"other_graph{i or ''}": other for i, other in enumerate(others)}}
     stock = {name: _stock(model, g, kwargs) for name, g in graphs.items()}
+    dtype = coarsest([*[leaf.tensor for leaf in flatten(graph)[0]], *stock["graph"].values()])
+    allowed = relative or RELATIVE.get(dtype, 0.0)
     start = time.perf_counter()
     first = compile(model, graph, model_kwargs=kwargs, world=LocalWorld(1), validate=not others)
     seconds = time.perf_counter() - start
@@ -125,8 +128,7 @@ def check_model(
         for name, g in graphs.items():
             found = {leaf.path: leaf.tensor for leaf in flatten(compiled(*arguments(g)))[0]}
             differences += [
-                _difference(name, n, path, found.get(path), expected, relative)
-                for path, expected in stock[name].items()
+                _difference(name, n, path, found.get(path), expected, allowed) for path, expected in stock[name].items()
             ]
         captures += compiled.captures - first.captures
     report = Report(
@@ -157,11 +159,9 @@ def _dtype(outputs: dict[str, Tensor]) -> str:
     return " and ".join(sorted(found)) or "no floating-point output"
 
 
-def _difference(
-    graph: str, ranks: int, path: str, ours: Tensor | None, stock: Tensor, relative: float | None
-) -> Difference:
+def _difference(graph: str, ranks: int, path: str, ours: Tensor | None, stock: Tensor, relative: float) -> Difference:
     largest = float(stock.abs().max()) if stock.numel() else 0.0
-    allowed = (relative or RELATIVE.get(stock.dtype, 0.0)) * max(largest, FLOOR)
+    allowed = relative * max(largest, FLOOR)
     if ours is None or ours.shape != stock.shape:
         return Difference(graph, ranks, path, math.inf, largest, allowed)
     absolute = float((ours.double() - stock.double()).abs().max()) if stock.numel() else 0.0

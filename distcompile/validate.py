@@ -8,7 +8,7 @@ elements of the user's tensors are row numbers is read off by running the index 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -30,8 +30,15 @@ UNDER_AUTOCAST = 5e-2
 ABSOLUTE = {torch.float64: 1e-10, torch.float32: 2e-4}
 
 
-def compare(found: Sequence[Leaf], expected: Sequence[Leaf], where: str) -> None:
-    """Raise `ValidationError` if two results of a model differ by more than rounding."""
+def coarsest(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The least precise type of numbers among those that a model takes and gives, in which it computes."""
+    found = [t.dtype for t in tensors if t.is_floating_point()]
+    return max(found, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64)
+
+
+def compare(found: Sequence[Leaf], expected: Sequence[Leaf], where: str, given: Sequence[Leaf] = ()) -> None:
+    """Raise `ValidationError` if two results of a model, of what it is `given`, differ by more than rounding."""
+    dtype = coarsest([leaf.tensor for leaf in (*given, *expected)])
     for ours, stock in zip(found, expected, strict=True):
         a, b = ours.tensor.detach(), stock.tensor.detach()
         if a.shape != b.shape:
@@ -46,7 +53,7 @@ def compare(found: Sequence[Leaf], expected: Sequence[Leaf], where: str) -> None
             a, b = a.masked_fill(both, 0), b.masked_fill(both, 0)
             worst = float((a - b).abs().max()) if b.numel() else 0.0
             scale = float(b.abs().max()) if b.numel() else 0.0
-            relative, absolute = RELATIVE.get(b.dtype, 1e-2), ABSOLUTE.get(b.dtype, 1e-2)
+            relative, absolute = RELATIVE.get(dtype, 1e-2), ABSOLUTE.get(dtype, 1e-2)
             if precision():
                 relative, absolute = UNDER_AUTOCAST, 1e-2
             same = worst <= relative * scale + absolute

@@ -230,6 +230,25 @@ class PairsAndTriplesWithin(nn.Module):
         return {"energy": energy, "forces": -gradient, "energies": energies, "bent": bent}
 
 
+@torch.no_grad()
+def images_within(positions: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """All pairs of atoms and images that are near, and the images: how many are looked at hangs on the cell."""
+    faces = torch.linalg.cross(cell[[1, 2, 0]], cell[[2, 0, 1]]).norm(dim=1)
+    reach = (CUTOFF * faces / torch.linalg.det(cell).abs()).ceil()
+    images = torch.cartesian_prod(*[torch.arange(-n.item(), n.item() + 1, dtype=cell.dtype) for n in reach])
+    lengths = (positions[:, None, None] + images @ cell - positions[:, None]).norm(dim=-1)
+    sender, receiver, image = ((lengths < CUTOFF) & (lengths > 0)).nonzero(as_tuple=True)
+    return torch.stack([sender, receiver]), images[image]
+
+
+class PeriodicSearchWithin(ToReceivers):
+    """Neighbours are looked for inside of forward, in a way that tracing cannot follow."""
+
+    def forward(self, graph: Graph) -> Result:
+        edges, shifts = images_within(graph["positions"], graph["cell"])
+        return super().forward({**graph, "edge_index": edges, "shifts": shifts})
+
+
 class EdgeOutputs(Toy):
     """Results with a row for each edge and for each atom."""
 
@@ -1120,6 +1139,12 @@ def plain(**options: Any) -> list[Graph]:
     return [random_graph(n, seed=n, **{"cutoff": 2.6, **options}) for n in SIZES]
 
 
+def without_edges() -> list[Graph]:
+    """Graphs of which only positions, species and the cell are given."""
+    graphs = plain()
+    return [{key: graph[key] for key in ("positions", "species", "cell")} for graph in graphs]
+
+
 def bare() -> list[tuple[Tensor, Tensor]]:
     """Positions and species of graphs without anything else."""
     graphs = [random_graph(n, seed=n) for n in (10, 17, 8)]
@@ -1290,6 +1315,7 @@ ADVERSARIES = {
     "pairs and triples found within": Adversary(
         lambda: PairsAndTriplesWithin(lambda n: int(n)), bare, frozenset({"atoms", "edges", "edges_edges", "angles"})
     ),
+    "neighbours looked for within": Adversary(PeriodicSearchWithin, without_edges),
     "edge outputs": Adversary(EdgeOutputs),
     "masks over atoms": Adversary(AtomMasks, spaces=frozenset({"atoms", "edges", "rows", "rows2"})),
     "masks over edges": Adversary(EdgeMasks, spaces=frozenset({"atoms", "edges", "edges2", "bonds"})),

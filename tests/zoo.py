@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -222,6 +223,46 @@ class BackboneAndHead(torch.nn.Module):
 
     def forward(self, data: Any) -> Any:
         return self.head(data, self.backbone(data))
+
+
+def save_uma(path: Path) -> None:
+    """Write what fairchem's calculator reads: UMA's backbone with four experts and a head for a data set, untrained."""
+    import hydra
+    from fairchem.core.units.mlip_unit.api.inference import MLIPInferenceCheckpoint
+
+    models, unit = "fairchem.core.models.uma", "fairchem.core.units.mlip_unit.mlip_unit"
+    datasets = {"omat": "omat", "omol": "omol"}
+    backbone = {
+        "model": f"{models}.escn_moe.eSCNMDMoeBackbone", "num_experts": 4, "use_composition_embedding": True,
+        "moe_layer_type": "pytorch", "max_num_elements": 100, "sphere_channels": 8, "hidden_channels": 8,
+        "edge_channels": 8, "num_layers": 1, "lmax": 2, "mmax": 2, "cutoff": 5.0, "num_distance_basis": 16,
+        "otf_graph": True, "direct_forces": False, "regress_forces": True, "regress_stress": True,
+        "use_dataset_embedding": True, "dataset_mapping": datasets, "chg_spin_emb_type": "pos_emb",
+        "always_use_pbc": False,
+    }  # fmt: skip
+    head = {
+        "module": f"{models}.escn_moe.DatasetSpecificMoEWrapper", "head_cls": f"{models}.escn_md.MLP_EFS_Head",
+        "wrap_property": True, "head_kwargs": {"wrap_property": False}, "dataset_mapping": datasets,
+    }  # fmt: skip
+    config = {
+        "_target_": "fairchem.core.models.base.HydraModel", "backbone": backbone, "heads": {"head": head},
+        "otf_graph": True, "pass_through_head_outputs": True, "model_id": "untrained",
+    }  # fmt: skip
+    levels = {"energy": ("system", [1]), "forces": ("atom", [3]), "stress": ("system", [1, 9])}
+    scale = {"_target_": "fairchem.core.modules.normalization.normalizer.Normalizer", "mean": 0.0, "rmsd": 1.0}
+    tasks = [
+        {
+            "_target_": f"{unit}.Task", "name": f"{dataset}_{name}", "level": level, "property": name,
+            "datasets": [dataset], "normalizer": scale,
+            "out_spec": {"_target_": f"{unit}.OutputSpec", "dim": size, "dtype": "float64"},
+        }
+        for dataset in datasets
+        for name, (level, size) in levels.items()
+    ]  # fmt: skip
+    torch.manual_seed(0)
+    model = hydra.utils.instantiate(config)
+    averaged = torch.optim.swa_utils.AveragedModel(model).state_dict()
+    torch.save(MLIPInferenceCheckpoint(config, model.state_dict(), averaged, tasks), path)
 
 
 @cache

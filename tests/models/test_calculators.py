@@ -48,6 +48,27 @@ def sevennet(_: Path) -> Any:
     return SevenNetCalculator("7net-0", device="cpu")
 
 
+def nequip(_: Path) -> Any:
+    """NequIP with random weights; the calculator also holds modules that prepare its graphs."""
+    from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
+    from nequip.integrations.ase import NequIPCalculator
+
+    transforms = [ChemicalSpeciesToAtomTypeMapper(list(zoo.MATGL_ELEMENTS)), NeighborListTransform(r_max=4.5)]
+    return NequIPCalculator(copy.deepcopy(zoo.nequip().model).eval(), device="cpu", transforms=transforms)
+
+
+def fairchem(folder: Path) -> Any:
+    """UMA's mixture of experts with random weights; with default settings it looks for neighbours within forward."""
+    from fairchem.core.calculate.ase_calculator import FAIRChemCalculator
+    from fairchem.core.units.mlip_unit.api.inference import InferenceSettings
+    from fairchem.core.units.mlip_unit.predict import MLIPPredictUnit
+
+    unit = MLIPPredictUnit(
+        str(folder / "uma.pt"), device="cpu", inference_settings=InferenceSettings(base_precision_dtype="float64")
+    )
+    return FAIRChemCalculator(unit, task_name="omat")
+
+
 @contextlib.contextmanager
 def made(name: str, folder: Path) -> Iterator[Any]:
     """The stock calculator of a package; CHGNet's is in float64 inside."""
@@ -55,7 +76,9 @@ def made(name: str, folder: Path) -> Iterator[Any]:
         with zoo.chgnet_calculator() as make:
             yield make()
     else:
-        makers: dict[str, Callable[[Path], Any]] = {"mace": mace, "matgl": matgl, "sevenn": sevennet}
+        makers: dict[str, Callable[[Path], Any]] = {
+            "mace": mace, "matgl": matgl, "sevenn": sevennet, "nequip": nequip, "fairchem": fairchem
+        }  # fmt: skip
         yield makers[name](folder) if name in makers else SpringCalculator()
 
 
@@ -65,6 +88,8 @@ PROPERTIES = {
     "mace": ("energy", "forces", "stress"),
     "matgl": ("energy", "forces", "stress", "magmoms"),
     "sevenn": ("energy", "forces", "stress"),
+    "nequip": ("energy", "forces", "stress"),
+    "fairchem": ("energy", "forces", "stress"),
 }
 
 
@@ -99,6 +124,8 @@ def test_the_same_script_on_ranks(name: str, tmp_path: Path) -> None:
         pytest.skip(f"{name} is not installed in this environment")
     if name == "mace":
         torch.save(zoo.mace().model, tmp_path / "small.model")
+    elif name == "fairchem":
+        zoo.save_uma(tmp_path / "uma.pt")
     if name in ("springs", "mace"):
         answers = run_ranks(2, script, name, tmp_path, None, timeout=300.0)
     else:
