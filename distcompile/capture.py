@@ -19,12 +19,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import sympy
 import torch
 import torch._functorch.config as functorch_config
 import torch._meta_registrations
 from torch import Tensor, fx, nn
 from torch.func import functionalize
+from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import PythonKeyTracer, make_fx
 from torch.fx.experimental.symbolic_shapes import (
     GuardOnDataDependentSymNode,
@@ -298,14 +300,29 @@ def _helpers_recorded() -> Iterator[None]:
 
 @contextmanager
 def _mended() -> Iterator[None]:
-    """Let shapes of triangular systems be followed: torch expands operands to the sizes they have, which it cannot."""
+    """Let torch follow what it does not by itself.
+
+    Shapes of triangular systems: it expands operands to the sizes that they have, which it cannot. Weights of a class
+    of the model's own: it takes them for tensors that handle their operators themselves.
+    """
 
     def broadcast(one: Tensor, two: Tensor, name: str | None = None) -> tuple[Tensor, Tensor]:
         return (one, two) if one.shape[:-2] == two.shape[:-2] else stock(one, two, name)
 
     stock = torch._meta_registrations._linalg_broadcast_batch_dims_name
-    with replaced(torch._meta_registrations, "_linalg_broadcast_batch_dims_name", broadcast):
+    with (
+        replaced(torch._meta_registrations, "_linalg_broadcast_batch_dims_name", broadcast),
+        replaced(proxy_tensor, "HANDLED_TYPES", _Followed(proxy_tensor.HANDLED_TYPES)),
+    ):
         yield
+
+
+class _Followed(tuple[type, ...]):
+    """The types of tensors that are followed."""
+
+    def __contains__(self, kind: Any) -> bool:
+        is_weight = issubclass(kind, nn.Parameter) and kind.__torch_dispatch__ is nn.Parameter.__torch_dispatch__
+        return is_weight or super().__contains__(kind)
 
 
 @contextmanager
@@ -326,11 +343,13 @@ def quiet() -> Iterator[None]:
 
 def _explained(error: Exception) -> CaptureError:
     """Turn a failure inside the tracer into one message that points at the model's own line."""
-    ours = (torch.__path__[0], __file__.rsplit("/", 1)[0])
+    ours = (torch.__path__[0], np.__path__[0], __file__.rsplit("/", 1)[0])
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
     where = f"{frames[-1].filename}:{frames[-1].lineno}\n    {frames[-1].line}" if frames else "unknown"
     reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
-    if "INTERNAL ASSERT" in reason:
+    if isinstance(error, LeftTorch):
+        reason = "forward itself asks for the values of a tensor (NumPy, a list); a function that it calls may do so"
+    elif "INTERNAL ASSERT" in reason:
         reason = "torch cannot follow this operator when sizes, or numbers computed from tensors, are not known"
     return CaptureError(
         f"The model's call could not be captured.\n  at {where}\n  reason: {reason}\n"

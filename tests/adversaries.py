@@ -249,6 +249,21 @@ class PeriodicSearchWithin(ToReceivers):
         return super().forward({**graph, "edge_index": edges, "shifts": shifts})
 
 
+class Scale(nn.Parameter):
+    """A weight of a class of its own."""
+
+
+class OwnWeights(Toy):
+    """A weight that is of a class of the model's own."""
+
+    def more(self) -> None:
+        self.scale = Scale(torch.linspace(0.5, 1.5, F))
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        return h + add_to(w * self.scale * h[sender], receiver, h)
+
+
 class EdgeOutputs(Toy):
     """Results with a row for each edge and for each atom."""
 
@@ -1316,6 +1331,7 @@ ADVERSARIES = {
         lambda: PairsAndTriplesWithin(lambda n: int(n)), bare, frozenset({"atoms", "edges", "edges_edges", "angles"})
     ),
     "neighbours looked for within": Adversary(PeriodicSearchWithin, without_edges),
+    "weights of a class of their own": Adversary(OwnWeights),
     "edge outputs": Adversary(EdgeOutputs),
     "masks over atoms": Adversary(AtomMasks, spaces=frozenset({"atoms", "edges", "rows", "rows2"})),
     "masks over edges": Adversary(EdgeMasks, spaces=frozenset({"atoms", "edges", "edges2", "bonds"})),

@@ -198,6 +198,14 @@ def rows(id: str, then: Callable[[Tensor], Tensor], *words: str, error: Any = Un
     return case(id, computing(lambda model, graph, h, w, lengths: then(h)), error, *words, missing=missing)
 
 
+class InForward(nn.Module):
+    """Asks for the values of a tensor in ``forward``, which cannot be one step: there is more in it."""
+
+    def forward(self, graph: Graph) -> Any:
+        widths = torch.from_numpy(np.asarray(graph["edge_index"]).max(1))
+        return {"energy": graph["positions"][graph["edge_index"][0]].sum() * widths[0]}
+
+
 def one_more(model: Toy, graph: Graph, h: Tensor, w: Tensor, lengths: Tensor) -> Tensor:
     """Messages along all edges and one from the first atom to the second."""
     sender, receiver = torch.cat([graph["edge_index"], torch.tensor([[0], [1]])], 1)
@@ -299,6 +307,8 @@ WRONG = [
     case("one row overwritten twice", computing(lambda m, g, h, w, r: h.index_put((g["edge_index"][1],), w)),
          InputError, "overwrites one row twice", "index_add"),
     # Values that went through Python.
+    case("NumPy in forward itself", compiling(InForward().eval()), CaptureError, "forward itself asks for the values",
+         "test_wrong_uses.py", "np.asarray"),
     case("an operator that needs numbers, transformed", computing(lambda m, g, h, w, r: h + torch.vmap(
          torch.func.jacrev(lambda x: x.prod()))(w).sum()), NoIndexSpaceError, "took for fixed: 68 of", "torch.func"),
     case("features as a list", computing(lambda m, g, h, w, r: h * torch.tensor(h[:, 0].tolist()).double()[:, None]),
