@@ -40,7 +40,7 @@ from . import decompositions
 from .cures import Cures
 from .errors import CaptureError, DistcompileError
 from .fakes import Fakes, fake
-from .host import LeftTorch
+from .host import BuildsNoIndices, LeftTorch
 from .runtime.precision import Precision, as_written, nothing_kept, precision
 from .shadows import replaced
 from .tree import Leaf, Tree, flatten
@@ -127,7 +127,6 @@ def capture(
         with functorch_config.patch(fake_tensor_propagate_real_tensors=True), quiet(), nothing_kept(), _mended():
             cures = Cures()
             trace: _Trace | None = None
-            failure: Exception | None = None
             while trace is None or cures.learn(trace.shape_env, trace.sizes):
                 trace = None  # should this attempt fail, an earlier one is no answer
                 try:
@@ -135,13 +134,13 @@ def capture(
                 except LeftTorch as left:
                     if not cures.learn_from(left):
                         raise _explained(left) from left
+                except BuildsNoIndices:
+                    cures.search_on()
                 except Exception as error:
                     if isinstance(error, GuardOnDataDependentSymNode) and not cures.keeps_all_values:
                         cures.keeps_all_values = True  # the answer may hang on features, whose values were dropped
                     elif not cures.conversions.fix_numbers():
-                        failure = failure or error
-                        if not cures.search_around(failure):
-                            raise failure from None
+                        cures.search_around(error)
             conditions = _keep_conditions(trace)
             with as_written():
                 functional = _functionalize(trace)

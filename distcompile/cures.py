@@ -47,8 +47,9 @@ class Cures:
         self.keeps_all_values = False
         """Whether wide values of the example are kept too, because a branch hangs on them."""
         self._host: list[Place] = []
+        self._failure = Exception()
         self._failing: Place | None = None
-        """A function that tracing fails in, tried as a single step."""
+        """A function that tracing fails in, by that failure, tried as a single step."""
         self._around: Iterator[Place] = iter(())
         """Those around it, to be tried after it."""
 
@@ -93,15 +94,21 @@ class Cures:
         self._host.append(place)
         return True
 
-    def search_around(self, error: Exception) -> bool:
-        """Where tracing fails, try the next function around it as a single step; False if none is left."""
-        if self._failing is None:
-            self._around = itertools.islice(places_of(error), TRIED)
-        else:
+    def search_around(self, failure: Exception) -> None:
+        """Where tracing fails, try the innermost function around it as a single step; if there is none, it fails."""
+        known = [name for _, name in self._host]
+        self._around = itertools.islice((place for place in places_of(failure) if place[1] not in known), TRIED)
+        self._failure, self._failing = failure, None  # what was tried for an earlier failure helped, and stays
+        self.search_on()
+
+    def search_on(self) -> None:
+        """Try the next function around the failure instead."""
+        if self._failing is not None:
             self._host.remove(self._failing)
         self._failing = next(self._around, None)
-        self._host += [self._failing] if self._failing is not None else []
-        return self._failing is not None
+        if self._failing is None:
+            raise self._failure from None
+        self._host.append(self._failing)
 
     def learn(self, shape_env: ShapeEnv, sizes: Sequence[Sequence[sympy.Expr]]) -> bool:
         """Look back on a capture; True if another one would profit."""

@@ -74,7 +74,7 @@ class _Globals:
 
     def __setattr__(self, name: str, value: Any) -> None:
         before = self._space[name]
-        for space in [self._space, *(vars(module) for module in list(sys.modules.values()) if module is not None)]:
+        for space in [self._space, *(getattr(module, "__dict__", {}) for module in list(sys.modules.values()))]:
             if space.get(name) is before:
                 space[name] = value
 
@@ -105,7 +105,12 @@ def _captured(function: Callable[..., Any], only_indices: bool) -> Callable[...,
             return tree.unflatten([next(rows if is_tensor else numbers) for is_tensor in order])
 
         made = HostCall(function, arguments)
-        found, kept, spec = on_example(made, tensors, sizes)
+        try:
+            found, kept, spec = on_example(made, tensors, sizes)
+        except Exception as error:
+            if only_indices:
+                raise BuildsNoIndices from error
+            raise
         if only_indices and not any(t.dtype == torch.int64 and t.dim() for t in found):
             raise BuildsNoIndices
         results = iter(host([t.detach() for t in tensors], sizes, register(made)))
