@@ -114,7 +114,7 @@ def _captured(function: Callable[..., Any], only_indices: bool) -> Callable[...,
         if only_indices and not any(t.dtype == torch.int64 and t.dim() for t in found):
             raise BuildsNoIndices
         results = iter(host([t.detach() for t in tensors], sizes, register(made)))
-        flat = [next(results) if v is None else next(results).item() if is_result(v) else v for v in kept]
+        flat = [next(results) if v is Tensor else next(results).item() if is_result(v) else v for v in kept]
         return pytree.tree_unflatten(flat, spec)
 
     return call

@@ -32,7 +32,7 @@ class HostCall:
     """From tensors and sizes to the positional and keyword arguments."""
 
     def __call__(self, tensors: Sequence[Tensor], sizes: Sequence[int]) -> tuple[list[Tensor], list[Any], Any]:
-        """The result: its tensors and numbers, its flat values with None in place of tensors, its structure."""
+        """The result: its tensors and numbers, its flat values with `Tensor` in place of tensors, its structure."""
         args, kwargs = self.arguments([*tensors, *sizes])
         flat, spec = pytree.tree_flatten(self.function(*args, **kwargs))
         flat = [v.item() if isinstance(v, np.number) else v for v in flat]
@@ -43,7 +43,7 @@ class HostCall:
                     "Let it return tensors, so that it can run as one step in front of the compiled program."
                 )
         tensors_out = [v.clone() if isinstance(v, Tensor) else _as_tensor(v) for v in flat if is_result(v)]
-        return tensors_out, [None if isinstance(v, Tensor) else v for v in flat], spec
+        return tensors_out, [Tensor if isinstance(v, Tensor) else v for v in flat], spec
 
 
 def is_result(value: Any) -> bool:

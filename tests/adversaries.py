@@ -231,21 +231,21 @@ class PairsAndTriplesWithin(nn.Module):
 
 
 @torch.no_grad()
-def images_within(positions: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+def images_within(positions: Tensor, cell: Tensor) -> tuple[Tensor, None, Tensor]:
     """All pairs of atoms and images that are near, and the images: how many are looked at hangs on the cell."""
     faces = torch.linalg.cross(cell[[1, 2, 0]], cell[[2, 0, 1]]).norm(dim=1)
     reach = (CUTOFF * faces / torch.linalg.det(cell).abs()).ceil()
     images = torch.cartesian_prod(*[torch.arange(-n.item(), n.item() + 1, dtype=cell.dtype) for n in reach])
     lengths = (positions[:, None, None] + images @ cell - positions[:, None]).norm(dim=-1)
     sender, receiver, image = ((lengths < CUTOFF) & (lengths > 0)).nonzero(as_tuple=True)
-    return torch.stack([sender, receiver]), images[image]
+    return torch.stack([sender, receiver]), None, images[image]
 
 
 class PeriodicSearchWithin(ToReceivers):
     """Neighbours are looked for inside of forward, in a way that tracing cannot follow."""
 
     def forward(self, graph: Graph) -> Result:
-        edges, shifts = images_within(graph["positions"], graph["cell"])
+        edges, _, shifts = images_within(graph["positions"], graph["cell"])
         return super().forward({**graph, "edge_index": edges, "shifts": shifts})
 
 
