@@ -14,7 +14,7 @@ from torch._subclasses import FakeTensor
 
 from .account import collectives
 from .capture import capture, quiet
-from .errors import CaptureError, GuardError, OutOfMemory, RankError, ValidationError
+from .errors import CaptureError, GuardError, NoIndexSpaceError, OutOfMemory, RankError, ValidationError
 from .explain import explain
 from .fit import Fit, free_here, needs, rows_of_ranks
 from .ir import Program
@@ -99,6 +99,8 @@ class DistributedModel:
         self._call, self._module = call, module
         self.world, self.memory, self.lowering = world, memory, lowering
         self._executors: list[Executor] = []
+        self._whole: set[tuple[tuple[int, ...], ...]] = set()
+        """Shapes of graphs that a branch of the model is for in which there is nothing to divide."""
         self._names = _parameter_names(module, call)
         self.captures = 0
         """How many programs were captured: one, and one more for each branch of the model that graphs made it take."""
@@ -117,7 +119,24 @@ class DistributedModel:
                 return self._evaluate(executor, leaves)
             except GuardError:
                 continue
-        return self._evaluate(self._capture(graph), leaves)
+        shapes = tuple(tuple(leaf.tensor.shape) for leaf in leaves)
+        if shapes in self._whole:
+            return self._undivided(graph)
+        try:
+            executor = self._capture(graph)
+        except NoIndexSpaceError:
+            if not self._executors:
+                raise
+            self._whole.add(shapes)
+            return self._undivided(graph)
+        return self._evaluate(executor, leaves)
+
+    def _undivided(self, graph: tuple[Any, ...]) -> Any:
+        """What the stock model gives, on every rank: for a few atoms without edges, of which it has a branch."""
+        leaves, tree = flatten(graph)
+        copies = [leaf.tensor.detach().clone().requires_grad_(leaf.tensor.requires_grad) for leaf in leaves]
+        with torch.enable_grad():
+            return self._call(*tree.unflatten(copies))
 
     def executor_for(self, *graph: Any) -> Executor:
         """The program that serves this graph object, captured now if none does."""

@@ -42,7 +42,7 @@ from .errors import CaptureError, DistcompileError
 from .fakes import Fakes, fake
 from .host import BuildsNoIndices, LeftTorch
 from .runtime.precision import Precision, as_written, nothing_kept, precision
-from .shadows import replaced
+from .shadows import Comparison, replaced
 from .tree import Leaf, Tree, flatten
 
 
@@ -65,6 +65,8 @@ class Capture:
     shape_env: ShapeEnv
     checks: tuple[sympy.Basic, ...] = ()
     """What the model, not a pass, asked of sizes and values, as the example answered: the same program if it holds."""
+    comparisons: tuple[Comparison, ...] = ()
+    """The same of whether sizes are 0 or 1."""
     conditions: tuple[sympy.Symbol, ...] = ()
     """Numbers that the model branched on, or took for sizes; the graph returns the tensors that hold them after those
     of the result."""
@@ -158,6 +160,7 @@ def capture(
         trace.result,
         trace.shape_env,
         trace.checks,
+        tuple(dict.fromkeys(cures.comparisons)),
         conditions,
         cures.differentiates,
         precision(),

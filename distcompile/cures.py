@@ -30,7 +30,7 @@ from .functions import substitute
 from .host import LeftTorch, Place, as_host_function, leaves_torch, places_of
 from .kept import nothing_kept
 from .runtime.halo import stop_gradient
-from .shadows import Conversions, Namespace, mathematics, replaced, size_of, symbolic_mathematics
+from .shadows import Comparison, Conversions, Namespace, compared, mathematics, replaced, size_of, symbolic_mathematics
 from .torchscript import ScriptedModule, scripted_function
 
 TRIED = 8
@@ -46,6 +46,8 @@ class Cures:
         self.differentiates = False
         self.keeps_all_values = False
         """Whether wide values of the example are kept too, because a branch hangs on them."""
+        self.comparisons: list[Comparison] = []
+        """Of sizes with 0 and 1, in the last capture."""
         self._host: list[Place] = []
         self._failure = Exception()
         self._failing: Place | None = None
@@ -67,6 +69,8 @@ class Cures:
                 stack.enter_context(_python_globals(space, self.conversions.shadows(), {}))
             stack.enter_context(symbolic_mathematics(instead))
             stack.enter_context(self.conversions.watched())
+            self.comparisons.clear()
+            stack.enter_context(compared(self.comparisons))
             stack.enter_context(torch.backends.opt_einsum.flags(enabled=False))
             for place in self._host:
                 stack.enter_context(as_host_function(place, only_indices=place is self._failing))

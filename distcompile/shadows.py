@@ -14,12 +14,15 @@ dtypes or in ``type(x) is int``: modules that convert no sizes keep the original
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import FrameType
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor
 from torch.utils._sympy.symbol import SymT, symbol_is_type
@@ -94,6 +97,48 @@ class _Float(builtins.float, metaclass=_FloatType):
     """``float`` that leaves sizes symbolic."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A size that the model compared with a number that torch takes to be no size: every size is 2 or more to it."""
+
+    size: sympy.Expr
+    name: str
+    """Of the comparison, as a method of integers: ``__eq__``, ``__lt__``, ..."""
+    number: int
+    outcome: bool
+
+    def holds(self, size: int) -> bool:
+        """Whether another size compares as the example's did."""
+        return bool(getattr(size, self.name)(self.number)) is self.outcome
+
+
+@contextmanager
+def compared(found: list[Comparison]) -> Iterator[None]:
+    """Note where Python code outside torch asks whether a size is 0 or 1, which leaves no guard."""
+
+    def noting(name: str) -> Callable[..., Any]:
+        original = getattr(torch.SymInt, name)
+
+        def method(size: torch.SymInt, other: Any = 0) -> Any:
+            if type(other) is int and other <= 2 and _is_users(sys._getframe(1)) and is_backed(size):
+                comparison = "__ne__" if name == "__bool__" else name
+                outcome = bool(getattr(int(size.node.hint), comparison)(other))
+                found.append(Comparison(size.node.expr, comparison, other, outcome))
+            return original(size) if name == "__bool__" else original(size, other)
+
+        return method
+
+    with ExitStack() as stack:
+        for name in ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__bool__"):
+            stack.enter_context(replaced(torch.SymInt, name, noting(name)))
+        yield
+
+
+def _is_users(frame: FrameType) -> bool:
+    """Whether code is of a model, or of a package that it uses."""
+    return frame.f_globals.get("__name__", "").partition(".")[0] not in ("torch", "sympy", "distcompile")
+
+
 class Conversions:
     """Which modules convert sizes to plain numbers: these get shadows of ``int`` and ``float`` at the next capture."""
 
@@ -135,9 +180,9 @@ class Conversions:
 
     def _watching(self, original: Callable[[Any], Any], matters: Callable[[Any], bool]) -> Callable[[Any], Any]:
         def watched(number: Any) -> Any:
-            space = sys._getframe(1).f_globals
-            caller = space.get("__name__", "")
-            if caller.partition(".")[0] not in ("torch", "sympy", "distcompile") and matters(number):
+            frame = sys._getframe(1)
+            space = frame.f_globals
+            if _is_users(frame) and matters(number):
                 self._seen[id(space)] = space
                 self._converts_tensors |= isinstance(number, Tensor)
             return original(number)

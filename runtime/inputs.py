@@ -132,3 +132,10 @@ def check_guards(program: Program, known: Mapping[sympy.Symbol, int | float]) ->
             raise GuardError(
                 f"This graph takes another branch of the model than the example did: {check} does not hold."
             )
+    for comparison in program.capture.comparisons:
+        size = program.size(comparison.size)
+        if size.free_symbols <= set(known) and not comparison.holds(int(size.xreplace(values))):
+            raise GuardError(
+                "This graph takes another branch of the model than the example did, where it asks whether "
+                f"{comparison.size} is {comparison.number}."
+            )

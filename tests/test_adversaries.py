@@ -167,6 +167,23 @@ WITHOUT_ROWS = {
 """Models and graphs on which some space has no row, or one."""
 
 
+def test_a_branch_for_atoms_without_edges_is_taken_whole() -> None:
+    """Where it reads nothing through an index there is nothing to divide; the program of the example is kept."""
+
+    class Isolated(ToReceivers):
+        def forward(self, graph: Graph) -> Any:
+            if graph["edge_index"].shape[1] == 0:
+                return {"energy": self.readout(self.embedding(graph["species"])).sum()}
+            return super().forward(graph)
+
+    model, alone = Isolated().eval(), random_graph(6, seed=1, volume=1e4)
+    assert alone["edge_index"].shape[1] == 0
+    program = distcompile.compile(model, plain()[0], world=LocalWorld(2))
+    for graph in (alone, plain()[1], alone):
+        torch.testing.assert_close(program(graph)["energy"], model(graph)["energy"], rtol=1e-12, atol=0)
+    assert program.captures == 1
+
+
 @pytest.mark.parametrize("name", WITHOUT_ROWS)
 def test_spaces_may_have_no_rows(name: str) -> None:
     """A program compiled on an ordinary graph serves graphs without any row in some space."""
