@@ -24,7 +24,7 @@ from ..ir import Placement, Program, placement
 from ..tree import Leaf
 from .autograd import Lockstep, enter, leave
 from .budget import Careful, compares_all_with_all
-from .inputs import bind_number, bind_sizes, check_branches, check_guards, check_leaves
+from .inputs import bind_number, bind_sizes, check_branches, check_guards, check_leaves, number_in
 from .memory import Free, free, share
 from .partition import Partition
 from .plan import Division, divide
@@ -254,14 +254,12 @@ class Executor:
                     "Check that edges, batch and offsets refer to rows that exist."
                 ) from error
         for position, shape in self._index_shapes:
-            for size, n in zip(
-                shape, getattr(values[position], "shape", ()), strict=False
-            ):  # values of conditions have no rows
+            rows = getattr(values[position], "shape", ())
+            for size, n in zip(shape, rows, strict=False):  # values of conditions have no rows
                 if size.is_Symbol:
                     known.setdefault(size, n)
         for symbol, position in self.program.conditions:
-            value = values[position].item()
-            bind_number(self.program, known, symbol, int(value) if isinstance(value, bool) else value)
+            bind_number(self.program, known, symbol, number_in(values[position]))
         check_guards(self.program, known)
         sizes = {s.name: int(s.symbol.xreplace(known)) for s in self.program.spaces}
         pointers = {i.name: values[i.source] for i in self._inputs if i.kind == "pointer"}

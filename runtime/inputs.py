@@ -80,6 +80,12 @@ def bind_sizes(program: Program, leaves: Sequence[Leaf]) -> dict[sympy.Symbol, i
     return known
 
 
+def number_in(value: torch.Tensor) -> Any:
+    """The number that a tensor holds; true is 1."""
+    number = value.item()
+    return int(number) if isinstance(number, bool) else number
+
+
 def bind_number(program: Program, known: dict[sympy.Symbol, int], symbol: sympy.Symbol, value: Any) -> None:
     """Note a number that the graph holds; one that the model takes for the number of rows of something must be that."""
     size = program.size(symbol) if symbol in dict(program.merged) else symbol
@@ -102,8 +108,8 @@ def check_branches(program: Program, known: Mapping[sympy.Symbol, int], tensors:
     """
     assert program.index_program is not None
     values = _AsFarAsItGoes(program.index_program).run(*tensors)
-    found = {symbol: values[position].item() for symbol, position in program.conditions if values[position] is not None}
-    check_guards(program, {**known, **{symbol: int(n) if isinstance(n, bool) else n for symbol, n in found.items()}})
+    found = {symbol: values[position] for symbol, position in program.conditions if values[position] is not None}
+    check_guards(program, {**known, **{symbol: number_in(value) for symbol, value in found.items()}})
 
 
 class _AsFarAsItGoes(fx.Interpreter):
