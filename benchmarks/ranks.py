@@ -5,8 +5,9 @@
 Rattled rocksalt MgO, float32, energy and forces and stress. Every figure comes from processes of its own, started by
 torchrun; a step is the slowest rank's. Efficiency is the time on the first number of ranks, divided by the time on
 more and by how many times more they are. Bytes are what all ranks receive in halo exchanges and reductions, counted.
-Under each job of several ranks, without a number of ranks, stands what as many processes take that share nothing, each
-with its part of the cells: what the memory and the caches of one machine leave of their speed.
+Each job of several ranks is followed by what as many processes take that share nothing (``apart``), each with its part
+of the cells: what the memory and the caches of one machine leave of their speed. With ``--without overlap`` it runs
+again without that pass.
 """
 
 from __future__ import annotations
@@ -23,13 +24,17 @@ import torchrun
 from single import in_single_precision, peak_memory, resident, rocksalt, stock_case
 
 
-def measure(name: str, cells: tuple[int, int, int], lowering: Any, apart: bool) -> dict[str, Any] | None:
+def measure(
+    name: str, cells: tuple[int, int, int], lowering: Any, apart: bool, without: list[str]
+) -> dict[str, Any] | None:
     """Run on every rank of a job: one step's seconds, bytes received and memory; None on all but the first rank."""
     import torch
     import torch.distributed as dist
 
     import distcompile
+    from distcompile import api
 
+    api.PIPELINE = tuple(p for p in api.PIPELINE if p.__name__ not in without)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -71,29 +76,31 @@ def main() -> None:
     parser.add_argument("--cells", nargs=3, type=int, default=[8, 8, 8], help="cubic cells of 8 atoms")
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--lowering", choices=["eager", "inductor"], default="eager")
+    parser.add_argument("--without", nargs="+", default=[], metavar="PASS", help="run again without these passes")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--apart", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     cells = tuple(options.cells)
     if options.one:
-        found = measure(options.one, cells, options.lowering, options.apart)
+        found = measure(options.one, cells, options.lowering, options.apart, options.without)
         if found is not None:
             print(json.dumps(found), flush=True)
         return
     titles = ("model", "atoms", "ranks", "ms/atom", "efficiency", "MB/atom a rank", "halo/atom", "MB/step")
-    print("{:<18} {:>7} {:>5} {:>8} {:>10} {:>14} {:>9} {:>8}".format(*titles))
+    print("{:<18} {:>7} {:>10} {:>8} {:>10} {:>14} {:>9} {:>8}".format(*titles))
+    kinds = {"": [], "apart": ["--apart"]} | ({"without": ["--without", *options.without]} if options.without else {})
     for name in options.models:
         baseline = 0.0
-        for ranks, apart in [(r, a) for r in options.ranks for a in (False, True) if r > 1 or not a]:
-            arguments = ["--one", name, "--cells", *map(str, cells), "--lowering", options.lowering]
-            arguments += ["--apart"] if apart else []
+        for ranks, kind in [(r, kind) for r in options.ranks for kind in (kinds if r > 1 else [""])]:
+            arguments = ["--one", name, "--cells", *map(str, cells), "--lowering", options.lowering, *kinds[kind]]
             row = torchrun.run(__file__, ranks, arguments)
+            title = f"{ranks} {kind}"
             if isinstance(row, str):
-                print(f"{name:<18} {'':>7} {ranks:>5} {row[:80]}", flush=True)
+                print(f"{name:<18} {'':>7} {title:<10} {row[:80]}", flush=True)
                 continue
             baseline = baseline or row["ms/atom"] * ranks
             print(
-                f"{name:<18} {row['atoms']:>7} {'' if apart else ranks:>5} {row['ms/atom']:>8.3f} "
+                f"{name:<18} {row['atoms']:>7} {title:<10} {row['ms/atom']:>8.3f} "
                 f"{baseline / ranks / row['ms/atom']:>10.0%} {row['MB/atom']:>14.3f} {row['halo']:>9.2f} "
                 f"{row['MB/step']:>8.1f}",
                 flush=True,

@@ -18,7 +18,7 @@ from .passes.store_or_recompute import bytes_per_row, product_flops
 from .printer import short
 from .rules.base import user_frame
 from .rules.shape import VIEWS
-from .runtime.halo import COLLECTIVES, all_reduce, all_reduces, halo_exchange_, halo_join_, halo_reduce_
+from .runtime.halo import COLLECTIVES, STARTS, all_reduce, all_reduces, halo_exchange_, halo_join_, halo_reduce_
 from .runtime.messages import halo_exchange_start_, halo_reduce_start_, wait
 from .runtime.tiles import Region, taken
 
@@ -90,7 +90,10 @@ class Work:
     """By space."""
     operators: int
     """Calls of operators, if each region has one block."""
-    collectives: tuple[Collective, ...]
+    messages: tuple[tuple[Collective, ...], ...]
+    """Halo exchanges and reductions; those of a tuple leave as one message."""
+    sums: tuple[Collective, ...]
+    """Over ranks."""
     results: tuple[tuple[str, int], ...]
     """Results that are put together on every rank: the space of their rows, and bytes of each."""
 
@@ -110,7 +113,24 @@ def work(program: Program) -> Work:
                 rows[region.spec.space] = RowWork(
                     found.moved + (0.0 if node.target in VIEWS else moved), found.flops + product_flops(program, node)
                 )
-    return Work(rows, operators, tuple(collectives(program)), tuple(_results(program)))
+    sums = tuple(c for c in collectives(program) if not c.space)
+    return Work(rows, operators, tuple(_messages(program)), sums, tuple(_results(program)))
+
+
+def _messages(program: Program) -> Iterator[tuple[Collective, ...]]:
+    """Halo exchanges and reductions by the message in which they leave."""
+    assert program.tiled is not None
+    spaces = {i.name: str(i.space) for i in program.inputs}
+    left: dict[tuple[str, str], list[Collective]] = {}
+    for c in collectives(program):
+        left.setdefault((c.kind, c.space), []).append(c)
+    shared: dict[Any, list[Collective]] = {}
+    for node in program.tiled.graph.nodes:
+        if node.target in STARTS or node.target in STARTS.values():
+            kind = short(node).rstrip("_").removesuffix("_start")
+            found = left[kind, spaces[node.args[1].name]].pop(0)
+            shared.setdefault(node.kwargs.get("bucket", node), []).append(found)
+    return (tuple(message) for message in shared.values())
 
 
 def _row(program: Program, node: fx.Node, space: str) -> float:

@@ -83,7 +83,9 @@ def _schedule(program: Program) -> Iterator[str]:
             yield f"  >> wait for {started.index(node.args[0]) + 1}"
         elif node.target in STARTS.values():
             started.append(node)
-            yield f"  >> {short(node).rstrip('_')} {len(started)}"
+            shared = "bucket" in node.kwargs and started[:-1] and node.kwargs == started[-2].kwargs
+            joined = f", in one message with {len(started) - 1}" if shared else ""
+            yield f"  >> {short(node).rstrip('_')} {len(started)}{joined}"
         elif node.target in COLLECTIVES or node.target in STARTS:
             yield f"  >> {short(node).rstrip('_')}"
 

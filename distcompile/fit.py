@@ -11,6 +11,7 @@ import torch
 from .account import peak_bytes
 from .errors import InputError
 from .ir import Program
+from .passes.bucket_messages import bucket_messages
 from .passes.overlap import overlap
 from .passes.tile import HOLD, tile
 from .runtime.memory import free, share
@@ -76,7 +77,7 @@ class Fit:
 
     def _tiling(self, hold: float) -> Program:
         if hold not in self._tilings:
-            self._tilings[hold] = overlap(tile(self.program, hold))
+            self._tilings[hold] = bucket_messages(overlap(tile(self.program, hold)))
         return self._tilings[hold]
 
 

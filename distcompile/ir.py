@@ -259,6 +259,21 @@ def copy_graph(module: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx
     return _LazyGraphModule(module, graph), nodes
 
 
+def copy_tiled(program: Program) -> fx.GraphModule:
+    """Return a copy of a program's tiled graph to rewrite. Regions are shared."""
+    assert program.tiled is not None
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(program.tiled.graph, {}))
+    return fx.GraphModule(program.tiled, graph)
+
+
+def replace_tiled(program: Program, module: fx.GraphModule) -> Program:
+    """Return `program` with a rewritten tiled graph, checked."""
+    module.graph.lint()
+    module.recompile()
+    return dataclasses.replace(program, tiled=module)
+
+
 def anchor() -> None:
     """Marks the end of the placeholders of a graph while it is built: those that are found late go before it."""
 

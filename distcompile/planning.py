@@ -133,10 +133,9 @@ class Step:
 def traffic(work: Work, ranks: Survey) -> Traffic:
     """Bytes and messages of every rank."""
     halo, messages = np.zeros(ranks.parts, np.int64), np.zeros(ranks.parts, np.int64)
-    for c in _exchanges(work):
-        space = ranks.spaces[c.space]
-        halo += c.row_bytes * space.halo
-        messages += space.sources if c.to_owners else space.readers
+    for message in work.messages:
+        halo += sum(c.row_bytes * ranks.spaces[c.space].halo for c in message)
+        messages += _sends(message, ranks).sum(1)
     results = sum(_gathered(ranks, space) * size for space, size in work.results)
     messages += (ranks.parts - 1) * len(work.results)
     return Traffic(halo, np.full(ranks.parts, results), messages)
@@ -153,15 +152,15 @@ def step(device: Device, work: Work, ranks: Survey, host: Host) -> Step:
     """
     local = device.per_operator * work.operators + device.seconds(moved(work, ranks.rows, device.flops_per_byte))
     halo = 0.0
-    for c in _exchanges(work):
-        space = ranks.spaces[c.space]
-        rows, peers = np.maximum(space.halo, space.sent), np.maximum(space.sources, space.readers)
-        halo += float((peers * device.latency + rows * c.row_bytes * device.per_sent_byte).max())
+    for message in work.messages:
+        sends, spaces = _sends(message, ranks), [ranks.spaces[c.space] for c in message]
+        size = sum(c.row_bytes * np.maximum(s.halo, s.sent) for c, s in zip(message, spaces, strict=True))
+        peers = np.maximum(sends.sum(0), sends.sum(1))
+        halo += float((peers * device.latency + size * device.per_sent_byte).max())
     rounds = float(np.log2(ranks.parts))
     whole = 2 * rounds * device.latency if ranks.parts > 1 else 0.0  # ranks compare their graphs
-    for c in work.collectives:
-        if not c.space:
-            whole += 2 * rounds * (device.latency + c.row_bytes * device.per_sent_byte)
+    for c in work.sums:
+        whole += 2 * rounds * (device.latency + c.row_bytes * device.per_sent_byte)
     for name, size in work.results:
         whole += (ranks.parts - 1) * device.latency
         whole += (ranks.parts > 1) * _gathered(ranks, name) * size * device.per_sent_byte
@@ -187,8 +186,10 @@ def weak(device: Device, work: Work, ranks: Survey, host: Host, parts: Sequence[
     ]
 
 
-def _exchanges(work: Work) -> list[Collective]:
-    return [c for c in work.collectives if c.space]
+def _sends(message: Sequence[Collective], ranks: Survey) -> np.ndarray:
+    """Whether one rank has something for another.  # Shape: [sender, receiver], bool"""
+    reads = [(c.to_owners, ranks.spaces[c.space].reads) for c in message]
+    return np.logical_or.reduce([r.T if to_owners else r for to_owners, r in reads])
 
 
 def _gathered(ranks: Survey, space: str) -> int:

@@ -28,10 +28,8 @@ class SpaceSurvey:
     """Rows read and not owned: received in an exchange, sent in a reduction."""
     sent: Counts
     """Owned rows, counted once for each rank that reads them: sent in an exchange, received in a reduction."""
-    sources: Counts
-    """Ranks that own a halo row of this one."""
-    readers: Counts
-    """Ranks that read a row of this one."""
+    reads: np.ndarray
+    """Whether one rank owns a row that another reads.  # Shape: [owner, reader], bool"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +74,5 @@ def _space(division: Division, name: str) -> SpaceSurvey:
         owned=np.bincount(owners, minlength=parts),
         halo=between.sum(0),
         sent=between.sum(1),
-        sources=(between > 0).sum(0),
-        readers=(between > 0).sum(1),
+        reads=between > 0,
     )

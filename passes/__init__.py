@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..ir import Program
+from .bucket_messages import bucket_messages
 from .bundle_all_reduces import bundle_all_reduces
 from .choose_owners import choose_owners
 from .clean import clean
@@ -43,6 +44,7 @@ PIPELINE: tuple[Callable[[Program], Program], ...] = (
     thin_messages,
     tile,
     overlap,
+    bucket_messages,
 )
 
 __all__ = ["PIPELINE"]

@@ -16,14 +16,13 @@ between a message and the region goes with the message.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import fx
 
-from ..ir import META, Halo, Placement, Program
+from ..ir import META, Halo, Placement, Program, copy_tiled, replace_tiled
 from ..runtime.halo import (
     COLLECTIVES,
     STARTS,
@@ -47,19 +46,13 @@ _JOINS = (halo_exchange, halo_exchange_, halo_join, halo_join_)
 
 def overlap(program: Program) -> Program:
     """Return a tiled program whose messages travel while regions run over interior rows."""
-    assert program.tiled is not None
-    graph = fx.Graph()
-    output = graph.graph_copy(program.tiled.graph, {})
-    graph.output(output)
-    module = fx.GraphModule(program.tiled, graph)
+    module = copy_tiled(program)
     work = _Overlapping(program, module)
-    for region in [n for n in graph.nodes if n.op == "call_module"]:
+    for region in [n for n in module.graph.nodes if n.op == "call_module"]:
         if work.interior(region) is not None and not work.wait_within(region):
             work.send_within(region)
-    graph.eliminate_dead_code()  # results of which other calls are taken now
-    graph.lint()
-    module.recompile()
-    return dataclasses.replace(program, tiled=module)
+    module.graph.eliminate_dead_code()  # results of which other calls are taken now
+    return replace_tiled(program, module)
 
 
 class _Overlapping:
@@ -101,7 +94,7 @@ class _Overlapping:
         if not messages or any(n in late and instead.get(n, n) in late for n in region.all_input_nodes):
             return False
         self._in_two(region, interior_first=True, instead=instead)
-        waits = {message: self._start(message, message.args)[1] for message in messages}
+        waits = {message: in_two_phases(message, message.args)[1] for message in messages}
         for node in [n for n in before if n in late]:
             region.prepend(waits.get(node, node))
         return True
@@ -130,7 +123,7 @@ class _Overlapping:
                 else:
                     region.prepend(node)
                     node.args = fx.map_arg(node.args, lambda n: early.get(n, n))
-            region.prepend(self._start(message, fx.map_arg(message.args, lambda n: early.get(n, n)))[0])
+            region.prepend(in_two_phases(message, fx.map_arg(message.args, lambda n: early.get(n, n)))[0])
 
     def _all_of_halo(self, tables: Iterable[fx.Node], readers: set[fx.Node]) -> bool:
         """Whether `readers` read halo rows alone of tables that a region adds to."""
@@ -171,23 +164,21 @@ class _Overlapping:
         region.kwargs = {"only": parts[1], "so_far": first}
         return first
 
-    def _start(self, message: fx.Node, args: Any) -> tuple[fx.Node, fx.Node]:
-        """Replace a message by its start, with these arguments, and a wait."""
-        rows = () if message.target is halo_gather else (message.args[3 if message.target is halo_scatter else 0],)
-        if message.target is halo_scatter:
-            halo, send_rows, splits, _, *rest = args
-            args = (halo, send_rows, splits, *rest)
-        with self.graph.inserting_before(message):
-            start = self.graph.call_function(_start_of(message), tuple(args))
-            end = self.graph.call_function(wait, (start, *rows))
-        end.meta = dict(message.meta)
-        message.replace_all_uses_with(end)
-        self.graph.erase_node(message)
-        return start, end
 
-
-def _start_of(message: fx.Node) -> Callable[..., Any]:
-    return STARTS[message.target]  # type: ignore[index,return-value]
+def in_two_phases(message: fx.Node, args: Any) -> tuple[fx.Node, fx.Node]:
+    """Replace a message by its start, with these arguments, and a wait."""
+    graph = message.graph
+    rows = () if message.target is halo_gather else (message.args[3 if message.target is halo_scatter else 0],)
+    if message.target is halo_scatter:
+        halo, send_rows, splits, _, *rest = args
+        args = (halo, send_rows, splits, *rest)
+    with graph.inserting_before(message):
+        start = graph.call_function(STARTS[message.target], tuple(args))  # type: ignore[index,arg-type]
+        end = graph.call_function(wait, (start, *rows))
+    end.meta = dict(message.meta)
+    message.replace_all_uses_with(end)
+    graph.erase_node(message)
+    return start, end
 
 
 def _until(node: fx.Node, nodes: Iterable[fx.Node]) -> list[fx.Node]:

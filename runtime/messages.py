@@ -4,7 +4,8 @@
     y = region(interior rows)            works on
     h = wait(p, x)                       puts what came in beside the rows of x
 
-`halo` makes operators of them: an operator starts its message and waits for it at once.
+`halo` makes operators of them: an operator starts its message and waits for it at once. Messages that start together
+may share a bucket.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx
 
+from .buckets import Bucket
 from .world import communicator
 
 
@@ -36,7 +38,13 @@ def wait(pending: Pending, *rows: Tensor) -> Tensor:
 
 @fx.has_side_effect
 def halo_exchange_start(
-    rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int, places: Tensor | None = None
+    rows: Tensor,
+    send_rows: Tensor,
+    splits: Tensor,
+    halo_rows: int,
+    dim: int,
+    places: Tensor | None = None,
+    bucket: Bucket | None = None,
 ) -> Pending:
     """Begin a `halo_exchange`."""
 
@@ -44,12 +52,18 @@ def halo_exchange_start(
         halo = _placed(received, halo_rows, places)
         return torch.cat([rows.movedim(dim, 0), halo]).movedim(0, dim).contiguous()
 
-    return Pending(_to_readers(rows.movedim(dim, 0), send_rows, splits), finish)
+    return Pending(_to_readers(rows.movedim(dim, 0), send_rows, splits, bucket), finish)
 
 
 @fx.has_side_effect
 def halo_exchange_start_(
-    rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int, places: Tensor | None = None
+    rows: Tensor,
+    send_rows: Tensor,
+    splits: Tensor,
+    halo_rows: int,
+    dim: int,
+    places: Tensor | None = None,
+    bucket: Bucket | None = None,
 ) -> Pending:
     """Begin a `halo_exchange_`: nothing may read the halo rows of `rows` before they have come."""
 
@@ -58,19 +72,25 @@ def halo_exchange_start_(
         halo.copy_(_placed(received, halo_rows, places))
         return rows
 
-    return Pending(_to_readers(_parts(rows, halo_rows, dim)[0], send_rows, splits), finish)
+    return Pending(_to_readers(_parts(rows, halo_rows, dim)[0], send_rows, splits, bucket), finish)
 
 
 @fx.has_side_effect
 def halo_gather_start(
-    rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int, places: Tensor | None = None
+    rows: Tensor,
+    send_rows: Tensor,
+    splits: Tensor,
+    halo_rows: int,
+    dim: int,
+    places: Tensor | None = None,
+    bucket: Bucket | None = None,
 ) -> Pending:
     """Begin a `halo_gather`."""
 
     def finish(received: Tensor) -> Tensor:
         return _placed(received, halo_rows, places).movedim(0, dim).contiguous()
 
-    return Pending(_to_readers(rows.movedim(dim, 0), send_rows, splits), finish)
+    return Pending(_to_readers(rows.movedim(dim, 0), send_rows, splits, bucket), finish)
 
 
 @fx.has_side_effect
@@ -82,6 +102,7 @@ def halo_reduce_start(
     dim: int,
     reduction: str = "sum",
     places: Tensor | None = None,
+    bucket: Bucket | None = None,
 ) -> Pending:
     """Begin a `halo_reduce`: nothing may be added to the halo rows of `rows` from now on, to owned ones it may."""
 
@@ -89,7 +110,7 @@ def halo_reduce_start(
         owned = _parts(rows, halo_rows, dim)[0].clone()
         return _combined(owned, send_rows, returned, reduction).movedim(0, dim).contiguous()
 
-    return Pending(_to_owners(_parts(rows, halo_rows, dim)[1], splits, places), finish)
+    return Pending(_to_owners(_parts(rows, halo_rows, dim)[1], splits, places, bucket), finish)
 
 
 @fx.has_side_effect
@@ -101,6 +122,7 @@ def halo_reduce_start_(
     dim: int,
     reduction: str = "sum",
     places: Tensor | None = None,
+    bucket: Bucket | None = None,
 ) -> Pending:
     """Begin a `halo_reduce_`, as `halo_reduce_start` does."""
 
@@ -109,19 +131,24 @@ def halo_reduce_start_(
         _combined(owned, send_rows, returned, reduction)
         return rows.narrow(dim, 0, len(owned))
 
-    return Pending(_to_owners(_parts(rows, halo_rows, dim)[1], splits, places), finish)
+    return Pending(_to_owners(_parts(rows, halo_rows, dim)[1], splits, places, bucket), finish)
 
 
 @fx.has_side_effect
 def halo_scatter_start(
-    halo: Tensor, send_rows: Tensor, splits: Tensor, dim: int, places: Tensor | None = None
+    halo: Tensor,
+    send_rows: Tensor,
+    splits: Tensor,
+    dim: int,
+    places: Tensor | None = None,
+    bucket: Bucket | None = None,
 ) -> Pending:
     """Begin a `halo_scatter`."""
 
     def finish(returned: Tensor, rows: Tensor) -> Tensor:
         return _combined(rows.movedim(dim, 0).clone(), send_rows, returned, "sum").movedim(0, dim).contiguous()
 
-    return Pending(_to_owners(halo.movedim(dim, 0), splits, places), finish)
+    return Pending(_to_owners(halo.movedim(dim, 0), splits, places, bucket), finish)
 
 
 def _parts(rows: Tensor, halo_rows: int, dim: int) -> tuple[Tensor, Tensor]:
@@ -131,16 +158,18 @@ def _parts(rows: Tensor, halo_rows: int, dim: int) -> tuple[Tensor, Tensor]:
     return both[:owned], both[owned:]
 
 
-def _to_readers(owned: Tensor, send_rows: Tensor, splits: Tensor) -> Callable[[], Tensor]:
+def _to_readers(owned: Tensor, send_rows: Tensor, splits: Tensor, bucket: Bucket | None) -> Callable[[], Tensor]:
     """Send those owned rows that other ranks read."""
     send, receive = splits.tolist()
-    return communicator().all_to_all_start(owned.index_select(0, send_rows), send, receive)
+    return (bucket or communicator()).all_to_all_start(owned.index_select(0, send_rows), send, receive)
 
 
-def _to_owners(halo: Tensor, splits: Tensor, places: Tensor | None) -> Callable[[], Tensor]:
+def _to_owners(halo: Tensor, splits: Tensor, places: Tensor | None, bucket: Bucket | None) -> Callable[[], Tensor]:
     """Send halo rows, or those of them that cross, to their owners."""
     send, receive = splits.tolist()
-    return communicator().all_to_all_start(halo if places is None else halo.index_select(0, places), receive, send)
+    return (bucket or communicator()).all_to_all_start(
+        halo if places is None else halo.index_select(0, places), receive, send
+    )
 
 
 def _placed(received: Tensor, halo_rows: int, places: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ from torch import nn
 
 import distcompile
 from distcompile import DistributedModel, LocalWorld, api
+from distcompile.passes.bucket_messages import bucket_messages
 from distcompile.passes.bundle_all_reduces import bundle_all_reduces
 from distcompile.passes.join_parts import join_parts
 from distcompile.passes.merge_sums import merge_sums
@@ -21,7 +22,7 @@ from distcompile.passes.thin_messages import thin_messages
 
 OPTIONAL = (
     join_parts, sparse_constants, reassociate, merge_sums, bundle_all_reduces, share_exchanges, narrow_halos,
-    thin_messages, overlap,
+    thin_messages, overlap, bucket_messages,
 )  # fmt: skip
 
 

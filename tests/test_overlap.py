@@ -15,7 +15,7 @@ from torch import Tensor
 
 import distcompile
 from distcompile import LocalWorld
-from distcompile.runtime import messages
+from distcompile.runtime import buckets, messages
 from distcompile.runtime.messages import halo_reduce_start_, wait
 from distcompile.runtime.plan import Division, SpacePlan
 from distcompile.runtime.tiles import Region
@@ -64,7 +64,8 @@ def events(monkeypatch: pytest.MonkeyPatch) -> Events:
         return run(self, rows, *args, **kwargs)
 
     monkeypatch.setattr(Region, "forward", noted)
-    monkeypatch.setattr(messages, "communicator", lambda: Watched(found))
+    for module in (messages, buckets):
+        monkeypatch.setattr(module, "communicator", lambda: Watched(found))
     return found
 
 

@@ -29,8 +29,8 @@ from distcompile.calibrate import network, this_machine, timed
 from distcompile.cli import app
 from distcompile.forecast import EXAMPLE, MARGIN, few
 from distcompile.planning import Device, Host, read_device, step, traffic, weak, write_device
+from distcompile.runtime import buckets, messages
 from distcompile.runtime import executor as executors
-from distcompile.runtime import messages
 from distcompile.runtime.partition import Partition
 from distcompile.runtime.world import Communicator, communicator
 from distcompile.survey import SpaceSurvey, Survey, survey
@@ -79,7 +79,7 @@ def test_traffic_is_that_of_a_run(
         assert space.owned.tolist() == [row["owned"][name] for row in stats]
         assert space.halo.tolist() == [row["halo"][name] for row in stats]
     counts = {module: (Counter[int](), Counter[int]()) for module in (messages, executors)}
-    for module, given in counts.items():
+    for module, given in (*counts.items(), (buckets, counts[messages])):
         monkeypatch.setattr(module, "communicator", lambda given=given: Counting(communicator(), *given))
     on_ranks(graph)
     (halo_bytes, halo_messages), (result_bytes, result_messages) = counts[messages], counts[executors]
@@ -119,8 +119,8 @@ def test_a_rank_of_256_runs_its_program_in_the_shapes_of_the_plan(fake_group: in
     }
     exchanged = sum(
         c.row_bytes * int((space.sent if c.kind.endswith("reduce") else space.halo)[fake_group])
-        for c in work(executor.program).collectives
-        if c.space
+        for message in work(executor.program).messages
+        for c in message
         for space in [held.spaces[c.space]]
     )
     assert exchanged > 0
@@ -146,8 +146,8 @@ DEVICE = Device("toy", 1e-6, ((0.0, 0.0), (1e9, 1.0)), 1e3, 1e-3, 1e-8, "made up
 WORK = Work(
     {"atoms": RowWork(100.0, 0.0), "edges": RowWork(1000.0, 5e5)},
     50,
-    (Collective("halo_exchange", "atoms", 40, ""), Collective("halo_reduce", "atoms", 8, ""),
-     Collective("all_reduce", "", 16, "")),
+    ((Collective("halo_exchange", "atoms", 40, ""),), (Collective("halo_reduce", "atoms", 8, ""),)),
+    (Collective("all_reduce", "", 16, ""),),
     (("atoms", 12),),
 )  # fmt: skip
 HOST = Host(graph=0.5, checks=0.25, division=0.125)
@@ -156,9 +156,9 @@ HOST = Host(graph=0.5, checks=0.25, division=0.125)
 def _survey(parts: int, owned: int, halo_rows: int) -> Survey:
     """Ranks that all have the same, and exchange with one other."""
     same = lambda n: np.full(parts, n)  # noqa: E731
-    peers = same(int(halo_rows > 0))
-    atoms = SpaceSurvey(same(owned), same(halo_rows), same(halo_rows), peers, peers)
-    edges = SpaceSurvey(same(10 * owned), same(0), same(0), same(0), same(0))
+    others = np.roll(np.eye(parts, dtype=bool), 1, 0)
+    atoms = SpaceSurvey(same(owned), same(halo_rows), same(halo_rows), others & (halo_rows > 0))
+    edges = SpaceSurvey(same(10 * owned), same(0), same(0), np.zeros_like(others))
     partition = Partition(torch.zeros(0), "given", 0.0, 1.0, 1.0)
     return Survey(parts, partition, {"atoms": atoms, "edges": edges}, same(0))
 
@@ -173,6 +173,24 @@ def test_a_step_by_hand() -> None:
     gather = 3 * 1e-3 + 400 * 12 * 1e-8
     assert found.whole == pytest.approx(compare + reduce + gather)
     assert found.total == pytest.approx(found.host + found.local + found.halo + found.whole)
+
+
+def test_what_leaves_together_is_one_message() -> None:
+    """An exchange with one rank and a reduction with another, apart and in one bucket, which has two peers."""
+    (exchange,), (reduction,) = WORK.messages
+    together = dataclasses.replace(WORK, messages=((exchange, dataclasses.replace(reduction, space="edges")),))
+    apart = dataclasses.replace(WORK, messages=tuple((c,) for c in together.messages[0]))
+    held = _survey(4, 100, 30)
+    edges = dataclasses.replace(held.spaces["edges"], halo=np.full(4, 5), sent=np.full(4, 5))
+    for turns, peers in ((1, 2), (3, 1)):  # a reduction goes the other way: to who is one further, three for four
+        edges = dataclasses.replace(edges, reads=np.roll(np.eye(4, dtype=bool), turns, 0))
+        ranks = dataclasses.replace(held, spaces={**held.spaces, "edges": edges})
+        sent = 3 + peers  # three for the results
+        assert traffic(together, ranks).messages.tolist() == [sent] * 4
+        assert traffic(apart, ranks).messages.tolist() == [5] * 4
+        assert traffic(together, ranks).halo.tolist() == traffic(apart, ranks).halo.tolist() == [30 * 40 + 5 * 8] * 4
+        saved = step(DEVICE, apart, ranks, HOST).halo - step(DEVICE, together, ranks, HOST).halo
+        assert saved == pytest.approx((2 - peers) * DEVICE.latency)
 
 
 def test_the_slowest_rank_counts() -> None:
