@@ -61,9 +61,9 @@ import distcompile
 from distcompile.account import collectives
 from distcompile.ir import Access, Pointer, Program, Space
 from distcompile.passes import PIPELINE
-from distcompile.passes.infer_spaces import pointer_root
 from distcompile.passes.levels import rows_of, source_of
 from distcompile.passes.place import place
+from distcompile.passes.pointers import pointer_root
 from distcompile.passes.reassociate import reassociate
 from distcompile.passes.store_or_recompute import bytes_per_row
 from distcompile.rules.indexing import accesses

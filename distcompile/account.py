@@ -14,17 +14,13 @@ from torch import fx
 
 from .ir import META, Halo, Placement, Program, Space, placement
 from .passes.levels import rows_of
+from .passes.storage import storage
 from .passes.store_or_recompute import bytes_per_row, product_flops
 from .printer import short
 from .rules.base import user_frame
 from .rules.shape import VIEWS
-from .runtime.halo import COLLECTIVES, STARTS, all_reduce, all_reduces, halo_exchange_, halo_join_, halo_reduce_
-from .runtime.messages import halo_exchange_start_, halo_reduce_start_, wait
-from .runtime.tiles import Region, taken
-
-_SAME_MEMORY = VIEWS | {halo_exchange_, halo_join_, halo_reduce_}
-"""Operators of a tiled graph whose results stand in their first operand's memory."""
-
+from .runtime.halo import COLLECTIVES, STARTS, all_reduce, all_reduces
+from .runtime.tiles import Region
 
 _TO_OWNERS = ("halo_reduce", "halo_scatter")
 """Kinds of collectives in which rows go from who read them to their owners."""
@@ -176,7 +172,7 @@ def peak_bytes(program: Program, sizes: Mapping[str, int], halos: Mapping[str, i
     last: dict[fx.Node, int] = {}
     for i, node in enumerate(nodes):
         for used in node.all_input_nodes:
-            last[_storage(used)] = i
+            last[storage(used)] = i
     dies: dict[int, list[fx.Node]] = {}
     for node, i in last.items():
         dies.setdefault(i, []).append(node)
@@ -190,9 +186,9 @@ def peak_bytes(program: Program, sizes: Mapping[str, int], halos: Mapping[str, i
             rows = rows_here[region.spec.space]
             threads, length = region.schedule(rows)
             block = int(min(threads * length, rows) * region.spec.row_bytes)
-            made = [n for n in _results_of(node) if _storage(n) is n]  # which exist from the first block on
+            made = [n for n in _results_of(node) if storage(n) is n]  # which exist from the first block on
         else:
-            made = [node] if _storage(node) is node and not _is_result(node) else []
+            made = [node] if storage(node) is node and not _is_result(node) else []
         for new in made:
             if new.op in ("placeholder", "call_function"):
                 held[new] = _bytes(program, new, known, halos)
@@ -215,25 +211,6 @@ def _results_of(call: fx.Node) -> list[fx.Node]:
 def _is_result(node: fx.Node) -> bool:
     """Whether a node is one result of a region."""
     return any(n.op == "call_module" for n in node.all_input_nodes)
-
-
-def _is_in_place(start: Any) -> bool:
-    """Whether a message ends in the table that it began with."""
-    return start.target is halo_exchange_start_ or start.target is halo_reduce_start_
-
-
-def _storage(node: fx.Node) -> fx.Node:
-    """The node whose memory `node` looks at."""
-    while node.op == "call_function":
-        if node.target in _SAME_MEMORY:
-            node = node.args[0]  # type: ignore[assignment]
-        elif node.target is wait and _is_in_place(node.args[0]):
-            node = node.args[1]  # type: ignore[assignment]
-        elif node.target is taken and len(node.args) == 3:
-            node = node.args[2]  # type: ignore[assignment]
-        else:
-            break
-    return node
 
 
 def _bytes(

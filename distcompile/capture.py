@@ -103,7 +103,18 @@ class Capture:
                 if is_free:
                     assumed[size] = other
                     break
+            else:
+                assumed |= self._same_factors(lhs, rhs)
         return assumed
+
+    def _same_factors(self, one: sympy.Expr, other: sympy.Expr) -> dict[sympy.Symbol, sympy.Expr]:
+        """Sizes of two matrices that have as many elements: those that are as long in the example are the same."""
+        sides = [{self.shape_env.size_hint(s): s for s in side.args} for side in (one, other) if side.is_Mul]
+        if len(sides) < 2 or not all(s.is_Symbol for s in (*one.args, *other.args)):
+            return {}
+        both = sides[0].keys() & sides[1].keys()
+        told_apart = all(len(side) == len(both) for side in (*sides, one.args, other.args))
+        return {sides[0][n]: sides[1][n] for n in both if sides[0][n] != sides[1][n]} if told_apart else {}
 
 
 def capture(

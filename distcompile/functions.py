@@ -6,6 +6,8 @@ masked_select(x, mask)    =>  x[mask]
 x[mask] = y               =>  x.masked_fill_(mask, 0).index_put_(mask.nonzero(as_tuple=True), y, accumulate=True)
 x.index_reduce(0, i, y)   =>  x.scatter_reduce(0, i.reshape(-1, 1).expand_as(y), y)
 triu_indices(n, n)        =>  (arange(n) - arange(n)[:, None] >= 0).nonzero().T
+allclose(x, y)            =>  bool(isclose(x, y).all())        equal(x, y) likewise
+var_mean(x, 1)            =>  var(x, 1), mean(x, 1)
 x.data_ptr()              =>  something that is another one for each memory
 gru_cell(x, h, weights)   =>  the products, sums and sigmoids that its documentation gives
 """
@@ -54,6 +56,8 @@ def substitute(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return lambda: _complex(*args, **kwargs)
     if function is torch.segment_reduce and kwargs.get("lengths") is not None and args[1:] == ("sum",):
         return lambda: _segments(args[0], **kwargs)
+    if function is torch.gradient and len(args) == 1 and isinstance(kwargs.get("spacing", 1), int | float):
+        return lambda: _gradient(*args, **kwargs)
     for known, written_out in _WRITTEN_OUT:
         if function == known:
             return lambda: written_out(*args, **kwargs)
@@ -256,7 +260,64 @@ def _lstm_cell(
     return torch.sigmoid(give) * torch.tanh(cell), cell
 
 
+def _allclose(input: Tensor, other: Tensor, *args: Any, **kwargs: Any) -> bool:
+    return bool(torch.isclose(input, other, *args, **kwargs).all())
+
+
+def _equal(input: Tensor, other: Tensor) -> bool:
+    return input.shape == other.shape and bool((input == other).all())
+
+
+def _var_mean(input: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    return torch.var(input, *args, **kwargs), _mean_beside(input, *args, **kwargs)
+
+
+def _std_mean(input: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    return torch.std(input, *args, **kwargs), _mean_beside(input, *args, **kwargs)
+
+
+def _mean_beside(input: Tensor, dim: Any = None, unbiased: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
+    every = dim is None or isinstance(dim, bool)  # a boolean in the first place is `unbiased`
+    return input.mean() if every else input.mean(dim, keepdim=keepdim)
+
+
+def _block_diag(*tensors: Tensor) -> Tensor:
+    blocks = [torch.atleast_2d(t) for t in tensors]
+    width = sum(b.shape[1] for b in blocks)
+    lines, before = [], 0
+    for block in blocks:
+        after = width - before - block.shape[1]
+        lines.append(_padded(block, (before, after)))
+        before += block.shape[1]
+    return torch.cat(lines)
+
+
+def _gradient(input: Tensor, *, spacing: float = 1.0, dim: Any = None, edge_order: int = 1) -> tuple[Tensor, ...]:
+    dims = range(input.dim()) if dim is None else [dim] if isinstance(dim, int) else dim
+    return tuple(_slope(input, d, edge_order) / spacing for d in dims)
+
+
+def _slope(input: Tensor, dim: int, edge_order: int) -> Tensor:
+    """Central differences; at the ends, one-sided ones of first or second order."""
+
+    def at(first: int, last: int) -> Tensor:
+        return input.narrow(dim, first % n, (last - first) % n + 1)
+
+    n = input.shape[dim]
+    start, end = at(1, 1) - at(0, 0), at(-1, -1) - at(-2, -2)
+    if edge_order == 2:
+        start, end = 1.5 * start - 0.5 * (at(2, 2) - at(1, 1)), 1.5 * end - 0.5 * (at(-2, -2) - at(-3, -3))
+    return torch.cat([start, (at(2, -1) - at(0, -3)) / 2, end], dim)
+
+
 _WRITTEN_OUT: tuple[tuple[Any, Callable[..., Any]], ...] = (
+    (torch.allclose, _allclose),
+    (Tensor.allclose, _allclose),
+    (torch.equal, _equal),
+    (Tensor.equal, _equal),
+    (torch.var_mean, _var_mean),
+    (torch.std_mean, _std_mean),
+    (torch.block_diag, _block_diag),
     (torch.polar, _polar),
     (nn.functional.softshrink, _softshrink),
     (nn.functional.hardshrink, _hardshrink),

@@ -201,7 +201,8 @@ class Program:
     """(symbol, index output): numbers that the model branched on, or took for sizes."""
     merged: tuple[tuple[sympy.Symbol, sympy.Expr], ...] = ()
     """Symbols that inference found to be the size of one space, with its representative."""
-
+    may_be_less: frozenset[sympy.Symbol] = frozenset()
+    """Numbers among these that may be less than their space has rows: the largest row number that anybody points at."""
     read: tuple[tuple[torch.Tensor, int], ...] = ()
     """(buffer, version): buffers of the model whose values were compiled in."""
 

@@ -164,5 +164,5 @@ def _difference(graph: str, ranks: int, path: str, ours: Tensor | None, stock: T
     allowed = relative * max(largest, FLOOR)
     if ours is None or ours.shape != stock.shape:
         return Difference(graph, ranks, path, math.inf, largest, allowed)
-    absolute = float((ours.double() - stock.double()).abs().max()) if stock.numel() else 0.0
+    absolute = float((ours.detach().double() - stock.double()).abs().max()) if stock.numel() else 0.0
     return Difference(graph, ranks, path, absolute, largest, allowed)

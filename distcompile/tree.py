@@ -126,7 +126,8 @@ def _children(obj: Any) -> list[tuple[Any, str, Any]]:
         keys = sorted(obj.keys(), key=lambda key: (type(key).__name__, str(key)))
         return [(key, f"[{key!r}]", obj[key]) for key in keys]
     if dataclasses.is_dataclass(obj):
-        return [(f.name, f".{f.name}", getattr(obj, f.name)) for f in dataclasses.fields(obj)]
+        set_ = [f.name for f in dataclasses.fields(obj) if hasattr(obj, f.name)]  # it may still be in the making
+        return [(name, f".{name}", getattr(obj, name)) for name in set_]
     return [(name, f".{name}", value) for name, value in getattr(obj, "__dict__", {}).items()]
 
 

@@ -22,32 +22,41 @@ from ..runtime.buckets import bucket, send
 from ..runtime.halo import COLLECTIVES, STARTS
 from ..runtime.messages import wait
 from .overlap import in_two_phases
+from .storage import storage
 
 
 def bucket_messages(program: Program) -> Program:
     """Return a tiled program in which messages share a bucket where one starts right after the other."""
     module = copy_tiled(program)
-    for together in list(_together(module.graph)):
-        _share(module.graph, together)
+    for together, behind in list(_together(module.graph)):
+        _share(module.graph, together, behind)
     return replace_tiled(program, module)
 
 
-def _together(graph: fx.Graph) -> Iterator[list[fx.Node]]:
-    """Two or more messages with nothing to do between their starts, none of which needs what another brings."""
+def _together(graph: fx.Graph) -> Iterator[tuple[list[fx.Node], set[fx.Node]]]:
+    """Two or more messages with nothing to do between their starts, none of which needs what another brings.
+
+    With them comes what lies between and does need that.
+    """
     found: list[fx.Node] = []
     behind: set[fx.Node] = set()
+    brought: set[fx.Node] = set()
+    """Memory that messages done at once write to: who reads it needs them, whether it says so or not."""
     for node in graph.nodes:
         is_message = node.target in STARTS or node.target in STARTS.values()
-        needs_another = not behind.isdisjoint(node.all_input_nodes)
+        given = node.all_input_nodes
+        needs_another = not behind.isdisjoint(given) or any(storage(n) in brought for n in given)
         if (is_message and needs_another) or not (is_message or _is_free(node)):
             if len(found) > 1:
-                yield found
-            found, behind = [], set()
+                yield found, behind
+            found, behind, brought = [], set(), set()
             needs_another = False
         if is_message:
             found.append(node)
         if needs_another or node.target in STARTS:
             behind.add(node)
+        if node.target in STARTS:
+            brought.add(storage(node.args[0]))
 
 
 def _is_free(node: fx.Node) -> bool:
@@ -55,10 +64,10 @@ def _is_free(node: fx.Node) -> bool:
     return node.op in ("call_function", "get_attr") and node.target not in COLLECTIVES and node.target is not wait
 
 
-def _share(graph: fx.Graph, messages: list[fx.Node]) -> None:
+def _share(graph: fx.Graph, messages: list[fx.Node], behind: set[fx.Node]) -> None:
     """Let messages start where the last of them does; what was done at once, and what needs it, follows."""
     starts: list[fx.Node] = []
-    late: set[fx.Node] = set()
+    late = set(behind)
     for message in messages:
         start, end = in_two_phases(message, message.args) if message.target in STARTS else (message, None)
         starts.append(start)
@@ -74,8 +83,6 @@ def _share(graph: fx.Graph, messages: list[fx.Node]) -> None:
         start.kwargs = {**start.kwargs, "bucket": shared}
     with graph.inserting_after(last):
         place = graph.call_function(send, (shared,))
-    for node in between:
-        if node in late or not late.isdisjoint(node.all_input_nodes):
-            late.add(node)
-            place.append(node)
-            place = node
+    for node in [n for n in between if n in late]:
+        place.append(node)
+        place = node

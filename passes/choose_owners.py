@@ -18,7 +18,7 @@ from collections import defaultdict
 
 from ..ir import Access, Pointer, Program, Space
 from ..rules.indexing import accesses
-from .infer_spaces import pointer_root
+from .pointers import pointer_root
 
 
 def choose_owners(program: Program) -> Program:

@@ -22,6 +22,7 @@ from torch import fx
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from ..ir import Program, copy_graph, is_random, replace_graph
+from ..rules.indexing import makes_a_matrix
 from ..sizes import size_nodes
 
 aten = torch.ops.aten
@@ -170,7 +171,7 @@ def _simpler(node: fx.Node) -> fx.Node | None:
     target = node.target
     if target in _IDENTITIES or _is_no_cast(node) or _is_plus_zero(node) or _is_same_view(node) or _is_times_one(node):
         return args[0]  # type: ignore[no-any-return]
-    if target is aten.reshape.default and args[0].target is aten.reshape.default:
+    if target is aten.reshape.default and args[0].target is aten.reshape.default and not makes_a_matrix(args[0]):
         node.update_arg(0, args[0].args[0])
         return _simpler(node)
     if target in _PARTS and _same_shape(node, args[_PARTS[target]]):

@@ -23,9 +23,10 @@ from torch.utils._sympy.symbol import SymT, symbol_is_type
 from ..errors import CaptureError
 from ..ir import Input, Output, Program, anchor, copy_graph, replace_graph
 from ..rules.base import user_line
-from ..rules.indexing import INDEX_VIEWS, index_operands
+from ..rules.indexing import INDEX_VIEWS, index_operands, makes_a_matrix
 from ..runtime.host import host
 from ..sizes import size_nodes
+from .flat_lists import as_matrix, matrices
 
 aten = torch.ops.aten
 
@@ -34,7 +35,7 @@ _ROW_NUMBERS = {aten.arange.default, aten.arange.start, aten.arange.start_step, 
 
 def hoist(program: Program) -> Program:
     """Return `program` with `index_program`, `inputs` and `outputs` set."""
-    source = program.graph
+    source, _ = copy_graph(program.graph)
     (output,) = [n for n in source.graph.nodes if n.op == "output"]
     results: list[Any] = list(output.args[0])  # type: ignore[arg-type]
     n_conditions = len(program.capture.conditions)
@@ -119,6 +120,7 @@ class _Builder:
         paths = [leaf.path for leaf in program.capture.leaves]
         self.labels = dict(zip([n for n in source.graph.nodes if n.op == "placeholder"], paths, strict=True))
         self.constant = _constants(source.graph)
+        self.matrices = matrices(program, [n for n in source.graph.nodes if n in hoisted])
 
     def take(self, node: fx.Node) -> int:
         """Make `node` an output of the index program; return its position."""
@@ -151,13 +153,21 @@ class _Builder:
             return self.copy(node)
         if node.op == "get_attr":
             self.new[node] = self.graph.node_copy(node)
+        elif (matrix := as_matrix(self.program, node, self.matrices)) is not None:
+            self.hoisted |= {matrix, *matrix.all_input_nodes}
+            sizes = [self.size(n, node) for n in node.meta["val"].shape]
+            self.new[node] = self.graph.call_function(aten.reshape.default, (self.given(matrix), sizes))
+            self.new[node].meta = dict(node.meta)
         else:
-            position = self.take(node)
-            name = self.label(node).replace("'", "").strip("[]").split(".")[-1].split("[")[-1] or node.name
-            self.new[node] = self.placeholder(
-                _identifier(name), "rows", node.meta["val"], source=position, label=self.label(node)
-            )
+            self.new[node] = self.given(node)
         return self.new[node]
+
+    def given(self, node: fx.Node) -> fx.Node:
+        """The input that holds `node` of the index program."""
+        name = self.label(node).replace("'", "").strip("[]").split(".")[-1].split("[")[-1] or node.name
+        return self.placeholder(
+            _identifier(name), "rows", node.meta["val"], source=self.take(node), label=self.label(node)
+        )
 
     def is_cheap(self, node: fx.Node) -> bool:
         """Whether each rank computes a node of the index program itself rather than being given its rows.
@@ -166,6 +176,8 @@ class _Builder:
         is differentiated must be computed from the inputs.
         """
         source = node.args[0] if node.target is operator.getitem else node
+        if makes_a_matrix(node):
+            return False
         return node.target in INDEX_VIEWS or (not _is_integral(node) and not _data_dependent(source))  # type: ignore[arg-type]
 
     def number(self, node: fx.Node) -> fx.Node:

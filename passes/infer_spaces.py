@@ -21,17 +21,16 @@ from torch import Tensor, fx
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from ..errors import CaptureError, NoIndexSpaceError
-from ..ir import Access, Input, Pointer, Program, Range, Space, copy_graph, replace_graph
+from ..ir import Access, Input, Program, Range, Space, copy_graph
 from ..provenance import Elements
 from ..rules.base import user_line
-from ..rules.indexing import INDEX_VIEWS, accesses
-from ..runtime.checks import distinct_rows
+from ..rules.indexing import accesses
 from ..sizes import SMALLEST_SPACE
 from .joined_spaces import joined_spaces, terms
+from .largest_row import may_be_less, solved
+from .pointers import Origins, pointer_root, with_pointers
 
 aten = torch.ops.aten
-
-_CASTS = {aten._to_copy.default, distinct_rows}
 
 
 def infer_spaces(program: Program) -> Program:
@@ -48,10 +47,11 @@ def infer_spaces(program: Program) -> Program:
         for access in accesses(node)
         if (root := pointer_root(access.index)) is not None
     ]
-    origins = _Origins(program)
+    origins = Origins(program)
 
     merged = _merge(program, found, inputs, origins)
-    program = dataclasses.replace(program, merged=(*program.merged, *merged.items()))
+    less = may_be_less(program, module.graph, merged)
+    program = dataclasses.replace(program, merged=(*program.merged, *merged.items()), may_be_less=less)
 
     targets: dict[fx.Node, sympy.Expr] = {}
     fixed: dict[fx.Node, Access] = {}
@@ -74,47 +74,15 @@ def infer_spaces(program: Program) -> Program:
             _baked(program, fixed[root], inputs[root.name])
     spaces += joined_spaces(program, module.graph, spaces, targets.values())
     program = dataclasses.replace(program, spaces=spaces, ranges=_ranges(program, found, inputs, _divided(spaces)))
-    return _with_pointers(program, module, targets, inputs, origins)
+    return with_pointers(program, module, targets, inputs, origins)
 
 
 def _depends_on_values(size: sympy.Expr) -> bool:
     return all(symbol_is_type(symbol, SymT.UNBACKED_INT) for symbol in size.free_symbols)
 
 
-def pointer_root(index: fx.Node) -> fx.Node | None:
-    """The input that an index is a view of; None for constants."""
-    while index.op == "call_function" and index.target in INDEX_VIEWS:
-        index = index.args[0]  # type: ignore[assignment]
-    return index if index.op == "placeholder" else None
-
-
-class _Origins:
-    """Names outputs of the index program so that casts of one pointer share a name."""
-
-    def __init__(self, program: Program) -> None:
-        assert program.index_program is not None
-        (output,) = [n for n in program.index_program.graph.nodes if n.op == "output"]
-        self._outputs: tuple[fx.Node, ...] = output.args[0]  # type: ignore[assignment]
-
-    def node(self, source: int) -> fx.Node:
-        node = self._outputs[source]
-        while node.target in _CASTS:
-            node = node.args[0]  # type: ignore[assignment]
-        return node
-
-    def name(self, source: int) -> str:
-        return self.node(source).name
-
-    def is_identity(self, source: int) -> bool:
-        node = self.node(source)
-        if node.target is aten.arange.default:
-            return True
-        starts_at_0 = node.target in (aten.arange.start, aten.arange.start_step) and node.args[0] == 0
-        return bool(starts_at_0 and (len(node.args) < 3 or node.args[2] == 1))
-
-
 def _merge(
-    program: Program, found: list[tuple[Access, fx.Node]], inputs: dict[str, Input], origins: _Origins
+    program: Program, found: list[tuple[Access, fx.Node]], inputs: dict[str, Input], origins: Origins
 ) -> dict[sympy.Symbol, sympy.Expr]:
     """Union the sizes of all tables that one pointer runs over."""
     parent: dict[sympy.Symbol, sympy.Expr] = {}
@@ -132,12 +100,15 @@ def _merge(
         if size.is_Integer or given.kind != "rows":
             continue
         tables, rows = [size], program.shape(root)[0]
-        if origins.is_identity(given.source) and rows.is_Symbol:
+        lengths = [_length(root, 0), _length(access.table, access.dim)]
+        if origins.is_identity(given.source) and rows.is_Symbol and lengths[0] == lengths[1]:
             tables.append(rows)  # row i of one is row i of the other
         for table in tables:
             name = names.get(root.name, origins.name(given.source))
             a, b = find(first.setdefault(name, table)), find(table)
-            if a != b and b.is_Symbol and b not in a.free_symbols:
+            if (solution := solved(a, b)) is not None:
+                parent |= solution
+            elif a != b and b.is_Symbol and b not in a.free_symbols:
                 parent[b] = a
             elif a != b and a.is_Symbol and a not in b.free_symbols:
                 parent[a] = b
@@ -149,7 +120,13 @@ def _merge(
     return {symbol: find(symbol) for symbol in parent}
 
 
-def _names(program: Program, inputs: dict[str, Input], origins: _Origins) -> dict[str, str]:
+def _length(node: fx.Node, dim: int) -> int | None:
+    """How many there were in the example; None if nobody knows."""
+    n = node.meta["val"].shape[dim]
+    return n if isinstance(n, int) else n.node.hint  # type: ignore[no-any-return]
+
+
+def _names(program: Program, inputs: dict[str, Input], origins: Origins) -> dict[str, str]:
     """One name for all inputs that have row numbers of the graph in common: they point into the same rows."""
     elements = Elements(program, [leaf.tensor for leaf in program.capture.leaves], chosen=True)
     names: dict[str, str] = {}
@@ -284,112 +261,3 @@ def _name(links: dict[sympy.Expr, set[str]], names: dict[sympy.Expr, str]) -> st
 def _unused(name: str, names: dict[sympy.Expr, str]) -> str:
     taken = set(names.values())
     return name if name not in taken else next(f"{name}{i}" for i in range(2, 99) if f"{name}{i}" not in taken)
-
-
-def _with_pointers(
-    program: Program,
-    module: fx.GraphModule,
-    targets: dict[fx.Node, sympy.Expr],
-    inputs: dict[str, Input],
-    origins: _Origins,
-) -> Program:
-    """Split inputs by role and list them in the order of the placeholders."""
-    spaces = {s.symbol: s for s in program.spaces}
-    ordered: list[Input] = []
-    pointers: list[Pointer] = []
-    sized: dict[sympy.Symbol, fx.Node] = {}
-    for node in [n for n in module.graph.nodes if n.op == "placeholder"]:
-        given = inputs[node.name]
-        if given.kind == "size":
-            symbol = program.size(node.meta["val"])
-            if symbol in sized:  # two sizes that turned out to be one space
-                node.replace_all_uses_with(sized[symbol])
-                module.graph.erase_node(node)
-                continue
-            sized[symbol] = node
-            space = spaces.get(symbol)
-            if space is None:
-                space = Space(f"size_{symbol}", symbol, sharded=False)
-                spaces[symbol] = space
-            node._rename(f"n_{space.name}")
-            node.target = node.name
-            ordered.append(dataclasses.replace(given, name=node.name, space=space))
-            continue
-        target = spaces.get(targets.get(node, sympy.Integer(0)))
-        if node in targets and any(_is_made_of_rows(size, spaces) for size in program.shape(node)):
-            _no_rows(program, node, given, "is used as an index")
-        if given.kind != "rows" or target is None or not target.sharded:
-            ordered.append(given)
-            continue
-        over = next((dim for dim, size in enumerate(program.shape(node)) if size in spaces), None)
-        if over is None:
-            _no_rows(program, node, given, f"points at rows of {target}")
-        source, several = spaces[program.shape(node)[over]], any(n != 1 for n in _others(program.shape(node), over))
-        name, identity = origins.name(given.source), source == target and origins.is_identity(given.source)
-        pointers.append(
-            Pointer(node.name, source, target, len(ordered), name, identity=identity, dim=over, several=several)
-        )
-        ordered.append(dataclasses.replace(given, kind="pointer", space=target))
-        if _used_as_data(node):
-            with module.graph.inserting_after(node):
-                twin = module.graph.placeholder(f"{node.name}_values")
-            twin.target = twin.name
-            twin.meta = dict(node.meta)
-            _data_uses_to(node, twin)
-            ordered.append(dataclasses.replace(given, name=twin.name))
-    _select_rows(module.graph, {p.name for p in pointers})
-    return replace_graph(
-        program, module, inputs=tuple(ordered), pointers=tuple(pointers), spaces=tuple(spaces.values())
-    )
-
-
-def _select_rows(graph: fx.Graph, pointers: set[str]) -> None:
-    """Write ``x[:, p]`` as index_select, which copies whole rows: a pointer is never negative, as an index may be."""
-    for node in graph.nodes:
-        if node.target is not aten.index.Tensor:
-            continue
-        found = accesses(node)
-        root = pointer_root(found[0].index)
-        if len(found) == 1 and found[0].index.meta["val"].dim() == 1 and root is not None and root.name in pointers:
-            node.target = aten.index_select.default
-            node.args = (node.args[0], found[0].dim, found[0].index)
-
-
-def _is_made_of_rows(size: sympy.Expr, spaces: dict[sympy.Expr, Space]) -> bool:
-    """Whether a size is computed from the size of a divided space, and is not that of a joined list."""
-    if size.is_Symbol or size in spaces:
-        return False
-    return any(s in spaces and spaces[s].sharded for s in size.free_symbols)
-
-
-def _no_rows(program: Program, node: fx.Node, given: Input, what: str) -> NoReturn:
-    """Refuse an index with a row for nothing that is divided: a part of a space, or several in one list."""
-    lines = list(dict.fromkeys(user_line(user) for user in node.users))
-    raise CaptureError(
-        f"{given.label} {what} but is no list of rows of anything: its shape is "
-        f"{tuple(map(str, program.shape(node)))}.\n  {lines[0]}\n"
-        "Pick rows by a graph input or a mask. Lists that the model joins must be joined of whole lists (all edges, "
-        "all edges the other way round, all atoms); what they lack has to be joined in the graph that it is given."
-    )
-
-
-def _others(shape: tuple[sympy.Expr, ...], dim: int) -> tuple[sympy.Expr, ...]:
-    return shape[:dim] + shape[dim + 1 :]
-
-
-def _indexes(user: fx.Node, node: fx.Node) -> bool:
-    return any(a.index is node for a in accesses(user))
-
-
-def _used_as_data(node: fx.Node) -> bool:
-    return any(
-        not _indexes(user, node) and not (user.target in INDEX_VIEWS and not _used_as_data(user)) for user in node.users
-    )
-
-
-def _data_uses_to(node: fx.Node, twin: fx.Node) -> None:
-    for user in list(node.users):
-        if user.target in INDEX_VIEWS and not _used_as_data(user):
-            continue
-        if not _indexes(user, node):
-            user.replace_input_with(node, twin)

@@ -33,8 +33,8 @@ from ..ir import (
 )
 from ..rules.indexing import accesses, reduction
 from ..runtime.halo import halo_exchange, halo_reduce
-from .infer_spaces import pointer_root
 from .levels import continues
+from .pointers import pointer_root
 
 aten = torch.ops.aten
 

@@ -118,13 +118,21 @@ def _index(write: Writer, node: fx.Node) -> fx.Node | None:
         return write(aten.squeeze.dim, write(aten.gather.default, node.args[0], 1, index), 1)
     found = _one_index(node)
     if found is None:
-        return None
+        matrix = _matrix_index(node)
+        return selected_within_rows(write, node, node.args[0], 0, matrix) if matrix is not None else None
     dim, mask = found
     if not _is_mask(mask):
         return selected_within_rows(write, node, node.args[0], dim, mask)
     return write(
         aten.index_select.default, node.args[0], dim, _mask_to_pointer(write, mask, node.meta["val"].shape[dim])
     )
+
+
+def _matrix_index(node: fx.Node) -> fx.Node | None:
+    """The only index of ``x[p]``, of several dimensions."""
+    indices: Any = node.args[1]
+    (first, *more) = indices
+    return first if first is not None and not more and not _is_mask(first) else None
 
 
 def _masked_select(write: Writer, node: fx.Node) -> fx.Node | None:
@@ -162,10 +170,12 @@ def _index_put(write: Writer, node: fx.Node) -> fx.Node | None:
     if columns is not None and len(node.args) > 3 and node.args[3] and values.meta["val"].dim() == 1:
         index = _one_column(write, columns)
         return write(aten.scatter_add.default, base, 1, index, write(aten.unsqueeze.default, values, 1))
+    accumulate = len(node.args) > 3 and bool(node.args[3])
     found = _one_index(node)
     if found is None:
-        return None
-    (dim, index), accumulate = found, len(node.args) > 3 and bool(node.args[3])
+        matrix = _matrix_index(node)
+        return added_within_rows(write, base, 0, matrix, values) if matrix is not None and accumulate else None
+    dim, index = found
     constant = values.meta["val"].dim() == 0
     if _is_mask(index):
         if constant and not accumulate:

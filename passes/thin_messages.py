@@ -17,9 +17,9 @@ from torch import fx
 from ..ir import Program, Space, copy_graph, replace_graph
 from ..rules.indexing import accesses
 from ..runtime.halo import halo_exchange, halo_gather, halo_reduce, halo_scatter
-from .infer_spaces import pointer_root
 from .insert_halos import Plans
 from .levels import constant_of, continues, is_fresh
+from .pointers import pointer_root
 
 _MESSAGES = (halo_exchange, halo_gather, halo_reduce, halo_scatter)
 

@@ -89,10 +89,17 @@ def number_in(value: torch.Tensor) -> Any:
 def bind_number(program: Program, known: dict[sympy.Symbol, int], symbol: sympy.Symbol, value: Any) -> None:
     """Note a number that the graph holds; one that the model takes for the number of rows of something must be that."""
     size = program.size(symbol) if symbol in dict(program.merged) else symbol
-    if size.free_symbols <= known.keys() and (rows := int(size.xreplace(known))) != value:
+    fits = not size.free_symbols <= known.keys() or (rows := int(size.xreplace(known))) == value
+    if not fits and not (symbol in program.may_be_less and value < rows):
         space = program.space_of(size)
+        if space is None:
+            raise InputError(
+                f"The model makes a table of as many rows as the largest row number of a list says, which is {value}, "
+                f"and uses it whole where {rows} would be the last row: nothing points at that here. Leave out what "
+                "nothing points at (atoms without neighbours), or take the number of rows from tensor.shape."
+            )
         raise InputError(
-            f"The graph says that there are {value} where it has {rows} {space.name if space is not None else 'rows'}. "
+            f"The graph says that there are {value} where it has {rows} {space.name}. "
             "Give it the number that it has, or edges and other lists that fit the number."
         )
     known[symbol] = value

@@ -27,6 +27,7 @@ from adversaries import (
     of_one_species,
     plain,
 )
+from grids import GRIDS
 from layers import LAYERS
 from torch import Tensor, nn
 from toys import CUTOFF, Graph, random_graph
@@ -38,7 +39,7 @@ from distcompile.runtime.tiles import Region
 from distcompile.testing import check_model
 from distcompile.tree import flatten
 
-MODELS = ADVERSARIES | LAYERS
+MODELS = ADVERSARIES | LAYERS | GRIDS
 
 
 def cases(training: bool = False, missing: bool = False) -> list[Any]:

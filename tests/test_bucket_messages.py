@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from adversaries import F, Toy, gaussians
+from adversaries import F, Toy, add_to, gaussians
 from left_out import compiled
 from processes import run_ranks
 from torch import Tensor
@@ -41,6 +41,15 @@ class TwoFeatures(Toy):
         return self.readout(torch.tanh(s) + (v**2).sum(1)).sum(), {"vectors": v.detach()}
 
 
+class SumsOfEachEnd(Toy):
+    """Sums at either end of the edges, both read again: one is made whole, in place, and then sent."""
+
+    def energy(self, graph: Graph, vectors: Tensor, lengths: Tensor) -> tuple[Tensor, Result]:
+        sender, receiver = graph["edge_index"]
+        w, h = torch.exp(-lengths), self.embedding(graph["species"])
+        return (w * add_to(w, receiver, h)[receiver] * add_to(w, sender, h)[sender]).sum(), {}
+
+
 @pytest.fixture
 def messages(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Ranks that send, in order."""
@@ -71,10 +80,11 @@ def test_two_features_cross_in_one_message(messages: list[int]) -> None:
     assert counts[()] == counts[bucket_messages,] - shared
 
 
-def test_in_every_size() -> None:
+@pytest.mark.parametrize("kind", [TwoFeatures, SumsOfEachEnd])
+def test_in_every_size(kind: type[Toy]) -> None:
     """Ranks without rows, atoms without neighbours, more ranks than atoms."""
     graphs = [random_graph(n, n) for n in (33, 5)] + [random_graph(12, 4, volume=1e6)]
-    check_model(TwoFeatures().eval(), random_graph(20, 1), graphs, (1, 2, 4, 7), relative=1e-11)
+    check_model(kind().eval(), random_graph(20, 1), graphs, (1, 2, 4, 7), relative=1e-11)
 
 
 SENT = ([[0, 2, 1], [0, 0, 1], [1, 0, 0]], [[0, 0, 0], [3, 0, 0], [0, 1, 0]])

@@ -212,13 +212,6 @@ def one_more(model: Toy, graph: Graph, h: Tensor, w: Tensor, lengths: Tensor) ->
     return h + add_to(torch.cat([w, w.new_ones(1, F)]) * h[sender], receiver, h)
 
 
-def each_twice(model: Toy, graph: Graph, h: Tensor, w: Tensor, lengths: Tensor) -> Tensor:
-    """A half list completed edge by edge."""
-    ends = graph["edge_index"]
-    sender, receiver = torch.stack([ends, ends.flip(0)], 2).flatten(1)
-    return h + add_to(w.repeat_interleave(2, 0) * h[sender], receiver, h)
-
-
 def attend_to_all(h: Tensor) -> Tensor:
     return nn.functional.scaled_dot_product_attention(h[None], h[None], h[None])[0]
 
@@ -302,8 +295,6 @@ WRONG = [
     case("ends edge by edge, values end by end",
          computing(lambda m, g, h, w, r: add_to(torch.cat([w, -w]), g["edge_index"].T.reshape(-1), h)), UnsupportedOp,
          "aten.index_add", "2*edges", "edges*2"),
-    case("each edge twice in a row", computing(each_twice), UnsupportedOp, "edges*2 meet rows of edges_edges",
-         "another order", "torch.cat"),
     case("one row overwritten twice", computing(lambda m, g, h, w, r: h.index_put((g["edge_index"][1],), w)),
          InputError, "overwrites one row twice", "index_add"),
     # Values that went through Python.

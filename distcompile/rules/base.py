@@ -19,7 +19,7 @@ from torch import fx
 
 from .. import errors, runtime
 from ..errors import UnsupportedOp
-from ..ir import Dim, Placement, Program, placement
+from ..ir import Dim, Factor, Placement, Program, Space, placement
 
 Rule = Callable[["Context", fx.Node], Placement | tuple[Placement, ...]]
 
@@ -63,9 +63,24 @@ class Context:
             return ()
         (first, *rest) = symbols
         factor = sympy.cancel(expr / first.symbol)
-        if rest or not factor.is_Integer:
+        times = None if rest or factor.as_numer_denom()[1] != 1 else self.whole(factor)
+        if times is None:
             raise Refused(f"a dimension of size {expr} mixes index spaces")
-        return (first, int(factor))
+        return (first, times)
+
+    def whole(self, size: sympy.Expr) -> Factor | None:
+        """A dimension that every rank has whole: of fixed length, or of a length of each graph (columns of a matrix).
+
+        None if it is made of the size of a divided space.
+        """
+        if size.is_Integer:
+            return int(size)
+        space = self.program.space_of(size)
+        if space is not None:
+            return space
+        if any(s.sharded and s.symbol.free_symbols & size.free_symbols for s in self.program.row_spaces):
+            return None
+        return Space(str(size), size, sharded=False)  # one column more than there are neighbours
 
 
 def rule(*targets: Any) -> Callable[[Rule], Rule]:

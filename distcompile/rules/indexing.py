@@ -45,6 +45,18 @@ INDEX_VIEWS = {
 """Views through which an index is followed back to the pointer that it shows."""
 
 
+def makes_a_matrix(node: fx.Node) -> bool:
+    """Whether a view shows a list of integers, as long as two sizes multiplied, as a matrix: which size is that of the
+    rows, only the matrix says."""
+    if node.target not in (aten.reshape.default, aten.view.default):
+        return False
+    before, after = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
+    if before.dtype.is_floating_point or before.dim() != 1 or after.dim() < 2:
+        return False
+    size = before.shape[0]
+    return isinstance(size, torch.SymInt) and len(size.node.expr.free_symbols) > 1
+
+
 def accesses(node: fx.Node) -> list[Access]:
     """Every use of an index operand by `node`."""
     if node.op != "call_function":

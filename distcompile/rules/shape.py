@@ -84,13 +84,10 @@ def reshape(ctx: Context, node: fx.Node) -> Placement:
 
 
 def _replicated(ctx: Context, size: sympy.Expr) -> tuple[Factor, ...]:
-    """A dimension that every rank has whole: of fixed length, or of a length of each graph (columns of a matrix)."""
-    if size.is_Integer:
-        return (int(size),)
-    space = ctx.program.space_of(size)
-    if space is None:
+    factor = ctx.whole(size)
+    if factor is None:
         raise Refused(f"a reshape of a dimension of size {size} beside distributed rows")
-    return (space,)
+    return (factor,)
 
 
 @rule(aten.expand.default)
