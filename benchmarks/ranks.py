@@ -7,7 +7,8 @@ torchrun; a step is the slowest rank's. Efficiency is the time on the first numb
 more and by how many times more they are. Bytes are what all ranks receive in halo exchanges and reductions, counted.
 Each job of several ranks is followed by what as many processes take that share nothing (``apart``), each with its part
 of the cells: what the memory and the caches of one machine leave of their speed. With ``--without overlap`` it runs
-again without that pass.
+again without that pass. ``waited`` are the seconds of a step in which a rank has nothing to do but wait for rows of
+others; ``--network`` lets no message arrive earlier than a slower network would bring it.
 """
 
 from __future__ import annotations
@@ -24,8 +25,33 @@ import torchrun
 from single import in_single_precision, peak_memory, resident, rocksalt, stock_case
 
 
+def slowed(latency: float, bandwidth: float) -> list[float]:
+    """Let messages of this process take as long as on a slower network; returns where seconds of waiting are noted."""
+    from distcompile.runtime.world import _ProcessGroupCommunicator as Communicator
+
+    waits: list[float] = []
+    begin = Communicator.all_to_all_start
+
+    def start(self: Any, rows: Any, send: Any, receive: Any) -> Any:
+        arrived = begin(self, rows, send, receive)
+        row = rows.element_size() * math.prod(rows.shape[1:])
+        due = time.perf_counter() + (latency + sum(receive) * row / bandwidth if bandwidth else 0.0)
+
+        def wait() -> Any:
+            before = time.perf_counter()
+            time.sleep(max(due - before, 0.0))
+            found = arrived()
+            waits.append(time.perf_counter() - before)
+            return found
+
+        return wait
+
+    Communicator.all_to_all_start = start  # type: ignore[method-assign]
+    return waits
+
+
 def measure(
-    name: str, cells: tuple[int, int, int], lowering: Any, apart: bool, without: list[str]
+    name: str, cells: tuple[int, int, int], lowering: Any, apart: bool, without: list[str], network: list[float]
 ) -> dict[str, Any] | None:
     """Run on every rank of a job: one step's seconds, bytes received and memory; None on all but the first rank."""
     import torch
@@ -50,22 +76,25 @@ def measure(
     graph = in_single_precision(case.graph(atoms))
     resting = resident()
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak of the resident set
-    times = []
+    waits = slowed(*network)
+    times, waited = [], []
     for _ in range(3):
+        waits.clear()
         dist.barrier()
         start = time.perf_counter()
         compiled(*graph)
         times.append(time.perf_counter() - start)
+        waited.append(sum(waits))
         if sum(times) > 120:
             break
-    mine = torch.tensor([min(times[1:] or times), peak_memory() - resting])
+    mine = torch.tensor([min(times[1:] or times), peak_memory() - resting, min(waited)])
     dist.all_reduce(mine, dist.ReduceOp.MAX)
     rows = compiled.stats(*graph)
     first = dist.get_rank() == 0
     dist.destroy_process_group()
     halo = sum(row["halo"]["atoms"] for row in rows)
     return {
-        "atoms": n, "ms/atom": 1e3 * float(mine[0]) / n, "MB/atom": float(mine[1]) / n / 1e6,
+        "atoms": n, "waited": float(mine[2]), "ms/atom": 1e3 * float(mine[0]) / n, "MB/atom": float(mine[1]) / n / 1e6,
         "halo": halo / n, "MB/step": sum(row["bytes"] for row in rows) / 1e6, "partition": rows[0]["partition"],
     } if first else None  # fmt: skip
 
@@ -76,23 +105,25 @@ def main() -> None:
     parser.add_argument("--cells", nargs=3, type=int, default=[8, 8, 8], help="cubic cells of 8 atoms")
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--lowering", choices=["eager", "inductor"], default="eager")
+    parser.add_argument("--network", nargs=2, type=float, default=[0, 0], metavar=("SECONDS", "BYTES_PER_SECOND"))
     parser.add_argument("--without", nargs="+", default=[], metavar="PASS", help="run again without these passes")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--apart", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     cells = tuple(options.cells)
     if options.one:
-        found = measure(options.one, cells, options.lowering, options.apart, options.without)
+        found = measure(options.one, cells, options.lowering, options.apart, options.without, options.network)
         if found is not None:
             print(json.dumps(found), flush=True)
         return
-    titles = ("model", "atoms", "ranks", "ms/atom", "efficiency", "MB/atom a rank", "halo/atom", "MB/step")
-    print("{:<18} {:>7} {:>10} {:>8} {:>10} {:>14} {:>9} {:>8}".format(*titles))
+    titles = ("model", "atoms", "ranks", "ms/atom", "efficiency", "MB/atom a rank", "halo/atom", "MB/step", "waited")
+    print("{:<18} {:>7} {:>10} {:>8} {:>10} {:>14} {:>9} {:>8} {:>7}".format(*titles))
     kinds = {"": [], "apart": ["--apart"]} | ({"without": ["--without", *options.without]} if options.without else {})
     for name in options.models:
         baseline = 0.0
         for ranks, kind in [(r, kind) for r in options.ranks for kind in (kinds if r > 1 else [""])]:
-            arguments = ["--one", name, "--cells", *map(str, cells), "--lowering", options.lowering, *kinds[kind]]
+            arguments = ["--one", name, "--cells", *map(str, cells), "--lowering", options.lowering]
+            arguments += ["--network", *map(str, options.network), *kinds[kind]]
             row = torchrun.run(__file__, ranks, arguments)
             title = f"{ranks} {kind}"
             if isinstance(row, str):
@@ -102,7 +133,7 @@ def main() -> None:
             print(
                 f"{name:<18} {row['atoms']:>7} {title:<10} {row['ms/atom']:>8.3f} "
                 f"{baseline / ranks / row['ms/atom']:>10.0%} {row['MB/atom']:>14.3f} {row['halo']:>9.2f} "
-                f"{row['MB/step']:>8.1f}",
+                f"{row['MB/step']:>8.1f} {row['waited']:>7.2f}",
                 flush=True,
             )
 

@@ -149,6 +149,10 @@ def _sizes_from_inputs(program: Program, graph: fx.Graph) -> None:
                 size = program.capture.raw_size(n)
                 if size.is_Symbol and symbol_is_type(size, SymT.UNBACKED_INT):
                     places.setdefault(size, (node, dim))
+        if node.target is aten._local_scalar_dense.default and isinstance(value, torch.SymInt):
+            number = program.capture.raw_size(value)
+            if number.is_Symbol and number not in places:
+                made.setdefault(number, node)
         if node.op != "call_function" or not isinstance(value, torch.SymInt) or node in made.values():
             continue
         with graph.inserting_before(node):

@@ -58,17 +58,21 @@ def matrices(program: Program, nodes: Iterable[fx.Node]) -> dict[sympy.Expr, Mat
 def as_matrix(program: Program, node: fx.Node, found: dict[sympy.Expr, Matrix]) -> fx.Node | None:
     """A list of integers as the matrix that it shows, written into its graph; None if it is no such list."""
     value = node.meta.get("val")
-    if not isinstance(value, Tensor) or value.dim() != 1 or value.dtype.is_floating_point:
+    if not isinstance(value, Tensor) or value.dtype.is_floating_point:
         return None
-    matrix = found.get(program.shape(node)[0])
-    if matrix is None:
+    shape = program.shape(node)
+    at = next((dim for dim, size in enumerate(shape) if size in found), None)
+    if at is None:
         return None
+    matrix = found[shape[at]]
+    of = [(node, d) for d in range(value.dim())]
+    of[at : at + 1] = [(matrix.node, matrix.dim), (matrix.node, matrix.dim + 1)]
+    given = [n.meta["val"].shape[d] for n, d in of]
     (output,) = [n for n in node.graph.nodes if n.op == "output"]
-    given = matrix.node.meta["val"].shape[matrix.dim : matrix.dim + 2]
     sizes: list[int | fx.Node] = []
     with node.graph.inserting_before(output):
-        for dim, n in enumerate(given, matrix.dim):
-            sizes.append(n if isinstance(n, int) else node.graph.call_function(aten.sym_size.int, (matrix.node, dim)))
+        for (source, dim), n in zip(of, given, strict=True):
+            sizes.append(n if isinstance(n, int) else node.graph.call_function(aten.sym_size.int, (source, dim)))
             if isinstance(size := sizes[-1], fx.Node):
                 size.meta["val"] = n
         view = node.graph.call_function(aten.reshape.default, (node, sizes))

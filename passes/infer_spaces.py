@@ -68,7 +68,7 @@ def infer_spaces(program: Program) -> Program:
     for root in both:
         if not _depends_on_values(targets[root]):
             _baked(program, fixed[root], inputs[root.name])
-    spaces = _spaces(program, module, targets, inputs)
+    spaces = _spaces(program, targets, inputs, origins)
     for root in both:
         if targets[root] in _divided(spaces):
             _baked(program, fixed[root], inputs[root.name])
@@ -168,7 +168,7 @@ def _baked(program: Program, access: Access, given: Input) -> NoReturn:
 
 
 def _spaces(
-    program: Program, module: fx.GraphModule, targets: dict[fx.Node, sympy.Expr], inputs: dict[str, Input]
+    program: Program, targets: dict[fx.Node, sympy.Expr], inputs: dict[str, Input], origins: Origins
 ) -> tuple[Space, ...]:
     """Every symbolic size that is reached from the atoms, named for people."""
     links: dict[sympy.Expr, dict[sympy.Expr, set[str]]] = defaultdict(lambda: defaultdict(set))
@@ -179,6 +179,8 @@ def _spaces(
         if target in rows:  # other dimensions are columns, however many a graph has
             alone.append(target)
             continue
+        if origins.is_identity(inputs[root.name].source):
+            continue  # the first rows of a longer list
         varying = _varying(program, root)
         for size in [size for size in varying if size in lists] or varying[:1]:  # others are columns here, too
             ends = 1 + any(n not in (1, size) for n in program.shape(root))  # one pointer may hold both ends

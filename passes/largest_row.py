@@ -18,6 +18,9 @@ from ..rules.indexing import accesses
 
 aten = torch.ops.aten
 
+_MOVES = {
+    aten.cat.default, aten.repeat.default, aten.reshape.default, aten.view.default, aten._unsafe_view.default,
+}  # fmt: skip
 _LARGEST = {aten.max.default, aten.amax.default}
 
 
@@ -65,6 +68,10 @@ def _only_pointed_at(
         sizes = program.shape(node) if isinstance(node.meta.get("val"), torch.Tensor) else ()
         counted = {n.xreplace(merged) for n in sizes if number in n.free_symbols}
         counted |= {n.xreplace(merged) for n in sizes}.intersection(*[tables[n] for n in read]) if read else set()
+        lengths = {n for table in read for n in program.shape(table)}
+        moved = node.target in _MOVES and any(number in n.free_symbols and n not in lengths for n in sizes)
+        if counted and (moved or node.op == "placeholder"):
+            return False  # rows come behind rows, of which there would be more; or a list is as long by itself
         if counted:
             tables[node] = counted
         elif read and not any(a.kind == "gather" and a.table in read for a in accesses(node)):

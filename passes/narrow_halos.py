@@ -224,7 +224,7 @@ class _Rewriter:
     def _contribute(self, node: fx.Node, operands: list[fx.Node]) -> fx.Node:
         """What halo rows contribute to a sum after a linear operator; returns the last operator written."""
         apart = [n for n in node.all_input_nodes if n in self.apart]
-        if node.target is aten.add.Tensor and len(apart) == 1:
+        if node.target is aten.add.Tensor and sum(n in self.apart for n in node.args) == 1:  # not x + x
             self.apart[node] = self.apart[apart[0]]
             return node
         self.apart[node] = self._copy(node, {**self.there, **{n: self.apart[n] for n in apart}})

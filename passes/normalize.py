@@ -32,6 +32,7 @@ from ..rules.base import arguments
 from ..rules.indexing import is_zero
 from ..runtime.checks import distinct_rows
 from .normalize_reductions import REDUCTIONS
+from .padded_rows import padded_gradient, part_of_padded, selected_from_padded
 from .rows_by_number import ROWS_BY_NUMBER
 from .rows_within_rows import added_within_rows, selected_within_rows
 from .writer import Writer, ndim
@@ -108,7 +109,8 @@ def _one_column(write: Writer, columns: fx.Node) -> fx.Node:
 
 
 def _index_select(write: Writer, node: fx.Node) -> fx.Node | None:
-    return selected_within_rows(write, node, *arguments(node)[:3])
+    given = arguments(node)[:3]
+    return selected_from_padded(write, node, *given) or selected_within_rows(write, node, *given)
 
 
 def _index(write: Writer, node: fx.Node) -> fx.Node | None:
@@ -119,10 +121,13 @@ def _index(write: Writer, node: fx.Node) -> fx.Node | None:
     found = _one_index(node)
     if found is None:
         matrix = _matrix_index(node)
-        return selected_within_rows(write, node, node.args[0], 0, matrix) if matrix is not None else None
+        found = (0, matrix) if matrix is not None else None
+    if found is None:
+        return None
     dim, mask = found
     if not _is_mask(mask):
-        return selected_within_rows(write, node, node.args[0], dim, mask)
+        given = (node.args[0], dim, mask)
+        return selected_from_padded(write, node, *given) or selected_within_rows(write, node, *given)
     return write(
         aten.index_select.default, node.args[0], dim, _mask_to_pointer(write, mask, node.meta["val"].shape[dim])
     )
@@ -133,6 +138,14 @@ def _matrix_index(node: fx.Node) -> fx.Node | None:
     indices: Any = node.args[1]
     (first, *more) = indices
     return first if first is not None and not more and not _is_mask(first) else None
+
+
+def _slice(write: Writer, node: fx.Node) -> fx.Node | None:
+    return part_of_padded(write, node) or ROWS_BY_NUMBER[aten.slice.Tensor](write, node)
+
+
+def _slice_backward(write: Writer, node: fx.Node) -> fx.Node | None:
+    return padded_gradient(write, node) or ROWS_BY_NUMBER[aten.slice_backward.default](write, node)
 
 
 def _masked_select(write: Writer, node: fx.Node) -> fx.Node | None:
@@ -332,7 +345,10 @@ def _scatter_add(write: Writer, base: fx.Node, dim: int, index: fx.Node, source:
 def _gather(write: Writer, node: fx.Node) -> fx.Node | None:
     base, dim, index = arguments(node)[:3]
     rows = _row_numbers(write, dim, index, base)
-    return write(aten.index_select.default, base, dim, rows) if rows is not None else None
+    if rows is None:
+        return None
+    padded = selected_from_padded(write, node, base, dim % ndim(base), rows)
+    return padded or write(aten.index_select.default, base, dim, rows)
 
 
 def _row_numbers(write: Writer, dim: int, index: fx.Node, table: fx.Node) -> fx.Node | None:
@@ -373,4 +389,6 @@ _REWRITES = {
     aten.split.Tensor: _split,
     **REDUCTIONS,
     **ROWS_BY_NUMBER,
+    aten.slice.Tensor: _slice,
+    aten.slice_backward.default: _slice_backward,
 }

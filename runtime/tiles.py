@@ -9,6 +9,7 @@ A region may run over some of its rows while a message is under way, and over th
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -115,7 +116,7 @@ class Region(nn.Module):
         first, end = only or (0, rows)
         if first == end and only is not None and (rows > 0 or so_far is None):
             return results  # a region without any rows is run once, for the shapes of its results
-        run: Callable[..., Sequence[Any]] = self.graph_module
+        run: Callable[..., Sequence[Any]] = self.graph_module if rows else _OfNothing(self.graph_module).run
         if self.compiled is not None and rows:
             run, inputs = self.compiled, self._laid_out(inputs)
         threads, block = self.schedule(end - first, inputs)
@@ -150,6 +151,24 @@ class Region(nn.Module):
         threads = max(1, min(threads, worth))
         rounds = max(1, -(-rows // (self.block * threads)))
         return threads, max(1, -(-rows // (rounds * threads)))
+
+
+class _OfNothing(fx.Interpreter):
+    """Runs a body over no rows: other ranks have some, and the largest of none is less than any of theirs."""
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target not in _LIMITS or args[0].numel():
+            return super().call_function(target, args, kwargs)
+        value, dims, keep = (*args, [], False)[:3]
+        reduced = {d % value.dim() for d in dims} or set(range(value.dim()))
+        shape = [1 if d in reduced else n for d, n in enumerate(value.shape) if keep or d not in reduced]
+        limit = math.inf if value.is_floating_point() else torch.iinfo(value.dtype).max
+        return value.new_full(shape, limit if target in _SMALLEST else -limit)
+
+
+aten = torch.ops.aten
+_SMALLEST = (aten.amin.default, aten.min.default)
+_LIMITS = (aten.amax.default, aten.max.default, *_SMALLEST)
 
 
 def _table(result: Add, given: Iterator[Any], results: Sequence[Any]) -> Tensor:

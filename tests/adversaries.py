@@ -103,6 +103,27 @@ class ToBothEnds(Toy):
         return h
 
 
+class Squares(Toy):
+    """Squares of sums that are read at both ends, beside the sums: their gradient is a sum of the same twice."""
+
+    def energy(self, graph: Graph, vectors: Tensor, lengths: Tensor) -> tuple[Tensor, Result]:
+        sender, receiver = graph["edge_index"]
+        w = torch.exp(-lengths) * (1 + self.readout(self.embedding(graph["species"])).squeeze(1)[sender] ** 2)
+        a = add_to(w, receiver, graph["species"])
+        q = a * a
+        return (w * torch.sin(q[sender]) * q[receiver] * a[sender] * a[receiver]).sum(), {}
+
+
+class LongestEdge(Toy):
+    """The longest of all edges scales the others, and the largest of all atoms the atoms; a rank may have none."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        longest, shortest = lengths.detach().max(), lengths.detach().amin()
+        h = h + add_to(w * (lengths / longest + shortest / lengths)[:, None] * h[sender], receiver, h)
+        return torch.tanh(self.mix(h - h.detach().amax(0) * h.softmax(0)))
+
+
 class SegmentSoftmax(Toy):
     """Attention weights sum to one over the edges of an atom: those that end there, or those that start there.
 
@@ -1154,6 +1175,13 @@ def plain(**options: Any) -> list[Graph]:
     return [random_graph(n, seed=n, **{"cutoff": 2.6, **options}) for n in SIZES]
 
 
+def few_with_edges() -> list[Graph]:
+    """Graphs, of which in the last one only two atoms have edges."""
+    *graphs, last = plain()
+    kept = (last["edge_index"] < 2).all(0)
+    return [*graphs, {**last, "edge_index": last["edge_index"][:, kept].contiguous(), "shifts": last["shifts"][kept]}]
+
+
 def without_edges() -> list[Graph]:
     """Graphs of which only positions, species and the cell are given."""
     graphs = plain()
@@ -1313,6 +1341,8 @@ ADVERSARIES = {
     "sums at senders": Adversary(ToSenders),
     "sums at both ends": Adversary(ToBothEnds),
     "sums at both ends, half list": Adversary(ToBothEnds, lambda: plain(half=True)),
+    "squares of sums": Adversary(Squares),
+    "longest edge": Adversary(LongestEdge, few_with_edges, untrainable="a maximum over ranks has no gradient"),
     "softmax over receivers": Adversary(lambda: SegmentSoftmax("receiver")),
     "softmax over senders": Adversary(lambda: SegmentSoftmax("sender")),
     "softmax over receivers, differentiated through": Adversary(lambda: SegmentSoftmax("receiver", detach=False)),

@@ -134,6 +134,70 @@ class Statistics(Toy):
         return torch.tanh(self.mix(h)) + add_to(w * image.sum(1, keepdim=True), receiver, h)
 
 
+class RowForNothing(Toy):
+    """Edges beyond a radius, and a few at random, point at a row that is joined to the atoms; sums go there too."""
+
+    def __init__(self, comes_first: bool) -> None:
+        super().__init__()
+        self.comes_first = comes_first
+
+    def join(self, rows: Tensor, one: Tensor, dim: int = 0) -> Tensor:
+        return torch.cat([one, rows] if self.comes_first else [rows, one], dim)
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        n = len(h)
+        there = (sender + 2 * receiver) % 5 > 0
+        where = torch.where(there, sender + 1, 0) if self.comes_first else torch.where(there, sender, n)
+        for _ in range(2):
+            near = self.join(h, h[-1:] + 0.5)[where] + self.join(h**2, torch.zeros(1, F, dtype=h.dtype))[where]
+            summed = near.new_zeros(n + 1, F).index_add(0, where, w * near)
+            summed, spare = (summed[1:], summed[:1]) if self.comes_first else (summed[:n], summed[n:])
+            matrix = self.join(h[None], torch.ones(1, 1, F, dtype=h.dtype), 1)
+            first = torch.gather(matrix, 1, where[None, :, None].expand(-1, -1, F))[0]
+            h = torch.tanh(self.mix(h + summed + add_to(w * first * there[:, None], receiver, h) + 0.01 * spare))
+        return h
+
+
+class WithImages(Toy):
+    """Atoms, then images of some of them, in one list; the first rows of it are the atoms."""
+
+    def forward(self, graph: Graph) -> Result:
+        strain = torch.zeros_like(graph["cell"]).requires_grad_()
+        positions = graph["positions"].clone().requires_grad_()
+        deformation = torch.eye(3, dtype=strain.dtype) + (strain + strain.T) / 2
+        sender, receiver = graph["edge_index"]
+        mapping, images = graph["mapping"], graph["images"]
+        n = len(graph["species"])
+        here = positions @ deformation
+        every = here[mapping] + images @ (graph["cell"] @ deformation)
+        vectors = every[sender] - every[:n][receiver]
+        w = self.radial(gaussians(vectors.norm(dim=-1)))
+        h = self.embedding(graph["species"])
+        for _ in range(2):
+            h = torch.tanh(self.mix(h + add_to(w * h[mapping][sender], receiver, h)))
+        energy = self.readout(h).sum()
+        from_positions, from_strain = torch.autograd.grad(energy, [positions, strain], create_graph=self.training)
+        return {"energy": energy, "forces": -from_positions, "virial": from_strain}
+
+
+def with_images() -> list[Graph]:
+    """Graphs whose edges start at atoms or at images of atoms, which come after the atoms."""
+    graphs = []
+    for graph in plain():
+        sender, receiver = graph["edge_index"]
+        n, away = len(graph["positions"]), (graph["shifts"] != 0).any(1)
+        atom_and_image = torch.cat([sender[:, None].double(), graph["shifts"]], 1)
+        kinds, which = torch.unique(atom_and_image[away], dim=0, return_inverse=True)
+        sender = sender.clone()
+        sender[away] = n + which
+        kept = {name: graph[name] for name in ("positions", "species", "cell")}
+        mapping = torch.cat([torch.arange(n), kinds[:, 0].long()])
+        images = torch.cat([torch.zeros(n, 3, dtype=torch.float64), kinds[:, 1:]])
+        graphs.append({**kept, "edge_index": torch.stack([sender, receiver]), "mapping": mapping, "images": images})
+    return graphs
+
+
 class EachTwice(Toy):
     """Each edge twice in a row, once for each direction."""
 
@@ -168,6 +232,9 @@ GRIDS = {
     "elements of a matrix of neighbours": Adversary(ElementsOfAMatrix, _not_square, _MATRIX),
     "elements of a matrix of six": Adversary(lambda: ElementsOfAMatrix(6), as_matrices, _MATRIX),
     "each edge twice in a row": Adversary(EachTwice),
+    "a row for nothing, last": Adversary(lambda: RowForNothing(False)),
+    "a row for nothing, first": Adversary(lambda: RowForNothing(True)),
+    "atoms, then images": Adversary(WithImages, with_images, frozenset({"atoms", "rows", "rows2"})),
     "tokens": Adversary(Tokens, spaces=frozenset({"atoms", "edges", "angles"})),
     "up to the largest row": Adversary(UpToTheLargest),
     "up to the largest row, some alone": Adversary(UpToTheLargest, some_alone),

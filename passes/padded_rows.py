@@ -1,0 +1,134 @@
+"""Part of pass 1: a table with a row more than there are atoms, for what is nothing to point at.
+
+    cat([x, row])[p]                        =>  where(p < n, x[min(p, n - 1)], row)          also cat([row, x])
+    index_add(zeros(n + 1), 0, p, v)[:n]    =>  index_add(zeros(n), 0, min(p, n - 1), where(p < n, v, 0))
+    index_add(zeros(n + 1), 0, p, v)[n:]    =>  sum(where(p < n, 0, v))
+    gradient of x[:n] for n + 1 rows        =>  cat([g, zeros(1)])                         of x[n:] likewise
+
+Models that fill lists of neighbours up to one length do so, with numbers of the row more; gradients are sums into such
+a table.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from ..rules.base import arguments
+from ..rules.indexing import is_zero
+from .rows_by_number import range_of
+from .writer import Writer, ndim
+
+aten = torch.ops.aten
+
+
+def selected_from_padded(write: Writer, node: fx.Node, table: Any, dim: int, index: fx.Node) -> fx.Node | None:
+    """Rows that an index selects from rows and one more, or None if the table is no such."""
+    if table.target is aten.add.Tensor and not table.kwargs:
+        both = [selected_from_padded(write, node, n, dim, index) for n in table.args if isinstance(n, fx.Node)]
+        return write(aten.add.Tensor, *both, value=node.meta["val"]) if len(both) == 2 and all(both) else None
+    if table.target is not aten.cat.default or not _is_integral(index) or (dim and ndim(index) > 1):
+        return None
+    pieces, along = (*arguments(table), 0)[:2]
+    if along % ndim(table) != dim or len(pieces) != 2:
+        return None
+    comes_first = _length(pieces[0], dim) == 1
+    one, rows = pieces if comes_first else reversed(pieces)
+    if _length(one, dim) != 1 or not _length(rows, dim).is_Symbol:
+        return None
+    there, where = _pointer(write, index, write.size(rows, dim), comes_first)
+    if ndim(index) == 1:
+        found = write(aten.index_select.default, rows, dim, where, value=node.meta["val"])
+    else:
+        found, one = write(aten.index.Tensor, rows, [where], value=node.meta["val"]), write(aten.select.int, one, 0, 0)
+    return write(aten.where.self, _beside(write, there, ndim(found) - dim), found, one, value=node.meta["val"])
+
+
+def part_of_padded(write: Writer, node: fx.Node) -> fx.Node | None:
+    """The rows, or the one more, of a table that was summed into; None if a slice is no such part."""
+    table, dim, start = range_of(node, 1)
+    dim %= ndim(table)
+    base, index, values = _summed(table, dim)
+    if base is None or not is_zero(base) or not _is_integral(index):
+        return None
+    rows, length = _length(table, dim) - 1, _length(node, dim)
+    begin = sympy.sympify(start.meta["val"].node.expr if isinstance(start, fx.Node) else start or 0)
+    if not rows.is_Symbol or (length, begin) not in ((rows, 0), (rows, 1), (1, 0), (1, rows)):
+        return None
+    comes_first = begin == (0 if length == 1 else 1)
+    n = write(operator.sub, write.size(table, dim), 1, value=table.meta["val"].shape[dim] - 1)
+    there, where = _pointer(write, index, n, comes_first)
+    zero = write(aten.full.default, [], 0, dtype=values.meta["val"].dtype, device=values.meta["val"].device)
+    chosen = _beside(write, there, ndim(values) - dim)
+    if length == 1:
+        kept = write(aten.where.self, chosen, zero, values)
+        total = write(aten.sum.dim_IntList, kept, list(range(dim, dim + ndim(index))))
+        return write(aten.unsqueeze.default, total, dim)
+    kept = write(aten.where.self, chosen, values, zero)
+    sizes = [n if d == dim else write.size(table, d) for d in range(ndim(table))]
+    empty = write(aten.full.default, sizes, 0, value=node.meta["val"], dtype=zero.meta["val"].dtype)
+    if ndim(index) == 1:
+        return write(aten.index_add.default, empty, dim, where, kept, value=node.meta["val"])
+    return write(aten.index_put.default, empty, [where], kept, True, value=node.meta["val"])
+
+
+def padded_gradient(write: Writer, node: fx.Node) -> fx.Node | None:
+    """The gradient of the rows, or of the one more, as a table of both; None if a slice is no such part."""
+    gradient, sizes, dim, start = arguments(node)[:4]
+    dim %= ndim(node)
+    rows, length = _length(node, dim) - 1, _length(gradient, dim)
+    begin = sympy.sympify(start.meta["val"].node.expr if isinstance(start, fx.Node) else start)
+    if not rows.is_Symbol or (length, begin) not in ((rows, 0), (rows, 1), (1, 0), (1, rows)):
+        return None
+    size: Any = 1
+    shape = list(node.meta["val"].shape)
+    shape[dim] = 1
+    if length == 1:
+        shape[dim] = node.meta["val"].shape[dim] - 1
+        size = write(operator.sub, sizes[dim], 1, value=shape[dim])
+    value = node.meta["val"].new_empty(shape)
+    others = [size if d == dim else n for d, n in enumerate(sizes)]
+    zeros = write(aten.full.default, others, 0, value=value, dtype=value.dtype, device=value.device)
+    pieces = [zeros, gradient] if begin == (rows if length == 1 else 1) else [gradient, zeros]
+    return write(aten.cat.default, pieces, dim, value=node.meta["val"])
+
+
+def _summed(table: Any, dim: int) -> tuple[Any, Any, Any]:
+    """Of a sum of rows into a table: the table, where and what; nothing of anything else."""
+    if table.target is aten.index_add.default and table.args[1] % ndim(table) == dim and not table.kwargs:
+        return table.args[0], table.args[2], table.args[3]
+    if table.target is aten.index_put.default and len(table.args[1]) == 1 and table.args[3:] == (True,) and not dim:
+        (index,) = table.args[1]
+        whole = ndim(table.args[2]) == ndim(index) + ndim(table) - 1
+        return (table.args[0], index, table.args[2]) if whole else (None, None, None)
+    return None, None, None
+
+
+def _pointer(write: Writer, index: fx.Node, n: Any, comes_first: bool) -> tuple[fx.Node, fx.Node]:
+    """Whether an index into n rows and one more points at a row, and at which; at some row where it does not."""
+    if comes_first:
+        here = write(aten.sub.Tensor, index, 1)
+        return write(aten.ge.Scalar, here, 0), write(aten.clamp_min.default, here, 0)
+    last = write(aten.scalar_tensor.default, n, dtype=torch.int64, device=index.meta["val"].device)
+    before = write(aten.sub.Tensor, last, 1)
+    return write(aten.lt.Tensor, index, last), write(aten.minimum.default, index, before)
+
+
+def _beside(write: Writer, mask: fx.Node, dims: int) -> fx.Node:
+    """A mask over the first of so many dimensions."""
+    while ndim(mask) < dims:
+        mask = write(aten.unsqueeze.default, mask, -1)
+    return mask
+
+
+def _length(table: fx.Node, dim: int) -> sympy.Expr:
+    n = table.meta["val"].shape[dim]
+    return n.node.expr if isinstance(n, torch.SymInt) else sympy.Integer(n)
+
+
+def _is_integral(index: fx.Node) -> bool:
+    return index.meta["val"].dtype in (torch.int32, torch.int64)
