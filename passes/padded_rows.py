@@ -1,8 +1,8 @@
 """Part of pass 1: a table with a row more than there are atoms, for what is nothing to point at.
 
-    cat([x, row])[p]                        =>  where(p < n, x[min(p, n - 1)], row)          also cat([row, x])
-    index_add(zeros(n + 1), 0, p, v)[:n]    =>  index_add(zeros(n), 0, min(p, n - 1), where(p < n, v, 0))
-    index_add(zeros(n + 1), 0, p, v)[n:]    =>  sum(where(p < n, 0, v))
+    cat([x, row])[p]                        =>  where(p == n, row, x[where(p == n, 0, p)])     also cat([row, x])
+    index_add(zeros(n + 1), 0, p, v)[:n]    =>  index_add(zeros(n), 0, where(p == n, 0, p), where(p == n, 0, v))
+    index_add(zeros(n + 1), 0, p, v)[n:]    =>  sum(where(p == n, v, 0))
     gradient of x[:n] for n + 1 rows        =>  cat([g, zeros(1)])                         of x[n:] likewise
 
 Models that fill lists of neighbours up to one length do so, with numbers of the row more; gradients are sums into such
@@ -109,13 +109,18 @@ def _summed(table: Any, dim: int) -> tuple[Any, Any, Any]:
 
 
 def _pointer(write: Writer, index: fx.Node, n: Any, comes_first: bool) -> tuple[fx.Node, fx.Node]:
-    """Whether an index into n rows and one more points at a row, and at which; at some row where it does not."""
-    if comes_first:
-        here = write(aten.sub.Tensor, index, 1)
-        return write(aten.ge.Scalar, here, 0), write(aten.clamp_min.default, here, 0)
-    last = write(aten.scalar_tensor.default, n, dtype=torch.int64, device=index.meta["val"].device)
-    before = write(aten.sub.Tensor, last, 1)
-    return write(aten.lt.Tensor, index, last), write(aten.minimum.default, index, before)
+    """Whether an index into n rows and one more points at a row, and at which; at the first where it does not.
+
+    -1 is the last of all. What points beyond all still does, and is refused.
+    """
+    device = index.meta["val"].device
+    rows = write(aten.scalar_tensor.default, n, dtype=torch.int64, device=device)
+    from_end = write(aten.add.Tensor, write(aten.add.Tensor, index, rows), 1)
+    number = write(aten.where.self, write(aten.lt.Scalar, index, 0), from_end, index)
+    spare = write(aten.full.default, [], 0, dtype=torch.int64, device=device) if comes_first else rows
+    nowhere = write(aten.eq.Tensor, number, spare)
+    own = write(aten.sub.Tensor, number, 1) if comes_first else number
+    return write(aten.logical_not.default, nowhere), write(aten.masked_fill.Scalar, own, nowhere, 0)
 
 
 def _beside(write: Writer, mask: fx.Node, dims: int) -> fx.Node:

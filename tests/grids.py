@@ -135,7 +135,7 @@ class Statistics(Toy):
 
 
 class RowForNothing(Toy):
-    """Edges beyond a radius, and a few at random, point at a row that is joined to the atoms; sums go there too."""
+    """Some edges point at a row that is joined to the atoms, by its number or by -1; sums go there too."""
 
     def __init__(self, comes_first: bool) -> None:
         super().__init__()
@@ -150,7 +150,8 @@ class RowForNothing(Toy):
         there = (sender + 2 * receiver) % 5 > 0
         where = torch.where(there, sender + 1, 0) if self.comes_first else torch.where(there, sender, n)
         for _ in range(2):
-            near = self.join(h, h[-1:] + 0.5)[where] + self.join(h**2, torch.zeros(1, F, dtype=h.dtype))[where]
+            by_end = torch.where(there, where, -(n + 1) if self.comes_first else -1)
+            near = self.join(h, h[-1:] + 0.5)[by_end] + self.join(h**2, torch.zeros(1, F, dtype=h.dtype))[where]
             summed = near.new_zeros(n + 1, F).index_add(0, where, w * near)
             summed, spare = (summed[1:], summed[:1]) if self.comes_first else (summed[:n], summed[n:])
             matrix = self.join(h[None], torch.ones(1, 1, F, dtype=h.dtype), 1)
