@@ -114,7 +114,8 @@ def test_as_much_is_held_as_fits(fits: float, monkeypatch: pytest.MonkeyPatch) -
         return found
 
     monkeypatch.setattr(fit, "tile", tiled)
-    monkeypatch.setattr(fit, "overlap", lambda program: program)
+    for name in ("overlap", "bucket_messages"):
+        monkeypatch.setattr(fit, name, lambda program: program)
     monkeypatch.setattr(fit, "peak_bytes", lambda p, *rest: peak(p, *rest) * (10**6 if held[id(p.tiled)] < fits else 1))
     found = model(graph)
     assert held[id(model.program.tiled)] == fits
