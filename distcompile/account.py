@@ -19,7 +19,7 @@ from .passes.store_or_recompute import bytes_per_row, product_flops
 from .printer import short
 from .rules.base import user_frame
 from .rules.shape import VIEWS
-from .runtime.halo import COLLECTIVES, STARTS, all_reduce, all_reduces
+from .runtime.halo import COLLECTIVES, MESSAGES, all_reduce, all_reduces
 from .runtime.tiles import Region
 
 _TO_OWNERS = ("halo_reduce", "halo_scatter")
@@ -122,7 +122,7 @@ def _messages(program: Program) -> Iterator[tuple[Collective, ...]]:
         left.setdefault((c.kind, c.space), []).append(c)
     shared: dict[Any, list[Collective]] = {}
     for node in program.tiled.graph.nodes:
-        if node.target in STARTS or node.target in STARTS.values():
+        if node.target in MESSAGES:
             kind = short(node).rstrip("_").removesuffix("_start")
             found = left[kind, spaces[node.args[1].name]].pop(0)
             shared.setdefault(node.kwargs.get("bucket", node), []).append(found)

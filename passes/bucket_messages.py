@@ -19,7 +19,7 @@ from torch import fx
 
 from ..ir import Program, copy_tiled, replace_tiled
 from ..runtime.buckets import bucket, send
-from ..runtime.halo import COLLECTIVES, STARTS
+from ..runtime.halo import COLLECTIVES, MESSAGES, STARTS
 from ..runtime.messages import wait
 from .overlap import in_two_phases
 from .storage import storage
@@ -43,7 +43,7 @@ def _together(graph: fx.Graph) -> Iterator[tuple[list[fx.Node], set[fx.Node]]]:
     brought: set[fx.Node] = set()
     """Memory that messages done at once write to: who reads it needs them, whether it says so or not."""
     for node in graph.nodes:
-        is_message = node.target in STARTS or node.target in STARTS.values()
+        is_message = node.target in MESSAGES
         given = node.all_input_nodes
         needs_another = not behind.isdisjoint(given) or any(storage(n) in brought for n in given)
         if (is_message and needs_another) or not (is_message or _is_free(node)):

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, fx
 
 from ..ir import Program
+from ..rules.indexing import RESHAPES
 
 aten = torch.ops.aten
-
-_RESHAPES = (aten.reshape.default, aten.view.default, aten._unsafe_view.default)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +42,7 @@ def matrices(program: Program, nodes: Iterable[fx.Node]) -> dict[sympy.Expr, Mat
     for node in nodes:
         if node.target is aten.cat.default:
             joined |= set(program.shape(node))
-        if node.target not in _RESHAPES:
+        if node.target not in RESHAPES:
             continue
         source: fx.Node = node.args[0]  # type: ignore[assignment]
         shape = program.shape(source)

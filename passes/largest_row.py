@@ -14,13 +14,11 @@ from torch import fx
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from ..ir import Program
-from ..rules.indexing import accesses
+from ..rules.indexing import RESHAPES, accesses
 
 aten = torch.ops.aten
 
-_MOVES = {
-    aten.cat.default, aten.repeat.default, aten.reshape.default, aten.view.default, aten._unsafe_view.default,
-}  # fmt: skip
+_MOVES = {aten.cat.default, aten.repeat.default, *RESHAPES}
 _LARGEST = {aten.max.default, aten.amax.default}
 
 

@@ -20,7 +20,7 @@ from torch import fx
 
 from ..rules.base import arguments
 from ..rules.indexing import is_zero
-from .rows_by_number import range_of
+from .rows_by_number import alone, range_of
 from .writer import Writer, ndim
 
 aten = torch.ops.aten
@@ -55,22 +55,19 @@ def part_of_padded(write: Writer, node: fx.Node) -> fx.Node | None:
     base, index, values = _summed(table, dim)
     if base is None or not is_zero(base) or not _is_integral(index):
         return None
-    rows, length = _length(table, dim) - 1, _length(node, dim)
-    begin = sympy.sympify(start.meta["val"].node.expr if isinstance(start, fx.Node) else start or 0)
-    if not rows.is_Symbol or (length, begin) not in ((rows, 0), (rows, 1), (1, 0), (1, rows)):
+    comes_first = _comes_first(table, node, dim, start)
+    if comes_first is None:
         return None
-    comes_first = begin == (0 if length == 1 else 1)
     n = write(operator.sub, write.size(table, dim), 1, value=table.meta["val"].shape[dim] - 1)
     there, where = _pointer(write, index, n, comes_first)
-    zero = write(aten.full.default, [], 0, dtype=values.meta["val"].dtype, device=values.meta["val"].device)
     chosen = _beside(write, there, ndim(values) - dim)
-    if length == 1:
-        kept = write(aten.where.self, chosen, zero, values)
-        total = write(aten.sum.dim_IntList, kept, list(range(dim, dim + ndim(index))))
+    if _length(node, dim) == 1:
+        spare = alone(write, write(aten.logical_not.default, chosen), values)
+        total = write(aten.sum.dim_IntList, spare, list(range(dim, dim + ndim(index))))
         return write(aten.unsqueeze.default, total, dim)
-    kept = write(aten.where.self, chosen, values, zero)
+    kept = alone(write, chosen, values)
     sizes = [n if d == dim else write.size(table, d) for d in range(ndim(table))]
-    empty = write(aten.full.default, sizes, 0, value=node.meta["val"], dtype=zero.meta["val"].dtype)
+    empty = write(aten.full.default, sizes, 0, value=node.meta["val"], dtype=values.meta["val"].dtype)
     if ndim(index) == 1:
         return write(aten.index_add.default, empty, dim, where, kept, value=node.meta["val"])
     return write(aten.index_put.default, empty, [where], kept, True, value=node.meta["val"])
@@ -80,21 +77,30 @@ def padded_gradient(write: Writer, node: fx.Node) -> fx.Node | None:
     """The gradient of the rows, or of the one more, as a table of both; None if a slice is no such part."""
     gradient, sizes, dim, start = arguments(node)[:4]
     dim %= ndim(node)
-    rows, length = _length(node, dim) - 1, _length(gradient, dim)
-    begin = sympy.sympify(start.meta["val"].node.expr if isinstance(start, fx.Node) else start)
-    if not rows.is_Symbol or (length, begin) not in ((rows, 0), (rows, 1), (1, 0), (1, rows)):
+    comes_first = _comes_first(node, gradient, dim, start)
+    if comes_first is None:
         return None
+    is_one = _length(gradient, dim) == 1
     size: Any = 1
     shape = list(node.meta["val"].shape)
     shape[dim] = 1
-    if length == 1:
+    if is_one:
         shape[dim] = node.meta["val"].shape[dim] - 1
         size = write(operator.sub, sizes[dim], 1, value=shape[dim])
     value = node.meta["val"].new_empty(shape)
     others = [size if d == dim else n for d, n in enumerate(sizes)]
     zeros = write(aten.full.default, others, 0, value=value, dtype=value.dtype, device=value.device)
-    pieces = [zeros, gradient] if begin == (rows if length == 1 else 1) else [gradient, zeros]
+    pieces = [gradient, zeros] if is_one == comes_first else [zeros, gradient]
     return write(aten.cat.default, pieces, dim, value=node.meta["val"])
+
+
+def _comes_first(table: fx.Node, part: fx.Node, dim: int, start: Any) -> bool | None:
+    """Whether the one row comes before the others, if a part of a table is the one or the others; else None."""
+    rows, length = _length(table, dim) - 1, _length(part, dim)
+    begin = sympy.sympify(start.meta["val"].node.expr if isinstance(start, fx.Node) else start or 0)
+    if not rows.is_Symbol or (length, begin) not in ((rows, 0), (rows, 1), (1, 0), (1, rows)):
+        return None
+    return bool(begin == (0 if length == 1 else 1))
 
 
 def _summed(table: Any, dim: int) -> tuple[Any, Any, Any]:

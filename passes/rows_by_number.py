@@ -59,14 +59,14 @@ def _select_scatter(write: Writer, node: fx.Node) -> fx.Node | None:
 def _select_backward(write: Writer, node: fx.Node) -> fx.Node | None:
     gradient, sizes, dim, number = arguments(node)[:4]
     here = _here(write, node, dim, number, sizes)
-    return _alone(write, here, write(aten.unsqueeze.default, gradient, dim)) if here is not None else None
+    return alone(write, here, write(aten.unsqueeze.default, gradient, dim)) if here is not None else None
 
 
 def _slice_backward(write: Writer, node: fx.Node) -> fx.Node | None:
     gradient, sizes, dim, number = arguments(node)[:4]
     if _is_one_row(gradient, dim):
         here = _here(write, node, dim, number, sizes)
-        return _alone(write, here, gradient) if here is not None else None
+        return alone(write, here, gradient) if here is not None else None
     if number == 0 and _are_first(gradient.meta["val"], node, dim):
         return _put_first(write, node, gradient, dim, sizes)
     missing = _missing(gradient, dim)
@@ -74,7 +74,7 @@ def _slice_backward(write: Writer, node: fx.Node) -> fx.Node | None:
     if missing is None or number != missing + 1 or not _as_many(source, node, dim):
         return None
     here = _here(write, node, dim, missing, sizes)
-    return _alone(write, write(aten.logical_not.default, here), source) if here is not None else None
+    return alone(write, write(aten.logical_not.default, here), source) if here is not None else None
 
 
 def _cat(write: Writer, node: fx.Node) -> fx.Node | None:
@@ -138,10 +138,10 @@ def _is_one_row(node: fx.Node, dim: int) -> bool:
 
 
 def _found(write: Writer, source: fx.Node, dim: int, here: fx.Node, keep: bool) -> fx.Node:
-    return write(aten.sum.dim_IntList, _alone(write, here, source), [dim % ndim(source)], keep)
+    return write(aten.sum.dim_IntList, alone(write, here, source), [dim % ndim(source)], keep)
 
 
-def _alone(write: Writer, here: fx.Node, rows: fx.Node) -> fx.Node:
+def alone(write: Writer, here: fx.Node, rows: fx.Node) -> fx.Node:
     """Rows, or one row, where `here` says; zeros elsewhere."""
     value = rows.meta["val"]
     zero = write(aten.full.default, [], 0, dtype=value.dtype, device=value.device)

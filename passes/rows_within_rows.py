@@ -17,7 +17,7 @@ import torch
 from torch import fx
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
-from ..rules.indexing import is_zero
+from ..rules.indexing import RESHAPES, is_zero
 from .writer import Writer, ndim
 
 aten = torch.ops.aten
@@ -27,7 +27,6 @@ _SHOWN = {
     aten.unbind.int, operator.getitem, aten._to_copy.default,
 }  # fmt: skip
 """What shows elements of an index, or casts it."""
-_RESHAPES = (aten.reshape.default, aten.view.default, aten._unsafe_view.default)
 _MULTIPLES = {aten.mul.Tensor, aten.mul.Scalar}
 
 
@@ -74,7 +73,7 @@ def _rows_within_rows(write: Writer, table: fx.Node, dim: int, index: fx.Node) -
 
 def _columns(table: fx.Node) -> fx.Node | None:
     """The number of columns of a matrix of which a table has the elements one after another, row by row."""
-    if table.target not in (*_RESHAPES, aten.full.default):
+    if table.target not in (*RESHAPES, aten.full.default):
         return None
     shape: Any = table.args[table.target is not aten.full.default]
     length = shape[0] if shape else None

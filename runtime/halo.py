@@ -235,6 +235,9 @@ STARTS = {
 }
 """How a message begins that `wait` ends."""
 
+MESSAGES = {*STARTS, *STARTS.values()}
+"""Messages about rows, in one phase and in two."""
+
 COLLECTIVES = (halo_exchange, halo_reduce, halo_gather, halo_scatter, all_reduce, all_reduces)
 
 

@@ -35,6 +35,8 @@ _ELEMENTWISE = {aten.gather.default, aten.scatter_add.default, aten.scatter_redu
 """Their index has one entry per element; the other dimensions of index and table run in step."""
 
 
+RESHAPES = (aten.reshape.default, aten.view.default, aten._unsafe_view.default)
+
 INDEX_VIEWS = {
     aten.expand.default,
     aten.unsqueeze.default,
@@ -48,7 +50,7 @@ INDEX_VIEWS = {
 def makes_a_matrix(node: fx.Node) -> bool:
     """Whether a view shows a list of integers, as long as two sizes multiplied, as a matrix: which size is that of the
     rows, only the matrix says."""
-    if node.target not in (aten.reshape.default, aten.view.default):
+    if node.target not in RESHAPES:
         return False
     before, after = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
     if before.dtype.is_floating_point or before.dim() != 1 or after.dim() < 2:

@@ -17,6 +17,7 @@ from torch import fx
 from ..ir import Dim, Factor, Halo, Placement, Space
 from .base import Context, Refused, argument, arguments, one_row_dimension, rank, rule, wrap
 from .blocks import blocks_of, factors, joined, named, part
+from .indexing import RESHAPES
 
 aten = torch.ops.aten
 
@@ -72,7 +73,7 @@ def regroup(factors: list[Factor], shape: tuple[sympy.Expr, ...]) -> tuple[Dim, 
     return tuple(dims)
 
 
-@rule(aten.reshape.default, aten.view.default, aten._unsafe_view.default)
+@rule(*RESHAPES)
 def reshape(ctx: Context, node: fx.Node) -> Placement:
     """Split and merge dimensions, following each factor in row-major order."""
     (source, *_) = arguments(node)
