@@ -71,7 +71,7 @@ def bind_sizes(program: Program, leaves: Sequence[Leaf]) -> dict[sympy.Symbol, i
             first.setdefault(symbol, leaf.path)
     for leaf, sizes in zip(leaves, program.capture.sizes, strict=True):
         for size, n in zip(sizes, leaf.tensor.shape, strict=True):
-            expected = program.size(size)
+            expected = program.size(program.capture.size(size))  # also what the example alone took for equal
             if expected.free_symbols <= known.keys() and int(expected.xreplace(known)) != n:
                 raise InputError(
                     f"{leaf.path} has {n} rows, not the {expected.xreplace(known)} that "

@@ -211,7 +211,7 @@ class EachTwice(Toy):
         return h
 
 
-def _not_square() -> list[Graph]:
+def not_square() -> list[Graph]:
     """Graphs with matrices, of which the first has another number of columns than of rows."""
     return sorted(as_matrices(), key=lambda graph: graph["there"].shape[0] == graph["there"].shape[1])
 
@@ -230,7 +230,7 @@ _MATRIX = frozenset({"atoms", "edges"})
 """Of rows of a matrix, nothing says that they are atoms."""
 
 GRIDS = {
-    "elements of a matrix of neighbours": Adversary(ElementsOfAMatrix, _not_square, _MATRIX),
+    "elements of a matrix of neighbours": Adversary(ElementsOfAMatrix, not_square, _MATRIX),
     "elements of a matrix of six": Adversary(lambda: ElementsOfAMatrix(6), as_matrices, _MATRIX),
     "each edge twice in a row": Adversary(EachTwice),
     "a row for nothing, last": Adversary(lambda: RowForNothing(False)),

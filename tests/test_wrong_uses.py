@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from adversaries import AllWithAll, BatchCounted, F, SegmentSoftmax, ToReceivers, Toy, add_to, counted_batches, plain
+from grids import ElementsOfAMatrix, not_square
 from torch import Tensor, nn
 from toys import CUTOFF, Gnn, Graph, random_graph
 
@@ -59,6 +60,13 @@ def beyond_the_last() -> Any:
     example, other = counted_batches((5, 6))
     model = distcompile.compile(BatchCounted(Tensor.item).eval(), example, world=LocalWorld(2), validate=False)
     return model({**other, "n_graphs": torch.tensor(3)})
+
+
+def mask_the_other_way() -> Any:
+    """A matrix of neighbours with the mask of its transpose: as many elements, in another shape."""
+    example, other, *_ = not_square()
+    model = distcompile.compile(ElementsOfAMatrix().eval(), example, world=LocalWorld(2), validate=False)
+    return model({**other, "there": other["there"].T.contiguous()})
 
 
 def put(name: str, where: Any, value: float) -> Tensor:
@@ -295,6 +303,7 @@ WRONG = [
     case("ends edge by edge, values end by end",
          computing(lambda m, g, h, w, r: add_to(torch.cat([w, -w]), g["edge_index"].T.reshape(-1), h)), UnsupportedOp,
          "aten.index_add", "2*edges", "edges*2"),
+    case("a mask the other way", mask_the_other_way, InputError, "has 5 rows, not the 10", "graph['there']"),
     case("one row overwritten twice", computing(lambda m, g, h, w, r: h.index_put((g["edge_index"][1],), w)),
          InputError, "overwrites one row twice", "index_add"),
     # Values that went through Python.
