@@ -27,7 +27,7 @@ import torch._meta_registrations
 from torch import Tensor, fx, nn
 from torch.func import functionalize
 from torch.fx.experimental import proxy_tensor
-from torch.fx.experimental.proxy_tensor import PythonKeyTracer, make_fx
+from torch.fx.experimental.proxy_tensor import PythonKeyTracer, make_fx, maybe_enable_thunkify
 from torch.fx.experimental.symbolic_shapes import (
     GuardOnDataDependentSymNode,
     PropagateUnbackedSymInts,
@@ -222,7 +222,9 @@ def _trace(
     result: list[Tree] = []
 
     def flat_call(*tensors: Tensor) -> list[Any]:
-        out_leaves, out_tree = flatten(call(*tree.unflatten(tensors)))  # copies containers: the user's stay as they are
+        with maybe_enable_thunkify():  # most of what is asked of sizes is asked by shape rules: not for the graph
+            out = call(*tree.unflatten(tensors))
+        out_leaves, out_tree = flatten(out)  # copies containers: the user's stay as they are
         result.append(out_tree)
         return [leaf.tensor for leaf in out_leaves]
 

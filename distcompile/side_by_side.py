@@ -23,11 +23,9 @@ def fill_cache(compilations: Mapping[str, Callable[[], Any]], report: Callable[[
         compilations: by a key that names what is compiled.
         report: called with the number of compilations done, as they go on.
     """
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
     if not _may_fork():
         return
-    folder = Path(cache_dir()) / "distcompile" / torch.__version__
+    folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     missing = {key: run for key, run in compilations.items() if not (folder / key).exists()}
     children = min(len(missing), len(os.sched_getaffinity(0)))
@@ -59,6 +57,13 @@ def fill_cache(compilations: Mapping[str, Callable[[], Any]], report: Callable[[
     while any(process.is_alive() for process in processes):
         report(len(compilations) - len(missing) + done.value)
         time.sleep(0.1)
+
+
+def cache_folder() -> Path:
+    """Where this machine keeps what was compiled on it."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # takes seconds to import
+
+    return Path(cache_dir()) / "distcompile" / torch.__version__
 
 
 def beside(work: Callable[[], Any]) -> Callable[[], None]:

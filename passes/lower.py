@@ -26,7 +26,8 @@ from ..ir import Program
 from ..printer import show_graph
 from ..runtime.tiles import Region
 from ..side_by_side import fill_cache
-from .cpp_library import INDUCTOR, OPTIMIZATION, compiled_together, getting_ready
+from .cpp_library import getting_ready
+from .generate import Code, generate, settings
 
 aten = torch.ops.aten
 
@@ -61,8 +62,9 @@ def lower(program: Program, notify: Callable[[int, int], None] | None = None) ->
         return
     getting_ready()()
     same: dict[str, list[_Body]] = {}
+    under = settings()
     for region in regions:
-        body = _Body(program, region)
+        body = _Body(program, region, under)
         same.setdefault(body.key(), []).append(body)
 
     def report(done: int) -> None:
@@ -95,8 +97,8 @@ class _Body:
     Operators come in the order in which results need them, inputs in the order in which operators do.
     """
 
-    def __init__(self, program: Program, region: Region) -> None:
-        self.program, self.region = program, region
+    def __init__(self, program: Program, region: Region, under: str) -> None:
+        self.program, self.region, self.settings = program, region, under
         nodes = list(region.graph_module.graph.nodes)
         rows, *given = [n for n in nodes if n.op == "placeholder"]
         needed = _as_needed(nodes[-1])
@@ -112,7 +114,7 @@ class _Body:
         """Equal for bodies that are the same program on inputs of the same kinds."""
         parts = self.region.spec.inputs
         kinds = [(self._kind(n), parts[i]) for n, i in zip(self.inputs, self.order, strict=True)]
-        what = f"{show_graph(self.graph_module.graph)}{kinds}{INDUCTOR}{OPTIMIZATION}"
+        what = f"{show_graph(self.graph_module.graph)}{kinds}{self.settings}"
         return hashlib.sha256(what.encode()).hexdigest()
 
     def _kind(self, node: fx.Node) -> tuple[Any, ...]:
@@ -122,21 +124,18 @@ class _Body:
             return (type(value), value if isinstance(value, int | float) else None)
         return (value.dtype, value.device, [int(n) if n.is_Integer else None for n in self.program.shape(node)])
 
-    def compile(self) -> Callable[..., Sequence[Any]]:
+    def compile(self) -> Code:
         """Compiled code that takes the number of rows and the inputs in the order of their use."""
-        from torch._inductor.compile_fx import compile_fx  # takes seconds to import
+        return generate(self.key(), self.graph_module, self._examples)
 
-        with torch.no_grad(), compiled_together():
-            return compile_fx(self.graph_module, self._examples())  # type: ignore[return-value]
-
-    def called(self, compiled: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:
+    def called(self, compiled: Code) -> Callable[..., Sequence[Any]]:
         """The same with the call of the region's body."""
 
         order = self.order
 
         def run(rows: int, *args: Any) -> Sequence[Any]:
             given = (args[i] for i in order)
-            return compiled(rows, *[a.contiguous() if isinstance(a, Tensor) else a for a in given])
+            return compiled([rows, *(a.contiguous() if isinstance(a, Tensor) else a for a in given)])
 
         return run
 

@@ -16,6 +16,7 @@ import torch
 import toys
 
 import distcompile
+from distcompile.passes import generate
 from distcompile.side_by_side import fill_cache
 
 PATIENCE = 60.0
@@ -187,9 +188,13 @@ def test_a_worker_of_a_pool_may_compile(fake: Fake) -> None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_children_compile_what_the_caller_then_loads(tmp_path: Path, fake: Fake) -> None:
+def test_children_compile_what_the_caller_then_loads(
+    tmp_path: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every region comes out of the cache that the children filled."""
-    from torch._dynamo.utils import counters
+    generated = []
+    stock = generate._generate
+    monkeypatch.setattr(generate, "_generate", lambda *args: (generated.append(args), stock(*args))[1])
 
     class Two(torch.nn.Module):
         """Work on edges, then on atoms: two regions."""
@@ -200,12 +205,10 @@ def test_children_compile_what_the_caller_then_loads(tmp_path: Path, fake: Fake)
             h = torch.zeros_like(h).index_add(0, receiver, h[sender].sin())
             return torch.zeros_like(h).index_add(0, receiver, h[sender].cos())
 
-    before = counters["inductor"].copy()
     compiled = distcompile.compile(Two(), toys.random_graph(14, 1), lowering="inductor", validate=False)
-    loaded = counters["inductor"] - before
     files = [path for path in (tmp_path / "cache" / "distcompile").rglob("*") if path.is_file()]
     assert len(files) >= 2
-    assert loaded["fxgraph_cache_hit"] == len(files)
-    assert not loaded["fxgraph_cache_miss"]
+    assert all(path.stat().st_size for path in files)
+    assert generated == []  # in this process
     graph = toys.random_graph(20, 2)
     assert torch.allclose(compiled(graph), Two()(graph), rtol=1e-12)

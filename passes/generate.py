@@ -1,0 +1,117 @@
+"""Code for one body: operators that Inductor knows, then its code, kept on disk by the name of the body.
+
+    silu(x) @ w    =>    x * sigmoid(x), mm    =>    a module of Python that calls loops in C++
+
+Inductor's own entry expects programs that may write into their inputs and have gradients, and follows each twice to
+find out. Bodies of regions do neither, so they are followed once; what was generated before is not followed at all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._guards import TracingContext, detect_fake_mode, tracing
+from torch._subclasses import FakeTensorMode
+from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ..shadows import replaced
+from ..side_by_side import cache_folder
+from .cpp_library import OPTIMIZATION, compiled_together
+
+Code = Callable[[list[Any]], Sequence[Any]]
+"""Takes the inputs of a body as a list, which it empties."""
+
+
+def generate(name: str, body: fx.GraphModule, examples: Callable[[], list[Any]]) -> Code:
+    """The code for a body, generated unless it was on this machine before.
+
+    Args:
+        name: the same for bodies that are the same program under the same `settings`.
+        body: operators of ATen that leave their inputs as they are.
+        examples: makes fake inputs, with symbols for sizes that vary.
+    """
+    from torch._inductor.codecache import PyCodeCache  # takes seconds to import
+
+    with torch.no_grad(), compiled_together(), _in_time():
+        kept = cache_folder() / name
+        if kept.exists() and (source := kept.read_text()):
+            return PyCodeCache.load(source).call  # type: ignore[no-any-return]
+        code, source = _generate(body, examples())
+        if source:
+            _keep(kept, source)
+    return code
+
+
+def settings() -> str:
+    """What code depends on beside the body: how Inductor is set up, and the processor."""
+    import torch._inductor.config as inductor_config  # takes seconds to import
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    with compiled_together():
+        return f"{inductor_config.get_hash()!r} {pick_vec_isa()} {OPTIMIZATION}"
+
+
+def _generate(body: fx.GraphModule, inputs: list[Any]) -> tuple[Code, str]:
+    """Code for a body, and its source if that is all that it takes to have the code again."""
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.fx_passes.joint_graph import joint_graph_passes
+    from torch._inductor.output_code import CompiledFxGraph
+
+    mode = detect_fake_mode(inputs)
+    assert mode is not None
+    with tracing(TracingContext(mode)), enable_python_dispatcher():
+        graph = joint_graph_passes(_decomposed(body, inputs, mode))
+        (output,) = graph.graph.find_nodes(op="output")
+        output.meta["user_visible_output_idxs"] = list(range(len(output.args[0])))  # these keep their layout
+        code: Any = compile_fx_inner(graph, inputs, is_inference=True)
+    on_host = all(x.device.type == "cpu" for x in inputs if isinstance(x, Tensor))  # else inputs are aligned as well
+    is_all = isinstance(code, CompiledFxGraph) and on_host and not code.constants
+    return code, code.source_code if is_all else ""
+
+
+def _decomposed(body: fx.GraphModule, inputs: list[Any], mode: FakeTensorMode) -> fx.GraphModule:
+    """The body in operators that Inductor has loops for."""
+    from torch._inductor.decomposition import select_decomp_table
+
+    def follow(run: Callable[..., Any]) -> fx.GraphModule:
+        return make_fx(run, select_decomp_table())(*inputs)  # type: ignore[no-any-return]
+
+    # Each body has symbols of its own, so that hardly a result is met twice.
+    with mode, replaced(mode, "cache_enabled", False):
+        graph = follow(body)
+        if any(node.op == "call_function" and _writes(node) for node in graph.graph.nodes):
+            graph = follow(functionalize(body, remove="mutations"))
+    return graph
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether an operator writes into an operand, as some decompositions do."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+@contextmanager
+def _in_time() -> Iterator[None]:
+    """Let strides be found by multiplying out: they are sums of products, which a general search for forms is lost on.
+
+    That search took half of the time in which Inductor writes vectors.
+    """
+    with replaced(sympy, "simplify", sympy.expand):
+        yield
+
+
+def _keep(path: Path, source: str) -> None:
+    """Write a file that other processes may look for at any time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(source)
+    unfinished.replace(path)
