@@ -18,7 +18,7 @@ import sympy
 import torch
 from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
-from torch._guards import TracingContext, detect_fake_mode, tracing
+from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -30,14 +30,16 @@ from .cpp_library import OPTIMIZATION, compiled_together
 Code = Callable[[list[Any]], Sequence[Any]]
 """Takes the inputs of a body as a list, which it empties."""
 
+Examples = tuple[FakeTensorMode, list[Any]]
 
-def generate(name: str, body: fx.GraphModule, examples: Callable[[], list[Any]]) -> Code:
+
+def generate(name: str, body: fx.GraphModule, examples: Callable[[], Examples]) -> Code:
     """The code for a body, generated unless it was on this machine before.
 
     Args:
         name: the same for bodies that are the same program under the same `settings`.
         body: operators of ATen that leave their inputs as they are.
-        examples: makes fake inputs, with symbols for sizes that vary.
+        examples: makes fake inputs, with symbols for sizes that vary, and the mode that they belong to.
     """
     from torch._inductor.codecache import PyCodeCache  # takes seconds to import
 
@@ -45,7 +47,7 @@ def generate(name: str, body: fx.GraphModule, examples: Callable[[], list[Any]])
         kept = cache_folder() / name
         if kept.exists() and (source := kept.read_text()):
             return PyCodeCache.load(source).call  # type: ignore[no-any-return]
-        code, source = _generate(body, examples())
+        code, source = _generate(body, *examples())
         if source:
             _keep(kept, source)
     return code
@@ -60,16 +62,17 @@ def settings() -> str:
         return f"{inductor_config.get_hash()!r} {pick_vec_isa()} {OPTIMIZATION}"
 
 
-def _generate(body: fx.GraphModule, inputs: list[Any]) -> tuple[Code, str]:
+def _generate(body: fx.GraphModule, mode: FakeTensorMode, inputs: list[Any]) -> tuple[Code, str]:
     """Code for a body, and its source if that is all that it takes to have the code again."""
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.fx_passes.joint_graph import joint_graph_passes
     from torch._inductor.output_code import CompiledFxGraph
+    from torch._inductor.virtualized import V
 
-    mode = detect_fake_mode(inputs)
-    assert mode is not None
     with tracing(TracingContext(mode)), enable_python_dispatcher():
-        graph = joint_graph_passes(_decomposed(body, inputs, mode))
+        graph = _decomposed(body, mode, inputs)
+        with mode, V.set_fake_mode(mode):
+            graph = joint_graph_passes(graph)
         (output,) = graph.graph.find_nodes(op="output")
         output.meta["user_visible_output_idxs"] = list(range(len(output.args[0])))  # these keep their layout
         code: Any = compile_fx_inner(graph, inputs, is_inference=True)
@@ -78,7 +81,7 @@ def _generate(body: fx.GraphModule, inputs: list[Any]) -> tuple[Code, str]:
     return code, code.source_code if is_all else ""
 
 
-def _decomposed(body: fx.GraphModule, inputs: list[Any], mode: FakeTensorMode) -> fx.GraphModule:
+def _decomposed(body: fx.GraphModule, mode: FakeTensorMode, inputs: list[Any]) -> fx.GraphModule:
     """The body in operators that Inductor has loops for."""
     from torch._inductor.decomposition import select_decomp_table
 

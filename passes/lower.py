@@ -27,7 +27,7 @@ from ..printer import show_graph
 from ..runtime.tiles import Region
 from ..side_by_side import fill_cache
 from .cpp_library import getting_ready
-from .generate import Code, generate, settings
+from .generate import Code, Examples, generate, settings
 
 aten = torch.ops.aten
 
@@ -139,7 +139,7 @@ class _Body:
 
         return run
 
-    def _examples(self) -> list[Any]:
+    def _examples(self) -> Examples:
         """Fake inputs with symbolic numbers of rows, of the block and of each table."""
         symbols = _Symbols()
         rows = symbols("rows", min(self.region.block, 4096))
@@ -157,7 +157,7 @@ class _Body:
                     shape.append(int(size) if size.is_Integer else symbols(f"n{i}_{dim}", 8192 + 16 * i + dim))
             with symbols.mode:
                 examples.append(torch.empty(shape, dtype=value.dtype, device=value.device))
-        return examples
+        return symbols.mode, examples
 
 
 def _as_needed(output: fx.Node) -> list[fx.Node]:

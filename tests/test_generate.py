@@ -26,12 +26,12 @@ def body(run: Callable[..., Any]) -> torch.fx.GraphModule:
     return torch.fx.symbolic_trace(run)
 
 
-def examples(*tensors: torch.Tensor) -> Callable[[], list[Any]]:
+def examples(*tensors: torch.Tensor) -> Callable[[], generate.Examples]:
     """Fake inputs of the same shapes."""
 
-    def make() -> list[Any]:
+    def make() -> generate.Examples:
         mode = FakeTensorMode(shape_env=ShapeEnv())
-        return [mode.from_tensor(x, static_shapes=True) for x in tensors]
+        return mode, [mode.from_tensor(x, static_shapes=True) for x in tensors]
 
     return make
 
@@ -44,12 +44,42 @@ def test_an_operator_whose_decomposition_writes() -> None:
     def run(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (torch.ops.aten.diagonal_scatter.default(x, torch.ops.aten.sin.default(y)),)
 
-    inputs = examples(x, y)()
-    mode = inputs[0].fake_mode
-    assert not any(generate._writes(n) for n in generate._decomposed(body(run), inputs, mode).graph.nodes)
+    assert not any(generate._writes(n) for n in generate._decomposed(body(run), *examples(x, y)()).graph.nodes)
     (found,) = generate.generate("scattered", body(run), examples(x, y))([x, y])
     torch.testing.assert_close(found, run(x, y)[0], rtol=1e-14, atol=1e-14)
     assert torch.equal(x, before)
+
+
+def test_a_body_without_inputs() -> None:
+    """Of constants only."""
+
+    def run() -> tuple[torch.Tensor, ...]:
+        return (torch.ops.aten.sin.default(torch.ops.aten.full.default([3, 2], 0.5)),)
+
+    (found,) = generate.generate("constants", body(run), examples())([])
+    torch.testing.assert_close(found, run()[0])
+
+
+def test_a_body_of_random_numbers() -> None:
+    """Of as many as there are rows; a seed fixes them."""
+
+    def run(rows: int) -> tuple[torch.Tensor, ...]:
+        return (torch.ops.aten.rand.default([rows, 3], dtype=torch.float64),)
+
+    def rows() -> generate.Examples:
+        symbols = lower._Symbols()
+        return symbols.mode, [symbols("rows", 64)]
+
+    code = generate.generate("random", body(run), rows)
+    drawn = []
+    for n in (40, 40, 50):
+        torch.manual_seed(3)
+        drawn += code([n])
+    assert torch.equal(drawn[0], drawn[1])
+    assert drawn[2].shape == (50, 3)
+    assert drawn[2].unique().numel() == 150
+    assert drawn[2].min() >= 0
+    assert drawn[2].max() < 1
 
 
 def test_code_is_generated_once(monkeypatch: pytest.MonkeyPatch) -> None:
