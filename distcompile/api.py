@@ -17,6 +17,7 @@ from .capture import capture, quiet
 from .errors import CaptureError, GuardError, NoIndexSpaceError, OutOfMemory, RankError, ValidationError
 from .explain import explain
 from .fit import Fit, free_here, needs, rows_of_ranks
+from .garbage import seldom_collected
 from .ir import Program
 from .passes import PIPELINE
 from .passes.lower import get_ready, lower
@@ -235,14 +236,15 @@ class DistributedModel:
         leaves, _ = self._flatten(graph)
         if self.lowering == "inductor":
             get_ready()
-        captured = capture(self._call, self._module, graph, [leaf.path for leaf in leaves])
-        program = Program(captured, captured.graph_module)
-        with as_written(), quiet():
-            for compiler_pass in PIPELINE:
-                program = compiler_pass(program)
-        self.captures += 1
-        if self.memory is None:  # else the first graph says how much of it is held
-            program = self._lowered(program)
+        with seldom_collected():
+            captured = capture(self._call, self._module, graph, [leaf.path for leaf in leaves])
+            program = Program(captured, captured.graph_module)
+            with as_written(), quiet():
+                for compiler_pass in PIPELINE:
+                    program = compiler_pass(program)
+            self.captures += 1
+            if self.memory is None:  # else the first graph says how much of it is held
+                program = self._lowered(program)
         self._executors.append(self._executor(program))
         return self._executors[-1]
 

@@ -318,7 +318,8 @@ def _mended() -> Iterator[None]:
     """Let torch follow what it does not by itself.
 
     Shapes of triangular systems: it expands operands to the sizes that they have, which it cannot. Weights of a class
-    of the model's own: it takes them for tensors that handle their operators themselves.
+    of the model's own: it takes them for tensors that handle their operators themselves. And what it would note of
+    each tensor for other readers of the graph, at a twentieth of a capture's time, is left out.
     """
 
     def broadcast(one: Tensor, two: Tensor, name: str | None = None) -> tuple[Tensor, Tensor]:
@@ -328,6 +329,7 @@ def _mended() -> Iterator[None]:
     with (
         replaced(torch._meta_registrations, "_linalg_broadcast_batch_dims_name", broadcast),
         replaced(proxy_tensor, "HANDLED_TYPES", _Followed(proxy_tensor.HANDLED_TYPES)),
+        replaced(proxy_tensor, "_extract_tensor_metadata", lambda value: None),
     ):
         yield
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import sys
@@ -31,6 +32,7 @@ def fill_cache(compilations: Mapping[str, Callable[[], Any]], report: Callable[[
     children = min(len(missing), len(os.sched_getaffinity(0)))
     if children < 2:
         return
+    importlib.import_module("torch._inductor.compile_fx")  # takes a second: once, for all children
     context = multiprocessing.get_context("fork")
     keys = list(missing)
     taken, done = context.Value("i", 0), context.Value("i", 0)

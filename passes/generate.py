@@ -64,7 +64,7 @@ def settings() -> str:
 
 def _generate(body: fx.GraphModule, mode: FakeTensorMode, inputs: list[Any]) -> tuple[Code, str]:
     """Code for a body, and its source if that is all that it takes to have the code again."""
-    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor import compile_fx
     from torch._inductor.fx_passes.joint_graph import joint_graph_passes
     from torch._inductor.output_code import CompiledFxGraph
     from torch._inductor.virtualized import V
@@ -75,7 +75,9 @@ def _generate(body: fx.GraphModule, mode: FakeTensorMode, inputs: list[Any]) -> 
             graph = joint_graph_passes(graph)
         (output,) = graph.graph.find_nodes(op="output")
         output.meta["user_visible_output_idxs"] = list(range(len(output.args[0])))  # these keep their layout
-        code: Any = compile_fx_inner(graph, inputs, is_inference=True)
+        assert all("val" in node.meta for node in graph.graph.nodes if node.op == "call_function")
+        with replaced(compile_fx, "fake_tensor_prop", lambda graph, inputs: mode):  # which would find these again
+            code: Any = compile_fx.compile_fx_inner(graph, inputs, is_inference=True)
     on_host = all(x.device.type == "cpu" for x in inputs if isinstance(x, Tensor))  # else inputs are aligned as well
     is_all = isinstance(code, CompiledFxGraph) and on_host and not code.constants
     return code, code.source_code if is_all else ""

@@ -9,7 +9,6 @@ regions that are the same program. Compiled code is cached on disk by Inductor.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -71,7 +70,6 @@ def lower(program: Program, notify: Callable[[int, int], None] | None = None) ->
         if notify is not None:
             notify(done, len(same))
 
-    importlib.import_module("torch._inductor.compile_fx")  # once, for all child processes
     by_size = sorted(same, key=lambda key: -len(same[key][0].graph_module.graph.nodes))  # the last ones are short
     fill_cache({key: same[key][0].compile for key in by_size}, report)
     for bodies in same.values():
