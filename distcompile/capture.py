@@ -74,6 +74,8 @@ class Capture:
     """Whether the call takes gradients itself (forces)."""
     precision: Precision = ()
     """What autocast did when the call was captured: under another one it is another program."""
+    loops: tuple[str, ...] = ()
+    """Lines of Python where numbers of rows became plain ones: those of the example."""
 
     def size(self, value: Any) -> sympy.Expr:
         """The expression of a size, equal sizes in one symbol; includes what the example's branches took for equal."""
@@ -140,7 +142,7 @@ def capture(
         with functorch_config.patch(fake_tensor_propagate_real_tensors=True), quiet(), nothing_kept(), _mended():
             cures = Cures()
             trace: _Trace | None = None
-            while trace is None or cures.learn(trace.shape_env, trace.sizes):
+            while trace is None or cures.learn(trace.shape_env, trace.sizes, trace.rows):
                 trace = None  # should this attempt fail, an earlier one is no answer
                 try:
                     trace = _trace(call, model, leaves, tree, cures)
@@ -175,6 +177,7 @@ def capture(
         conditions,
         cures.differentiates,
         precision(),
+        tuple(cures.conversions.loops.of(trace.rows)),
     )
 
 
@@ -205,6 +208,12 @@ class _Trace:
             return self.shape_env.replace(n.node.expr) if isinstance(n, torch.SymInt) else sympy.Integer(n)
 
         return tuple(tuple(size(n) for n in fake.shape) for fake in self.fakes)
+
+    @property
+    def rows(self) -> set[sympy.Symbol]:
+        """Sizes that may be numbers of rows: not of features, which a floating-point leaf has beside its rows."""
+        lengths = [n for x in self.fakes for n in (x.shape[:1] if x.is_floating_point() else x.shape)]
+        return {symbol for n in lengths for symbol in _symbols(n)}
 
 
 def _trace(

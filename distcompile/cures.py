@@ -6,7 +6,8 @@
 - ``torch.tensor([tensor, ...])`` reads values, ``pad`` and ``masked_select`` bake sizes in: `functions.py`.
 - ``einsum`` of three operands and more chooses the order of its products by their sizes; it takes them in turn.
 - Tensors that the model keeps in its attributes are taken out again: `kept.py`.
-- A function that asks tensors for NumPy arrays or lists is captured as one step: `host.py`.
+- A function that asks tensors for NumPy arrays or lists is captured as one step: `host.py`. So is one that builds
+  indices by a loop over rows: `loops.py`.
 - ``torch.bincount(pointer)`` has a data-dependent length. Where the model compares that length with the size of
   an index space, the length *is* that size: the counts of its last, unreferenced rows are zero.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from types import BuiltinFunctionType
 from typing import Any
@@ -49,9 +50,9 @@ class Cures:
         self.comparisons: list[Comparison] = []
         """Of sizes with 0 and 1, in the last capture."""
         self._host: list[Place] = []
-        self._failure = Exception()
+        self._failure: Exception | None = None
         self._failing: Place | None = None
-        """A function that tracing fails in, by that failure, tried as a single step."""
+        """A function that tracing fails in, or that loops over rows, tried as a single step."""
         self._around: Iterator[Place] = iter(())
         """Those around it, to be tried after it."""
 
@@ -100,23 +101,36 @@ class Cures:
 
     def search_around(self, failure: Exception) -> None:
         """Where tracing fails, try the innermost function around it as a single step; if there is none, it fails."""
+        self._search(places_of(failure), failure)
+
+    def _search(self, places: Iterable[Place], failure: Exception | None) -> None:
         known = [name for _, name in self._host]
-        self._around = itertools.islice((place for place in places_of(failure) if place[1] not in known), TRIED)
-        self._failure, self._failing = failure, None  # what was tried for an earlier failure helped, and stays
+        self._around = itertools.islice((place for place in places if place[1] not in known), TRIED)
+        self._failure, self._failing = failure, None  # what was tried before helped, and stays
         self.search_on()
 
     def search_on(self) -> None:
-        """Try the next function around the failure instead."""
+        """Try the next function around the failure, or loop, instead; after the last one, a loop stays as it is."""
         if self._failing is not None:
             self._host.remove(self._failing)
         self._failing = next(self._around, None)
-        if self._failing is None:
+        if self._failing is not None:
+            self._host.append(self._failing)
+        elif self._failure is not None:
             raise self._failure from None
-        self._host.append(self._failing)
 
-    def learn(self, shape_env: ShapeEnv, sizes: Sequence[Sequence[sympy.Expr]]) -> bool:
-        """Look back on a capture; True if another one would profit."""
+    def learn(self, shape_env: ShapeEnv, sizes: Sequence[Sequence[sympy.Expr]], rows: Set[sympy.Symbol]) -> bool:
+        """Look back on a capture; True if another one would profit.
+
+        Args:
+            shape_env: of the capture.
+            sizes: of its inputs.
+            rows: those that may be numbers of rows, before the example fixed any.
+        """
         learnt = [self.bincounts.learn(shape_env, sizes), self.conversions.learn()]
+        if not any(learnt) and (places := self.conversions.loops.learn(rows)):
+            self._search(places, None)
+            return True
         return any(learnt)
 
 

@@ -14,7 +14,7 @@ import functools
 import inspect
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,6 +45,11 @@ def places_of(error: Exception) -> Iterator[Place]:
     while step is not None:
         frames.append(step.tb_frame)
         step = step.tb_next
+    return places_in(frames)
+
+
+def places_in(frames: Sequence[types.FrameType]) -> Iterator[Place]:
+    """Those of frames that run one in the other."""
     for frame in reversed(frames):
         module = frame.f_globals.get("__name__", "")
         if module.partition(".")[0] in ("torch", "numpy", "distcompile"):

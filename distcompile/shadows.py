@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
+from .loops import Loops
 from .sizes import SMALLEST_SPACE
 
 Namespace = dict[str, Any]
@@ -143,6 +144,7 @@ class Conversions:
     """Which modules convert sizes to plain numbers: these get shadows of ``int`` and ``float`` at the next capture."""
 
     def __init__(self) -> None:
+        self.loops = Loops()
         self._seen: dict[int, Namespace] = {}
         self._shadowed: set[int] = set()
         self._converts_tensors = False
@@ -170,6 +172,7 @@ class Conversions:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Note every size, or integer of a tensor, that Python code outside torch turns into a plain number."""
+        self.loops.start()
         with ExitStack() as stack:
             if self._follows_tensors:
                 stack.enter_context(replaced(Tensor, "__int__", self._watching(Tensor.__int__, _is_number)))
@@ -184,6 +187,8 @@ class Conversions:
             space = frame.f_globals
             if _is_users(frame) and matters(number):
                 self._seen[id(space)] = space
+                if original.__name__ == "__index__":
+                    self.loops.note(number, frame)
                 self._converts_tensors |= isinstance(number, Tensor)
             return original(number)
 

@@ -159,9 +159,14 @@ def _ranges(
 def _baked(program: Program, access: Access, given: Input) -> NoReturn:
     """Refuse a table whose number of rows is the example's, not the graph's."""
     rows = program.shape(access.table)[access.dim]
+    loops = "".join(
+        f"  It is read at {line}: a loop over rows, or something else that Python counts by a number of rows. Write it "
+        "with tensors, or move it to a function of its own that returns indices.\n"
+        for line in program.capture.loops[:1]
+    )
     raise CaptureError(
         f"A number of rows ({rows}) was baked into the captured graph, although {given.label} points at rows whose "
-        f"number varies.\n  {user_line(access.node)}\n"
+        f"number varies.\n  {user_line(access.node)}\n{loops}"
         "Use an example with at least 4 rows in every index space, and take sizes from tensor.shape: numbers that "
         "went through Python (int(), .item(), len() of a list) are the example's."
     )

@@ -3,7 +3,7 @@
     region body: 40 operators, each a pass over memory    =>    a few C++ loops that keep values in registers
 
 Each body is straight-line code over one block of rows, so it is compiled with a symbolic number of rows, once for all
-regions that are the same program. Compiled code is cached on disk by Inductor.
+regions that are the same program. The code is kept on disk.
 """
 
 from __future__ import annotations

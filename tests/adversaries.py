@@ -859,12 +859,30 @@ def pairs_of_edges(receiver: Tensor, n_edges: int) -> tuple[Tensor, int]:
     return torch.tensor(np.array(found, dtype=np.int64).reshape(-1, 2).T), len(found)
 
 
-class NumpyTriplets(Toy):
-    """Triplets are built by NumPy inside of forward."""
+def pairs_atom_by_atom(receiver: Tensor, n_atoms: int) -> tuple[Tensor, int]:
+    """The same, found by torch in a loop over atoms."""
+    found = []
+    for atom in range(n_atoms):
+        edges = (receiver == atom).nonzero()[:, 0]
+        pairs = torch.cartesian_prod(edges, edges)
+        found.append(pairs[pairs[:, 0] != pairs[:, 1]])
+    triplets = torch.cat(found).T
+    return triplets, triplets.shape[1]
+
+
+class TripletsWithin(Toy):
+    """Triplets are built inside of forward, by NumPy or by a loop."""
+
+    def __init__(self, by_loop: bool) -> None:
+        super().__init__()
+        self.by_loop = by_loop
 
     def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
         sender, receiver = graph["edge_index"]
-        triplets, count = pairs_of_edges(receiver, w.shape[0])
+        if self.by_loop:
+            triplets, count = pairs_atom_by_atom(receiver, h.shape[0])
+        else:
+            triplets, count = pairs_of_edges(receiver, w.shape[0])
         one, two = triplets
         cosine = (vectors[one] * vectors[two]).sum(-1) / (lengths[one] * lengths[two])
         bent = (w[one] * w[two]) * (cosine[:, None] + 0.3) ** 2
@@ -1415,7 +1433,12 @@ ADVERSARIES = {
     "order within rows": Adversary(OrderWithinRows),
     "sizes in Python": Adversary(PythonSizes),
     "sizes as floats": Adversary(SizesAsFloats),
-    "triplets by NumPy": Adversary(NumpyTriplets, lambda: plain(cutoff=2.0), frozenset({"atoms", "edges", "angles"})),
+    "triplets by NumPy": Adversary(
+        lambda: TripletsWithin(by_loop=False), lambda: plain(cutoff=2.0), frozenset({"atoms", "edges", "angles"})
+    ),
+    "triplets by a loop over atoms": Adversary(
+        lambda: TripletsWithin(by_loop=True), lambda: plain(cutoff=2.0), frozenset({"atoms", "edges", "angles"})
+    ),
     "rows by NumPy": Adversary(NumpyRows),
     "numbers and features by NumPy": Adversary(NumpyNumbers),
     "tensors kept": Adversary(Keeping),
