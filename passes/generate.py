@@ -8,7 +8,7 @@ find out. Bodies of regions do neither, so they are followed once; what was gene
 
 from __future__ import annotations
 
-import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,8 +115,8 @@ def _in_time() -> Iterator[None]:
 
 
 def _keep(path: Path, source: str) -> None:
-    """Write a file that other processes may look for at any time."""
+    """Write a file that other processes, on other machines too, may look for at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(source)
-    unfinished.replace(path)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as unfinished:
+        unfinished.write(source)
+    Path(unfinished.name).replace(path)
