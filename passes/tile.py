@@ -19,7 +19,7 @@ from typing import Any
 
 import sympy
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from ..ir import META, Program, Space, anchor, is_random
 from ..rules.indexing import accesses, reduction
@@ -340,9 +340,10 @@ def _compared(node: fx.Node) -> Iterator[fx.Node]:
     Computed again, in blocks of other sizes, a value may round differently: matrix products do.
     """
     for value in node.all_input_nodes if node.target in (aten.eq.Tensor, aten.ne.Tensor) else ():
-        while value.meta["val"].is_floating_point():
-            yield value
-            if value.target not in VIEWS:
+        while not isinstance(value.meta["val"], Tensor) or value.meta["val"].is_floating_point():
+            if isinstance(value.meta["val"], Tensor):  # else several parts, one of which is compared
+                yield value
+            if value.target not in VIEWS | {operator.getitem}:
                 break
             value = value.args[0]  # type: ignore[assignment]
 

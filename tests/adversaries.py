@@ -165,6 +165,19 @@ class SegmentMax(Toy):
         return h + largest - smallest + summed[:, :F] + 0.1 * summed[:, 2 * F :]
 
 
+class LargestPart(Toy):
+    """The largest message, which is a part of what was computed at once, at the receiver."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        one, two = torch.split(
+            torch.cat([w * h[sender], w], 1) @ torch.cat([self.mix.weight, self.mix.weight]), F // 2, 1
+        )
+        index = receiver[:, None].expand(-1, F // 2)
+        largest = torch.zeros_like(h[:, : F // 2]).scatter_reduce(0, index, one, "amax", include_self=False)
+        return torch.tanh(self.mix(h + torch.cat([largest, add_to(two, receiver, largest)], 1)))
+
+
 class ScatterMean(Toy):
     """The mean of the messages of an atom, with and without its own features."""
 
@@ -1369,6 +1382,7 @@ ADVERSARIES = {
     ),
     "segment max at receivers": Adversary(lambda: SegmentMax("receiver")),
     "segment max at senders": Adversary(lambda: SegmentMax("sender")),
+    "segment max of a part": Adversary(LargestPart),
     "segment max without self": Adversary(lambda: SegmentMax("sender", include_self=False)),
     "scatter mean": Adversary(ScatterMean),
     "line graphs of line graphs": Adversary(
