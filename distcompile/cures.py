@@ -75,18 +75,20 @@ class Cures:
             stack.enter_context(torch.backends.opt_einsum.flags(enabled=False))
             for place in self._host:
                 stack.enter_context(as_host_function(place, only_indices=place is self._failing))
-            stack.enter_context(self._gradients_noted())
-            stack.enter_context(_Constructors(self.bincounts, leaves))
+            constructors = _Constructors(self.bincounts, leaves)
+            stack.enter_context(self._gradients_noted(constructors))
+            stack.enter_context(constructors)
             yield
 
     @contextmanager
-    def _gradients_noted(self) -> Iterator[None]:
+    def _gradients_noted(self, constructors: _Constructors) -> Iterator[None]:
         autograd: Any = torch.autograd  # where autograd.grad and Tensor.backward look it up
         original = autograd._engine_run_backward
 
         def noted(*args: Any, **kwargs: Any) -> Any:
             self.differentiates = True
-            return original(*args, **kwargs)
+            with constructors.in_backward():
+                return original(*args, **kwargs)
 
         with replaced(autograd, "_engine_run_backward", noted):
             yield
@@ -182,6 +184,17 @@ class _Constructors(TorchFunctionMode):
         super().__init__()
         bincounts.start()
         self._bincounts, self._leaves = bincounts, leaves
+        self._in_backward = False
+
+    @contextmanager
+    def in_backward(self) -> Iterator[None]:
+        """Also for what a model's own functions do in their backward: a mode is off while it handles autograd.grad."""
+        before, self._in_backward = self._in_backward, True
+        try:
+            with self:
+                yield
+        finally:
+            self._in_backward = before
 
     def __torch_function__(
         self,
@@ -199,7 +212,9 @@ class _Constructors(TorchFunctionMode):
         if leaves_torch(func, args):
             raise LeftTorch
         result = func(*args, **kwargs)
-        if isinstance(result, Tensor) and (func in _STOPS or _is_outside_of_gradients(func, args, result)):
+        if self._in_backward or not isinstance(result, Tensor):
+            return result
+        if func in _STOPS or _is_outside_of_gradients(func, args, result):
             return stop_gradient(result)
         return result
 

@@ -354,6 +354,33 @@ class ElementMasks(Toy):
         return h.squeeze(0)
 
 
+class _Step(torch.autograd.Function):
+    """exp(-1/x) where x is positive, and its derivative, written with masks over elements."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        y = torch.zeros_like(x)
+        y[x > 0] = (-1 / x[x > 0]).exp()
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        slope = torch.zeros_like(x)
+        above = x[x > 0]
+        slope[x > 0] = (-1 / above).exp() / above**2
+        return gradient * slope
+
+
+class MasksInBackward(Toy):
+    """A function with a backward of its own, which needs the same cures as a forward."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        return h + add_to(_Step.apply(w) * h[sender], receiver, h)
+
+
 class MeanOfChosen(Toy):
     """The mean over the atoms that a mask chooses, whose number is known at run time only."""
 
@@ -1398,6 +1425,7 @@ ADVERSARIES = {
     "masks over atoms": Adversary(AtomMasks, spaces=frozenset({"atoms", "edges", "rows", "rows2"})),
     "masks over edges": Adversary(EdgeMasks, spaces=frozenset({"atoms", "edges", "edges2", "bonds"})),
     "masks over elements": Adversary(ElementMasks, spaces=frozenset({"atoms", "edges", "rows"})),
+    "masks in a backward": Adversary(MasksInBackward, spaces=frozenset({"atoms", "edges", "bonds"})),
     "mean over a mask": Adversary(MeanOfChosen, spaces=frozenset({"atoms", "edges", "rows"})),
     "masked select": Adversary(MaskedSelect, spaces=frozenset({"atoms", "edges", "bonds"})),
     "computed pointers": Adversary(PointerArithmetic),
