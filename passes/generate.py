@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def generate(name: str, body: fx.GraphModule, examples: Callable[[], Examples]) 
     """
     from torch._inductor.codecache import PyCodeCache  # takes seconds to import
 
-    with torch.no_grad(), compiled_together(), _in_time():
+    with torch.no_grad(), compiled_together(), _strides_multiplied_out():
         kept = cache_folder() / name
         if kept.exists() and (source := kept.read_text()):
             return PyCodeCache.load(source).call  # type: ignore[no-any-return]
@@ -75,8 +75,8 @@ def _generate(body: fx.GraphModule, mode: FakeTensorMode, inputs: list[Any]) -> 
             graph = joint_graph_passes(graph)
         (output,) = graph.graph.find_nodes(op="output")
         output.meta["user_visible_output_idxs"] = list(range(len(output.args[0])))  # these keep their layout
-        assert all("val" in node.meta for node in graph.graph.nodes if node.op == "call_function")
-        with replaced(compile_fx, "fake_tensor_prop", lambda graph, inputs: mode):  # which would find these again
+        known = all("val" in node.meta for node in graph.graph.nodes if node.op == "call_function")
+        with replaced(compile_fx, "fake_tensor_prop", lambda *_: mode) if known else nullcontext():
             code: Any = compile_fx.compile_fx_inner(graph, inputs, is_inference=True)
     on_host = all(x.device.type == "cpu" for x in inputs if isinstance(x, Tensor))  # else inputs are aligned as well
     is_all = isinstance(code, CompiledFxGraph) and on_host and not code.constants
@@ -105,10 +105,10 @@ def _writes(node: fx.Node) -> bool:
 
 
 @contextmanager
-def _in_time() -> Iterator[None]:
-    """Let strides be found by multiplying out: they are sums of products, which a general search for forms is lost on.
+def _strides_multiplied_out() -> Iterator[None]:
+    """Let Inductor find strides by multiplying out: they are sums of products.
 
-    That search took half of the time in which Inductor writes vectors.
+    It looks for the simplest form otherwise, which took half of the time in which it writes vectors.
     """
     with replaced(sympy, "simplify", sympy.expand):
         yield
