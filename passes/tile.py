@@ -152,7 +152,8 @@ class _Tiler:
         return table in self.tables and self.tables[table].meta[META].dims == exchange.meta[META].dims
 
     def _in_place(self, function: Any, node: fx.Node, table: fx.Node, plan: list[Any]) -> fx.Node:
-        return self._call(function, (table, *(self.env.get(a, a) for a in plan)), node)
+        given = (self._whole(a) if isinstance(a, fx.Node) else a for a in plan)
+        return self._call(function, (table, *given), node)
 
     def _call(self, function: Any, args: tuple[Any, ...], like: fx.Node) -> fx.Node:
         """A call whose result is what `like` was."""
