@@ -8,6 +8,7 @@ regions that are the same program. The code is kept on disk.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import shutil
 import warnings
@@ -64,7 +65,7 @@ def lower(program: Program, notify: Callable[[int, int], None] | None = None) ->
     under = settings()
     for region in regions:
         body = _Body(program, region, under)
-        same.setdefault(body.key(), []).append(body)
+        same.setdefault(body.key, []).append(body)
 
     def report(done: int) -> None:
         if notify is not None:
@@ -108,6 +109,7 @@ class _Body:
             copies[node] = graph.node_copy(node, lambda n: copies[n])
         self.graph_module = _with_short_products_written_out(fx.GraphModule(region.graph_module, graph))
 
+    @functools.cached_property
     def key(self) -> str:
         """Equal for bodies that are the same program on inputs of the same kinds."""
         parts = self.region.spec.inputs
@@ -124,7 +126,7 @@ class _Body:
 
     def compile(self) -> Code:
         """Compiled code that takes the number of rows and the inputs in the order of their use."""
-        return generate(self.key(), self.graph_module, self._examples)
+        return generate(self.key, self.graph_module, self._examples)
 
     def called(self, compiled: Code) -> Callable[..., Sequence[Any]]:
         """The same with the call of the region's body."""
