@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import sympy
 import torch
 from torch import Tensor, fx
-from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from .capture import Capture
+from .graphs import graph_module
 
 META = "distcompile"
 """Key of a node's `Placement` in ``node.meta``."""
@@ -216,13 +217,18 @@ class Program:
         """Whether the values that were compiled in still are those of the model."""
         return all(buffer._version == version for buffer, version in self.read)
 
+    @functools.cached_property
+    def _merged(self) -> dict[sympy.Symbol, sympy.Expr]:
+        return dict(self.merged)
+
     def size(self, value: Any) -> sympy.Expr:
         """A size (int, SymInt or expression) in the symbols of the spaces."""
-        merged = dict(self.merged)
-        is_expression = not isinstance(value, int | torch.SymInt)  # of which a pass may have found more since
+        if isinstance(value, int):  # as most are
+            return sympy.Integer(value)
+        is_expression = not isinstance(value, torch.SymInt)  # of which a pass may have found more since
         expr = self.capture.raw_size(value) if is_expression else self.capture.size(value)
-        while expr.free_symbols & set(merged):
-            expr = self.capture.size(expr.xreplace(merged))
+        while expr.free_symbols & self._merged.keys():
+            expr = self.capture.size(expr.xreplace(self._merged))
         return expr
 
     def shape(self, node: fx.Node) -> tuple[sympy.Expr, ...]:
@@ -248,24 +254,12 @@ def is_random(node: fx.Node) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
-def copy_graph(module: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
-    """Return a copy of `module` to rewrite, and the map from old nodes to new ones. Parameters are shared.
-
-    It becomes Python code when it is first run: most graphs are only rewritten.
-    """
-    graph = fx.Graph()
-    nodes: dict[fx.Node, fx.Node] = {}
-    for node in module.graph.nodes:
-        nodes[node] = graph.node_copy(node, lambda n: nodes[n])
-    return _LazyGraphModule(module, graph), nodes
-
-
 def copy_tiled(program: Program) -> fx.GraphModule:
     """Return a copy of a program's tiled graph to rewrite. Regions are shared."""
     assert program.tiled is not None
     graph = fx.Graph()
     graph.output(graph.graph_copy(program.tiled.graph, {}))
-    return fx.GraphModule(program.tiled, graph)
+    return graph_module(program.tiled, graph)
 
 
 def replace_tiled(program: Program, module: fx.GraphModule) -> Program:
@@ -273,10 +267,6 @@ def replace_tiled(program: Program, module: fx.GraphModule) -> Program:
     module.graph.lint()
     module.recompile()
     return dataclasses.replace(program, tiled=module)
-
-
-def anchor() -> None:
-    """Marks the end of the placeholders of a graph while it is built: those that are found late go before it."""
 
 
 def replace_graph(program: Program, module: fx.GraphModule, **changes: Any) -> Program:

@@ -21,7 +21,8 @@ import torch
 from torch import fx
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
-from ..ir import Program, copy_graph, is_random, replace_graph
+from ..graphs import copy_graph
+from ..ir import Program, is_random, replace_graph
 from ..rules.indexing import makes_a_matrix
 from ..sizes import size_nodes
 

@@ -3,7 +3,8 @@
     kernel, kernel, kernel    =>    one library, compiled at O2, called without Python's lock
 
 Inductor compiles each kernel by itself, and most of what a small one takes is the same for all: reading headers and
-linking. Here the kernels of a body are compiled together.
+linking. Here the kernels of a body are compiled together. It also starts six processes, each time, to find out whether
+libraries with the instructions of this processor load: here those that did are remembered, beside the library.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from ..shadows import replaced
@@ -67,6 +69,13 @@ def compiled_together() -> Iterator[None]:
     import torch._inductor.config as inductor_config  # takes seconds to import
     from torch._inductor import cpp_builder
     from torch._inductor.async_compile import AsyncCompile
+    from torch._inductor.cpu_vec_isa import VecISA
+
+    def loads(instructions: Any, library: str) -> bool:
+        known = Path(f"{library}.loads")
+        if not known.exists() and try_to_load(instructions, library):
+            known.touch()
+        return known.exists()
 
     def flags(compiler: str, min_optimize: bool = False) -> tuple[list[str], list[str]]:
         compile_flags, link_flags = optimization(compiler, min_optimize)
@@ -83,10 +92,11 @@ def compiled_together() -> Iterator[None]:
             library = _library(kernels)
             names |= {name: _function(library, k) for name, k in names.items() if isinstance(k, Kernel)}
 
-    optimization, wait = cpp_builder._get_optimization_cflags, AsyncCompile.wait
+    optimization, wait, try_to_load = cpp_builder._get_optimization_cflags, AsyncCompile.wait, VecISA._probe_load
     with ExitStack() as replacements:
         replacements.enter_context(inductor_config.patch(INDUCTOR))
         replacements.enter_context(replaced(cpp_builder, "_get_optimization_cflags", flags))
+        replacements.enter_context(replaced(VecISA, "_probe_load", loads))
         replacements.enter_context(replaced(AsyncCompile, "cpp_pybinding", collect))
         replacements.enter_context(replaced(AsyncCompile, "wait", finish))
         yield

@@ -21,7 +21,8 @@ from torch import fx
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from ..errors import CaptureError
-from ..ir import Input, Output, Program, anchor, copy_graph, replace_graph
+from ..graphs import anchor, copy_graph, graph_module
+from ..ir import Input, Output, Program, replace_graph
 from ..rules.base import user_line
 from ..rules.indexing import INDEX_VIEWS, index_operands, makes_a_matrix
 from ..runtime.host import host
@@ -256,7 +257,7 @@ class _Builder:
         positions = [self.take(node) for node in conditions]
         self.graph.output(tuple(results))
         self.graph.erase_node(self.anchor)
-        module = fx.GraphModule(self.source, self.graph)
+        module = graph_module(self.source, self.graph)
         module.graph.eliminate_dead_code()
         return replace_graph(
             self.program,
@@ -283,7 +284,6 @@ class _Builder:
         (output,) = [n for n in module.graph.nodes if n.op == "output"]
         output.args = (tuple(nodes[n] for n in self.taken),)
         module.graph.eliminate_dead_code()
-        module.recompile()
         return module
 
 

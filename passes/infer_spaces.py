@@ -21,7 +21,8 @@ from torch import Tensor, fx
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from ..errors import CaptureError, NoIndexSpaceError
-from ..ir import Access, Input, Program, Range, Space, copy_graph
+from ..graphs import copy_graph
+from ..ir import Access, Input, Program, Range, Space
 from ..provenance import Elements
 from ..rules.base import user_line
 from ..rules.indexing import accesses

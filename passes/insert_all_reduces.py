@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import fx
 
-from ..ir import META, Placement, Program, copy_graph, replace_graph
+from ..graphs import copy_graph
+from ..ir import META, Placement, Program, replace_graph
 from ..runtime.halo import all_reduce
 from .place import WHOLE, placements
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..graphs import copy_graph
 from ..ir import (
     META,
     Access,
@@ -27,7 +28,6 @@ from ..ir import (
     Placement,
     Program,
     Space,
-    copy_graph,
     placement,
     replace_graph,
 )

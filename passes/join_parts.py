@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..ir import Program, copy_graph, replace_graph
+from ..graphs import copy_graph
+from ..ir import Program, replace_graph
 from .sums import replace_sum, roots_of_sums, summands
 
 aten = torch.ops.aten

@@ -22,6 +22,7 @@ from torch._dynamo.source import ConstantSource
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
+from ..graphs import copy_node, graph_module
 from ..ir import Program
 from ..printer import show_graph
 from ..runtime.tiles import Region
@@ -106,8 +107,9 @@ class _Body:
         self.order = [places[n] for n in self.inputs]
         graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
         for node in [rows, *self.inputs, *(n for n in needed if n.op != "placeholder")]:
-            copies[node] = graph.node_copy(node, lambda n: copies[n])
-        self.graph_module = _with_short_products_written_out(fx.GraphModule(region.graph_module, graph))
+            written_out = _short_product_written_out(graph, node, copies)
+            copies[node] = written_out or copy_node(graph, node, copies.__getitem__)
+        self.graph_module = graph_module(region.graph_module, graph)
 
     @functools.cached_property
     def key(self) -> str:
@@ -173,17 +175,12 @@ def _as_needed(output: fx.Node) -> list[fx.Node]:
     return list(found)
 
 
-def _with_short_products_written_out(body: fx.GraphModule) -> fx.GraphModule:
-    """Batched products over a few terms as sums of products, which the generator fuses with what lies around them."""
-    graph = fx.Graph()
-    nodes: dict[fx.Node, fx.Node] = {}
-    for node in body.graph.nodes:
-        if node.target is aten.bmm.default and (terms := _terms(node)) <= LONG:
-            left, right = (nodes[n] for n in node.args)
-            nodes[node] = _sum_of_terms(graph, left, right, terms)
-        else:
-            nodes[node] = graph.node_copy(node, lambda n: nodes[n])
-    return fx.GraphModule(body, graph)
+def _short_product_written_out(graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, fx.Node]) -> Any:
+    """A batched product over a few terms as a sum of products, which the generator fuses with what lies around it."""
+    if node.target is not aten.bmm.default or (terms := _terms(node)) > LONG:
+        return None
+    left, right = (copies[n] for n in node.args)  # type: ignore[index]
+    return _sum_of_terms(graph, left, right, terms)
 
 
 def _terms(product: fx.Node) -> int:

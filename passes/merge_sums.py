@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import fx
 
-from ..ir import META, Placement, Program, copy_graph, replace_graph
+from ..graphs import copy_graph
+from ..ir import META, Placement, Program, replace_graph
 from ..rules.indexing import accesses, is_zero, reduction
 from .levels import Work, is_simple, levels
 from .sums import replace_sum, roots_of_sums, summands

@@ -25,7 +25,8 @@ from torch import fx
 from torch._dynamo.source import ConstantSource
 from torch.fx.experimental.symbolic_shapes import DimDynamic
 
-from ..ir import META, Input, Placement, Program, Space, copy_graph, halo_name, replace_graph
+from ..graphs import copy_graph, copy_node
+from ..ir import META, Input, Placement, Program, Space, halo_name, replace_graph
 from ..runtime.halo import halo_exchange, halo_gather, halo_join, halo_reduce, halo_scatter
 from ..sizes import size_nodes
 from .cut_messages import Cut, HaloRows, factors
@@ -138,7 +139,7 @@ class _Rewriter:
         """The same operator on halo rows, after `node`."""
         sizes = {n: self._size(node, n) for n in node.all_input_nodes if is_size(n)}
         with self.graph.inserting_after(node):
-            new = self.graph.node_copy(node, lambda n: sizes.get(n) or operands.get(n, n))
+            new = copy_node(self.graph, node, lambda n: sizes.get(n) or operands.get(n, n))
         return self._like(new, node)
 
     def _size(self, node: fx.Node, size: fx.Node) -> fx.Node:

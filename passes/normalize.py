@@ -27,7 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..ir import Program, copy_graph, replace_graph
+from ..graphs import copy_graph
+from ..ir import Program, replace_graph
 from ..rules.base import arguments
 from ..rules.indexing import is_zero
 from ..runtime.checks import distinct_rows

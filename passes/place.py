@@ -20,7 +20,8 @@ import torch
 from torch import fx
 
 from ..errors import UnsupportedOp
-from ..ir import META, Dim, Placement, Program, Space, copy_graph, replace_graph
+from ..graphs import copy_graph
+from ..ir import META, Dim, Placement, Program, Space, replace_graph
 from ..rules import RULES, Context, Refused
 from ..rules.base import named, unsupported, user_line
 from ..rules.linear import passes_partial

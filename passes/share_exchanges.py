@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from ..ir import Program, copy_graph, replace_graph
+from ..graphs import copy_graph
+from ..ir import Program, replace_graph
 from ..runtime.halo import halo_exchange
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..ir import Program, copy_graph, is_random, replace_graph
+from ..graphs import copy_graph
+from ..ir import Program, is_random, replace_graph
 from ..runtime.sparse import sparse_mm
 
 aten = torch.ops.aten

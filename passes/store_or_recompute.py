@@ -93,32 +93,39 @@ def choose(
     """Choose what to load and what to compute.
 
     Args:
-        roots: what must be computed.
+        roots: what must be computed, as must what has an infinite load cost and is needed for it.
         operands: the operands of a node that are rows of the same space (others are there anyway).
-        load_cost: cost of having a value loaded; infinite if it must be computed here.
-        work: cost of computing a node; 0 if it must be computed here.
+        load_cost: cost of having a value loaded; infinite if it cannot be.
+        work: cost of computing a node that may be loaded.
 
     Returns:
         (computed, loaded).
     """
+    computed, needed = set(roots), set[fx.Node]()
+    pending = list(computed)
+    while pending:  # what must be computed, and what that needs
+        for operand in operands(pending.pop()):
+            if operand in computed:
+                continue
+            if math.isfinite(load_cost(operand)):
+                needed.add(operand)
+            else:
+                computed.add(operand)
+                pending.append(operand)
     graph = nx.DiGraph()
-    pending, seen = list(roots), set(roots)
+    graph.add_edges_from(((node, "out"), "sink") for node in needed)
+    pending, seen = list(needed), set(needed)
     while pending:
         node = pending.pop()
-        cost, effort = load_cost(node), work(node)
-        if math.isfinite(cost):
-            graph.add_edge((node, "in"), (node, "out"), capacity=cost)
-        else:
-            graph.add_edge((node, "in"), (node, "out"))
-        graph.add_edge("source", (node, "in"), capacity=effort)
+        graph.add_edge((node, "in"), (node, "out"), capacity=load_cost(node))
+        graph.add_edge("source", (node, "in"), capacity=work(node))
         for operand in operands(node):
             graph.add_edge((operand, "out"), (node, "in"))
             if operand not in seen:
                 seen.add(operand)
                 pending.append(operand)
-    for root in set(roots):  # computed whatever it costs
-        graph.add_edge((root, "in"), "sink")
+    if not seen:
+        return computed, set()
     _, (_, sink_side) = nx.minimum_cut(graph, "source", "sink", flow_func=nx.algorithms.flow.boykov_kolmogorov)
-    computed = {n for n in seen if (n, "in") in sink_side}
-    loaded = {n for n in seen if n not in computed and (n, "out") in sink_side}
-    return computed, loaded
+    computed |= {n for n in seen if (n, "in") in sink_side}
+    return computed, {n for n in seen if n not in computed and (n, "out") in sink_side}

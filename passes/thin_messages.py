@@ -14,7 +14,8 @@ from collections.abc import Iterable
 
 from torch import fx
 
-from ..ir import Program, Space, copy_graph, replace_graph
+from ..graphs import copy_graph
+from ..ir import Program, Space, replace_graph
 from ..rules.indexing import accesses
 from ..runtime.halo import halo_exchange, halo_gather, halo_reduce, halo_scatter
 from .insert_halos import Plans

@@ -11,6 +11,7 @@ Values that only one region needs exist for one block of rows at a time. `levels
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import operator
 from collections import defaultdict
@@ -21,7 +22,8 @@ import sympy
 import torch
 from torch import Tensor, fx
 
-from ..ir import META, Program, Space, anchor, is_random
+from ..graphs import anchor, copy_node, graph_module
+from ..ir import META, Program, Space, is_random
 from ..rules.indexing import accesses, reduction
 from ..rules.shape import VIEWS
 from ..runtime.halo import halo_exchange, halo_exchange_, halo_join, halo_join_, halo_reduce, halo_reduce_
@@ -51,6 +53,8 @@ class _Tiler:
         self.position = {n: i for i, n in enumerate(self.nodes)}
         self.work = levels(program)
         self.stored = self._needed_complete()
+        self.load = functools.cache(functools.partial(load_per_row, program))
+        self.effort = functools.cache(functools.partial(work_per_row, program))
         self.once = {n for node in self.work for n in _compared(node)}
         self.computed: dict[tuple[Space, int], set[fx.Node]] = {}
         self.inputs = {i.name: i for i in program.inputs}
@@ -76,10 +80,9 @@ class _Tiler:
                 if self.computed.get((space, level)):
                     self._emit(space, level)
         self._copy(self.nodes[-1])
-        module = fx.GraphModule({**_attributes(self.program.graph), **self.regions}, self.graph)
+        module = graph_module({**_attributes(self.program.graph), **self.regions}, self.graph)
         module.graph.eliminate_dead_code()
         module.graph.lint()
-        module.recompile()
         return module
 
     def _needed_complete(self) -> set[fx.Node]:
@@ -115,18 +118,13 @@ class _Tiler:
         if not roots:
             return
 
-        def here(node: fx.Node) -> bool:
-            return self.work[node].level == level
-
         def load_cost(node: fx.Node) -> float:
-            if here(node):
-                return float("inf")
-            return load_per_row(self.program, node) * (1.0 if node in self.stored else 2.0 + self.hold)
+            if self.work[node].level == level:
+                return math.inf
+            return self.load(node) * (1.0 if node in self.stored else 2.0 + self.hold)
 
         def work(node: fx.Node) -> float:
-            if here(node):
-                return 0.0
-            return math.inf if node in self.once else work_per_row(self.program, node)
+            return math.inf if node in self.once else self.effort(node)
 
         computed, loaded = choose(roots, lambda n: self._operands(n, space), load_cost, work)
         self.computed[space, level] = computed
@@ -144,7 +142,7 @@ class _Tiler:
             self.env[node] = self._in_place(halo_reduce_, node, self.env[table], plan)  # type: ignore[index]
             self.tables[node] = self.env[table]  # type: ignore[index]
         else:
-            self.env[node] = self.graph.node_copy(node, self._whole)
+            self.env[node] = copy_node(self.graph, node, self._whole)
 
     def _has_room(self, exchange: fx.Node) -> bool:
         """Whether the exchanged rows stand in a table with room for this space's halo rows."""
@@ -230,7 +228,7 @@ class _Tiler:
     def _fresh(self, node: fx.Node) -> fx.Node:
         """A new constant table; padding for halo rows of the same constant is made with it."""
         if node.target is aten.full.default:
-            return self.graph.node_copy(node, self.env.__getitem__)
+            return copy_node(self.graph, node, self.env.__getitem__)
         args: Any = node.args
         inner, padding = args[:2]
         new = self._fresh(inner)
@@ -269,11 +267,11 @@ class _Body:
                 outputs.append(self.inside[root, False])
         self.graph.erase_node(self.end)
         self.graph.output(tuple(outputs))
-        self.module = fx.GraphModule({}, self.graph)
+        self.module = graph_module({}, self.graph)
 
     def _copy(self, node: fx.Node) -> None:
         tables = tables_of(node)
-        new = self.graph.node_copy(node, lambda n: self._operand(n, n in tables))
+        new = copy_node(self.graph, node, lambda n: self._operand(n, n in tables))
         self.inside[node, False] = new
 
     def _operand(self, node: fx.Node, whole: bool = False) -> Any:

@@ -17,9 +17,9 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor, fx
-from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from ..errors import DistcompileError, InputError, RankError
+from ..graphs import runnable
 from ..ir import Placement, Program, placement
 from ..tree import Leaf
 from .autograd import Lockstep, enter, leave
@@ -88,8 +88,6 @@ class Executor:
         self.fit = fit
         self.calls = 0
         self._index_program = program.index_program
-        for module in (program.graph, program.index_program):
-            _LazyGraphModule.force_recompile(module)  # here, since ranks may be threads
         self._is_quadratic = compares_all_with_all(program)
         placeholders = [n for n in program.graph.graph.nodes if n.op == "placeholder"]
         by_name = {n.name: n for n in placeholders}
@@ -186,7 +184,7 @@ class Executor:
                 values[position] = enter(tensor)
         parameters = {name: enter(tensor) for name, tensor in given.items() if isinstance(name, str)}
         # Virtual ranks take turns within the graph, so none may set its parameters on the module that all share.
-        graph = self.running.graph if given or self.running.tiled is None else self.running.tiled
+        graph = runnable(self.running.graph if given or self.running.tiled is None else self.running.tiled)
         module = SimpleNamespace(**{**self._constants, **parameters})
         with torch.set_grad_enabled(bool(given) and torch.is_grad_enabled()), as_written():
             local = shard_inputs(self._inputs, self._shapes, values, self._spaces, plans, layout.sizes)
@@ -243,7 +241,7 @@ class Executor:
         known = bind_sizes(self.program, leaves)
         with torch.no_grad(), as_written():
             try:
-                run = Careful(self.program, known).run if self._is_quadratic else self._index_program
+                run = Careful(self.program, known).run if self._is_quadratic else runnable(self._index_program)
                 values = tuple(run(*[leaf.tensor.detach() for leaf in leaves]))
             except InputError:
                 raise

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..graphs import runnable
 from .blocks import in_order
 
 WORTH_A_THREAD = 2**18
@@ -116,7 +117,7 @@ class Region(nn.Module):
         first, end = only or (0, rows)
         if first == end and only is not None and (rows > 0 or so_far is None):
             return results  # a region without any rows is run once, for the shapes of its results
-        run: Callable[..., Sequence[Any]] = self.graph_module if rows else _OfNothing(self.graph_module).run
+        run: Callable[..., Sequence[Any]] = runnable(self.graph_module) if rows else _OfNothing(self.graph_module).run
         if self.compiled is not None and rows:
             run, inputs = self.compiled, self._laid_out(inputs)
         threads, block = self.schedule(end - first, inputs)

@@ -1,7 +1,11 @@
 """The kernels of a body are one library of C++."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,3 +101,29 @@ def test_headers_are_compiled_beside_the_capture(monkeypatch: pytest.MonkeyPatch
     compiled.on(LocalWorld(2))
     assert started[2:] == []
     cpp_library.getting_ready.cache_clear()
+
+
+def test_processes_that_try_instructions_are_started_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What loaded once is remembered beside the library that did; without the memory, each try is a process."""
+    from torch._inductor import cpu_vec_isa
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    tries = []
+    run = subprocess.run
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        tries.extend(a for a in args if a[0] == sys.executable)  # others are the compiler's
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(subprocess, "run", counted)
+    instructions = cpu_vec_isa.VecAVX2()
+    instructions._arch_flags = ""  # as any processor has them
+    code = 'extern "C" void nothing() {}'
+    counts = []
+    for _ in range(2):
+        with cpp_library.compiled_together():
+            assert instructions.check_build(code)
+        counts.append(len(tries))
+    assert instructions.check_build(code)
+    assert counts == [1, 1]
+    assert len(tries) == 2

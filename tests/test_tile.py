@@ -146,7 +146,7 @@ def test_products_over_few_terms_are_generated(terms: int, called: bool) -> None
     graph = toys.random_graph(30, 2)
     for parts in (1, 2):
         assert largest_difference(compiled.on(LocalWorld(parts))(graph), model(graph)) < 1e-12
-    generated = [lower._with_short_products_written_out(r.graph_module).graph for r in regions(compiled)]
+    generated = [lower._Body(compiled.program, r, under="").graph_module.graph for r in regions(compiled)]
     assert any(n.target is torch.ops.aten.bmm.default for g in generated for n in g.nodes) == called
 
 
