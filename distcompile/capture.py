@@ -41,6 +41,7 @@ from .cures import Cures
 from .errors import CaptureError, DistcompileError
 from .fakes import Fakes, fake
 from .host import BuildsNoIndices, LeftTorch
+from .mutations import NoRule, without_mutations
 from .runtime.precision import Precision, as_written, nothing_kept, precision
 from .shadows import Comparison, replaced
 from .tree import Leaf, Tree, flatten
@@ -269,21 +270,29 @@ def _functionalize(trace: _Trace) -> fx.GraphModule:
     """Replace mutations by functional operators; views stay views."""
     traced = trace.graph_module
     traced.graph.eliminate_dead_code()
-    _fix_dtypes(traced)
-    trace.mode.epoch += 1  # what the first trace found of inputs (their unique values) has sizes of its own
-    with trace.mode, fx.traceback.preserve_node_meta(), torch.no_grad():
-        run = functionalize(lambda *xs: PropagateUnbackedSymInts(traced).run(*xs), remove="mutations")
-        functional = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*trace.fakes)
+    _fix_dtypes(traced, trace.mode)
+    try:
+        with replaced(trace.mode, "propagate_real_tensors", False):
+            functional = without_mutations(traced, trace.mode)
+    except NoRule:
+        functional = _followed_again(trace)
     functional.graph.eliminate_dead_code()
     functional.recompile()
     return functional
+
+
+def _followed_again(trace: _Trace) -> fx.GraphModule:
+    trace.mode.epoch += 1  # what the first trace found of inputs (their unique values) has sizes of its own
+    with trace.mode, fx.traceback.preserve_node_meta(), torch.no_grad():
+        run = functionalize(lambda *xs: PropagateUnbackedSymInts(trace.graph_module).run(*xs), remove="mutations")
+        return make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*trace.fakes)  # type: ignore[no-any-return]
 
 
 _WITH_MASKS = {torch.ops.aten.where.self, torch.ops.aten.where.ScalarSelf, torch.ops.aten.where.ScalarOther}
 """Their first operand must stay boolean."""
 
 
-def _fix_dtypes(module: fx.GraphModule) -> None:
+def _fix_dtypes(module: fx.GraphModule, mode: Fakes) -> None:
     """Write down every dtype that was taken from ``torch.get_default_dtype()``, which may be another one later."""
     for node in module.graph.nodes:
         value = node.meta.get("val")
@@ -303,6 +312,8 @@ def _fix_dtypes(module: fx.GraphModule) -> None:
                 cast = module.graph.call_function(
                     torch.ops.aten._to_copy.default, (operands[0],), {"dtype": value.dtype}
                 )
+            with mode:
+                cast.meta["val"] = operands[0].meta["val"].to(value.dtype)
             cast.meta["stack_trace"] = node.meta.get("stack_trace")
             node.replace_input_with(operands[0], cast)
     module.recompile()
