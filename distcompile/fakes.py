@@ -12,6 +12,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 from torch.utils import _pytree as pytree
 
+from .graphs import writes
 from .sizes import SMALLEST_SPACE
 
 
@@ -50,7 +51,7 @@ class Fakes(FakeTensorMode):
                 return super().dispatch(func, types, args, kwargs or {})
             finally:
                 self.propagate_real_tensors = propagates
-        self._changing = getattr(func, "_schema", None) is not None and func._schema.is_mutable
+        self._changing = writes(func)
         try:
             result = super().dispatch(func, types, args, kwargs or {})
         finally:

@@ -52,5 +52,11 @@ def copy_graph(module: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx
     return graph_module(module, graph), nodes
 
 
+def writes(target: Any) -> bool:
+    """Whether an operator writes into an operand."""
+    schema = getattr(target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
 def anchor() -> None:
     """Marks the end of the placeholders of a graph while it is built: those that are found late go before it."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses import FakeTensorMode
 
-from .graphs import copy_node, graph_module
+from .graphs import copy_node, graph_module, writes
 
 aten = torch.ops.aten
 
@@ -54,7 +54,7 @@ class _Rewriter:
 
     def run(self, graph: fx.Graph) -> fx.Graph:
         for node in graph.nodes:
-            if _written(node):
+            if writes(node.target):
                 self._change(node)
                 continue
             if (viewed := _viewed(node, self.viewed)) is not None:
@@ -147,11 +147,6 @@ _SCATTERS: dict[Any, Any] = {
     aten.select.int: aten.select_scatter.default,
 }
 _OWN_INVERSE = {aten.t.default, aten.transpose.int}
-
-
-def _written(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return node.op == "call_function" and schema is not None and schema.is_mutable
 
 
 def _returning(node: fx.Node) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ find out. Bodies of regions do neither, so they are followed once; what was gene
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -23,6 +24,7 @@ from torch._subclasses import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ..graphs import writes
 from ..shadows import replaced
 from ..side_by_side import cache_folder
 from .cpp_library import OPTIMIZATION, compiled_together
@@ -93,15 +95,9 @@ def _decomposed(body: fx.GraphModule, mode: FakeTensorMode, inputs: list[Any]) -
     # Each body has symbols of its own, so that hardly a result is met twice.
     with mode, replaced(mode, "cache_enabled", False):
         graph = follow(body)
-        if any(node.op == "call_function" and _writes(node) for node in graph.graph.nodes):
+        if any(writes(node.target) for node in graph.graph.nodes):  # as some decompositions do
             graph = follow(functionalize(body, remove="mutations"))
     return graph
-
-
-def _writes(node: fx.Node) -> bool:
-    """Whether an operator writes into an operand, as some decompositions do."""
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
 
 
 @contextmanager
@@ -119,4 +115,6 @@ def _keep(path: Path, source: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as unfinished:
         unfinished.write(source)
+        unfinished.flush()
+        os.fsync(unfinished.fileno())  # before it has its name, should the machine stop
     Path(unfinished.name).replace(path)
