@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class Fakes(FakeTensorMode):
         return self._parameters[parameter]
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.propagate_real_tensors:
+        if self.propagate_real_tensors and _has_parameter(args, kwargs or {}):
             args, kwargs = pytree.tree_map_only(nn.Parameter, self._with_values, (args, kwargs))
         if self._changing:
             propagates, self.propagate_real_tensors = self.propagate_real_tensors, False
@@ -91,6 +92,12 @@ def fake(mode: FakeTensorMode, tensor: Tensor, index: int) -> Tensor:
     fake = mode.from_tensor(plain, symbolic_context=context, source=ConstantSource(f"leaf{index}"))
     fake.item_memo = None  # a symbol for what a scalar holds, of which no operator of the graph would tell
     return fake
+
+
+def _has_parameter(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operator is given a parameter: most are not, and taking arguments apart costs a tenth of a capture."""
+    given = (one for a in (*args, *kwargs.values()) for one in (a if isinstance(a, list | tuple) else (a,)))
+    return any(isinstance(one, nn.Parameter) for one in given if isinstance(one, Tensor))
 
 
 def _is_lost(value: Any) -> bool:
