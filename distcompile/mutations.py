@@ -71,6 +71,8 @@ class _Rewriter:
         return new
 
     def _copy(self, node: fx.Node) -> fx.Node:
+        if node.target in _BY_LAYOUT and self._memory(node) in self.changes:
+            raise NoRule(f"{node.target} of what was changed, which may lie in memory in another way now")
         new = copy_node(self.graph, node, self.value)
         self.values[node] = new, self.changes.get(self._memory(node), 0)
         return new
@@ -137,10 +139,14 @@ class _Rewriter:
         with self.mode, torch.no_grad():
             given: Any = fx.node.map_arg(args, lambda n: n.meta["val"])
             named: Any = fx.node.map_arg(kwargs, lambda n: n.meta["val"])
-            new.meta["val"] = target(*given, **named)
+            try:
+                new.meta["val"] = target(*given, **named)
+            except RuntimeError as error:  # it may ask for values of the example
+                raise NoRule(f"torch cannot follow {target}: {error}") from error
         return new
 
 
+_BY_LAYOUT = {aten.as_strided.default, aten._reshape_alias.default, aten.view.dtype}
 _SAME = {aten.alias.default, aten.detach.default}
 _SCATTERS: dict[Any, Any] = {
     aten.slice.Tensor: aten.slice_scatter.default,
@@ -153,11 +159,11 @@ def _returning(node: fx.Node) -> Callable[..., Any]:
     """The operator that returns what `node` writes into its first operand."""
     operator_: Any = node.target
     schema = operator_._schema
-    writes = [i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+    written = [i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
     namespace, name = schema.name.split("::")
     packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None) if name.endswith("_") else None
     found = getattr(packet, operator_._overloadname, None)
-    if writes != [0] or not isinstance(node.args[0], fx.Node) or found is None or found._schema.is_mutable:
+    if written != [0] or not isinstance(node.args[0], fx.Node) or found is None or found._schema.is_mutable:
         raise NoRule(f"{node.target} writes into its operands")
     if [a.name for a in found._schema.arguments] != [a.name for a in schema.arguments]:
         raise NoRule(f"{found} takes other operands than {node.target}")

@@ -111,11 +111,12 @@ def test_the_changed_tensor_keeps_its_dtype() -> None:
         lambda x: (x + 1).split(2)[0].add_(1),
         lambda x: (x + 1).expand(2, 4)[0].add_(1),
         lambda x: aten.sin.out(x, out=torch.empty_like(x)),
+        lambda x: (x + 1).add_(1).as_strided((2, 2), (1, 1)),
     ],
-    ids=["input", "part of a split", "expanded", "out"],
+    ids=["input", "part of a split", "expanded", "out", "by layout"],
 )
 def test_what_has_no_rule_is_said(call: Callable[[Tensor], Tensor]) -> None:
-    """An input, views that cannot be put back, and results of other kinds."""
+    """An input, views that cannot be put back, results of other kinds, views of memory rather than of values."""
     with pytest.raises(NoRule):
         without_mutations(*traced(call, torch.arange(4.0)))
 
