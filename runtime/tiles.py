@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -117,7 +117,7 @@ class Region(nn.Module):
         first, end = only or (0, rows)
         if first == end and only is not None and (rows > 0 or so_far is None):
             return results  # a region without any rows is run once, for the shapes of its results
-        run: Callable[..., Sequence[Any]] = runnable(self.graph_module) if rows else _OfNothing(self.graph_module).run
+        run: Callable[..., Sequence[Any]] = runnable(self.graph_module) if rows else OfNothing(self.graph_module).run
         if self.compiled is not None and rows:
             run, inputs = self.compiled, self._laid_out(inputs)
         threads, block = self.schedule(end - first, inputs)
@@ -154,11 +154,19 @@ class Region(nn.Module):
         return threads, max(1, -(-rows // (rounds * threads)))
 
 
-class _OfNothing(fx.Interpreter):
-    """Runs a body over no rows: other ranks have some, and the largest of none is less than any of theirs."""
+class OfNothing(fx.Interpreter):
+    """Runs a graph over no rows: other ranks have some, and the largest of none is less than any of theirs."""
+
+    def __init__(self, module: fx.GraphModule, attributes: Mapping[str, Any] | None = None) -> None:
+        """`attributes` stand in for those of the module."""
+        super().__init__(module)
+        self._attributes = attributes or {}
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self._attributes[target] if target in self._attributes else super().get_attr(target, args, kwargs)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target not in _LIMITS or args[0].numel():
+        if target not in LIMITS or args[0].numel():
             return super().call_function(target, args, kwargs)
         value, dims, keep = (*args, [], False)[:3]
         reduced = {d % value.dim() for d in dims} or set(range(value.dim()))
@@ -169,7 +177,7 @@ class _OfNothing(fx.Interpreter):
 
 aten = torch.ops.aten
 _SMALLEST = (aten.amin.default, aten.min.default)
-_LIMITS = (aten.amax.default, aten.max.default, *_SMALLEST)
+LIMITS = (aten.amax.default, aten.max.default, *_SMALLEST)
 
 
 def _table(result: Add, given: Iterator[Any], results: Sequence[Any]) -> Tensor:

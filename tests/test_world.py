@@ -216,3 +216,34 @@ def test_without_a_process_group_there_is_one_rank() -> None:
     assert repr(default_world()) == "LocalWorld(1)"
     with pytest.raises(RankError, match="torchrun"):
         ProcessGroupWorld()
+
+
+class Highest(torch.nn.Module):
+    """An energy with the largest of all atoms' sums."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = torch.nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+
+    def forward(self, graph: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        positions = graph["positions"].requires_grad_(True)
+        sender, receiver = graph["edge_index"]
+        r = (positions[sender] - positions[receiver]).norm(dim=1)
+        sums = positions.new_zeros(len(positions)).index_add(0, receiver, torch.exp(-self.width * r))
+        energy = sums.sum() + sums.square().amax(0)
+        (gradient,) = torch.autograd.grad(energy, positions, create_graph=True)
+        return {"energy": energy, "forces": -gradient}
+
+
+def test_a_training_step_of_a_maximum_on_more_ranks_than_atoms() -> None:
+    """The largest of no rows is less than any other rank's."""
+    model = Highest().train()
+    compiled = distcompile.compile(model, random_graph(14, 1), world=LocalWorld(9), validate=False)
+    graph = random_graph(4, 3)
+    found = []
+    for call in (model, compiled):
+        result = call({k: v.clone() for k, v in graph.items()})
+        loss = result["energy"] + result["forces"].square().sum()
+        found.append((result["energy"], result["forces"], *torch.autograd.grad(loss, [model.width])))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
