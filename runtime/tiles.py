@@ -117,9 +117,13 @@ class Region(nn.Module):
         first, end = only or (0, rows)
         if first == end and only is not None and (rows > 0 or so_far is None):
             return results  # a region without any rows is run once, for the shapes of its results
-        run: Callable[..., Sequence[Any]] = runnable(self.graph_module) if rows else OfNothing(self.graph_module).run
-        if self.compiled is not None and rows:
+        run: Callable[..., Sequence[Any]]
+        if not rows:
+            run = OfNothing(self.graph_module).run
+        elif self.compiled is not None:
             run, inputs = self.compiled, self._laid_out(inputs)
+        else:
+            run = runnable(self.graph_module)
         threads, block = self.schedule(end - first, inputs)
 
         def work(i: int) -> list[Any]:
