@@ -257,7 +257,6 @@ def _keep_conditions(trace: _Trace) -> tuple[sympy.Symbol, ...]:
                 found[symbol] = node.args[0]
     (output,) = [n for n in nodes if n.op == "output"]
     output.args = ([*output.args[0], *found.values()],)
-    trace.graph_module.recompile()
     return tuple(found)
 
 
@@ -316,7 +315,6 @@ def _fix_dtypes(module: fx.GraphModule, mode: Fakes) -> None:
                 cast.meta["val"] = operands[0].meta["val"].to(value.dtype)
             cast.meta["stack_trace"] = node.meta.get("stack_trace")
             node.replace_input_with(operands[0], cast)
-    module.recompile()
 
 
 @contextmanager
