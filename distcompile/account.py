@@ -12,15 +12,17 @@ import sympy
 import torch
 from torch import fx
 
-from .ir import META, Halo, Placement, Program, Space, placement
+from .ir import META, WHOLE_RULE, Halo, Placement, Program, Space, placement
 from .passes.levels import rows_of
+from .passes.place import WHY, placements
 from .passes.storage import storage
-from .passes.store_or_recompute import bytes_per_row, product_flops
-from .printer import short
+from .passes.store_or_recompute import bytes_per_row, product_flops, product_length
+from .printer import short, short_name
 from .rules.base import user_frame
 from .rules.shape import VIEWS
 from .runtime.halo import COLLECTIVES, MESSAGES, all_reduce, all_reduces
 from .runtime.tiles import Region
+from .runtime.whole import gather_rows
 
 _TO_OWNERS = ("halo_reduce", "halo_scatter")
 """Kinds of collectives in which rows go from who read them to their owners."""
@@ -43,6 +45,15 @@ class Collective:
         """Whether rows go from who read them to their owners."""
         return self.kind in _TO_OWNERS
 
+    @property
+    def to_all(self) -> bool:
+        """Whether every rank gets the rows of all others, not those of its halo."""
+        return self.kind == short_name(gather_rows)
+
+    def rows(self, owned: Mapping[str, int], halo: Mapping[str, int], sizes: Mapping[str, int]) -> int:
+        """Rows that a rank receives which owns some of each space, and has some halo rows of it."""
+        return sizes[self.space] - owned[self.space] if self.to_all else halo[self.space]
+
 
 def collectives(program: Program) -> list[Collective]:
     """Every collective of `program`, in order."""
@@ -58,7 +69,7 @@ def collectives(program: Program) -> list[Collective]:
             size = sum(_bytes(program, n, {}) for n in summed)
             found.append(Collective(short(node), "", size, "summed at " + ", ".join(lines)))
             continue
-        dim: Any = node.args[4]
+        dim: Any = node.args[3 if node.target is gather_rows else 4]
         widths = [n for i, n in enumerate(program.shape(node)) if i != dim]
         row = math.prod(int(n) for n in widths if n.is_Integer) * value.element_size()
         space = next(i for i in program.inputs if i.name == node.args[1].name).space  # type: ignore[union-attr]
@@ -76,6 +87,9 @@ class RowWork:
     """Bytes of operands and results, of those that have rows."""
     flops: float
     """Floating-point operations of matrix products."""
+
+
+NOTHING = RowWork(0.0, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +132,7 @@ def _messages(program: Program) -> Iterator[tuple[Collective, ...]]:
     assert program.tiled is not None
     spaces = {i.name: str(i.space) for i in program.inputs}
     left: dict[tuple[str, str], list[Collective]] = {}
-    for c in collectives(program):
+    for c in [c for c in collectives(program) if not c.to_all]:
         left.setdefault((c.kind, c.space), []).append(c)
     shared: dict[Any, list[Collective]] = {}
     for node in program.tiled.graph.nodes:
@@ -137,12 +151,74 @@ def _row(program: Program, node: fx.Node, space: str) -> float:
 
 
 def _results(program: Program) -> Iterator[tuple[str, int]]:
+    """What is put together on every rank: results, and rows that stretches which run whole are given."""
+    for c in collectives(program):
+        if c.to_all:
+            yield c.space, c.row_bytes
     (output,) = [n for n in program.graph.graph.nodes if n.op == "output"]
     for node in output.args[0]:
         found = placement(node) if isinstance(node, fx.Node) and META in node.meta else None
         if isinstance(found, Placement):
             for space in [f for dim in found.dims for f in dim if isinstance(f, Space)]:
                 yield space.name, int(bytes_per_row(program, node))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+    """Operators that no rule divides, and what hangs on them: every rank runs them on all rows."""
+
+    operator: str
+    """The first one."""
+    why: str
+    line: str
+    """The user's."""
+    operators: int
+    work: RowWork
+    """Of all of them together."""
+
+
+def stretches(program: Program, sizes: Mapping[str, int] | None = None) -> list[Stretch]:
+    """What runs whole on every rank.
+
+    Args:
+        program: a program with placements.
+        sizes: rows of every space; of the example if None.
+    """
+    known = _of_all_rows(program, sizes)
+    members: dict[fx.Node, list[fx.Node]] = {}
+    first: dict[fx.Node, fx.Node] = {}
+    for node in program.graph.graph.nodes:
+        if any(p.rule == WHOLE_RULE for p in placements(node.meta.get(META, ()))):
+            before = next((first[n] for n in node.all_input_nodes if n in first), node)
+            first[node] = before
+            members.setdefault(before, []).append(node)
+    return [_stretch(program, nodes, known) for nodes in members.values()]
+
+
+def _stretch(program: Program, nodes: list[fx.Node], known: Mapping[sympy.Symbol, int]) -> Stretch:
+    begin = next((n for n in nodes if WHY in n.meta), nodes[0])
+    moved = sum(_bytes(program, n, known) for node in nodes for n in (node, *node.all_input_nodes))
+    flops = sum(_product(program, node, known) for node in nodes)
+    return Stretch(short(begin), begin.meta.get(WHY, ""), place(begin), len(nodes), RowWork(moved, flops))
+
+
+def _of_all_rows(program: Program, sizes: Mapping[str, int] | None) -> dict[sympy.Symbol, int]:
+    """The values of all sizes of which every rank has all rows."""
+    hint = program.capture.shape_env.optimization_hint
+    whole = [s for s in program.spaces if not s.sharded]
+    if sizes is not None:
+        return {s.symbol: sizes[s.name] for s in whole}
+    return {s.symbol: int(hint((s.all_of or s).symbol, fallback=1)) for s in whole}
+
+
+def _product(program: Program, node: fx.Node, known: Mapping[sympy.Symbol, int]) -> float:
+    """Floating-point operations of a matrix product of all rows; 0 for other operators."""
+    inner = product_length(program, node)
+    if inner is None:
+        return 0.0
+    length = inner.xreplace({k: sympy.Integer(v) for k, v in known.items()})
+    elements = _bytes(program, node, known) / node.meta["val"].element_size()
+    return 2 * (int(length) if length.is_Integer else 1) * elements
 
 
 def place(node: fx.Node) -> str:

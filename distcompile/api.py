@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch._subclasses import FakeTensor
 
-from .account import collectives
+from .account import collectives, stretches
 from .capture import capture, quiet
 from .errors import CaptureError, GuardError, NoIndexSpaceError, OutOfMemory, RankError, ValidationError
 from .explain import explain
@@ -199,7 +200,7 @@ class DistributedModel:
                 "rank": rank,
                 "owned": rows,
                 "halo": halos,
-                "bytes": sum(c.row_bytes * halos[c.space] for c in moved),
+                "bytes": sum(c.row_bytes * c.rows(rows, halos, prepared.sizes) for c in moved),
                 "peak_memory": predicted[rank],
                 "partition": division.partition.method,
             }
@@ -243,6 +244,7 @@ class DistributedModel:
                 for compiler_pass in PIPELINE:
                     program = compiler_pass(program)
             self.captures += 1
+            _warn_of_whole(program)
             if self.memory is None:  # else the first graph says how much of it is held
                 program = self._lowered(program)
         self._executors.append(self._executor(program))
@@ -284,6 +286,20 @@ class DistributedModel:
             with compiling() as notify, as_written():
                 lower(program, notify)
         return program
+
+
+def _warn_of_whole(program: Program) -> None:
+    """Say, once for a program, that some of it does not scale."""
+    found = stretches(program)
+    if not found:
+        return
+    first, others = found[0], f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    warnings.warn(
+        f"{sum(s.operators for s in found)} operators run on all rows on every rank, since no rule divides them: the "
+        f"results are right, but this part of the model gets neither faster nor smaller with more ranks. First: "
+        f"{first.operator} at {first.line}, {first.why or 'given whole'}{others}. explain() lists them all.",
+        stacklevel=2,
+    )
 
 
 def _is_out_of_memory(error: Exception) -> bool:

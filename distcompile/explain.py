@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from .account import collectives
+from .account import collectives, stretches
 from .ir import Program
 from .printer import short
 from .runtime.halo import COLLECTIVES, STARTS
@@ -53,14 +53,25 @@ def explain(program: Program) -> str:
             lines.append(f"  {c.kind:<13} {'':<8} {c.row_bytes:>7} bytes       {c.why}")
     if not found:
         lines.append("  none")
+    lines += _whole(program)
     if program.least:
         lines += ["", "Bytes that cross for each halo row, and the least that may: all once, narrowest, were work free"]
     for name, least in program.least:
         here = {name, *(s.name for s in program.some_spaces if s.some_of is not None and s.some_of.name == name)}
-        crossing = sum(c.row_bytes for c in found if c.space in here)
+        crossing = sum(c.row_bytes for c in found if c.space in here and not c.to_all)
         lines.append(f"  {name:<8} {crossing:>7} {least:>7}")
     lines += ["", "Regions, which run block by block, and messages (>>), in order", *_schedule(program)]
     return "\n".join(lines) + "\n"
+
+
+def _whole(program: Program) -> list[str]:
+    """What runs on all rows on every rank, with what it costs."""
+    found = stretches(program)
+    lines = ["", "Whole on every rank, as no rule divides it; bytes and products of the example"] if found else []
+    for s in found:
+        cost = f"{s.work.moved:.3g} bytes moved, {s.work.flops:.3g} operations of products"
+        lines += [f"  {s.operator}: {s.why}", f"    {s.line}", f"    {s.operators} operators, {cost}"]
+    return lines
 
 
 def _schedule(program: Program) -> Iterator[str]:

@@ -16,6 +16,9 @@ from .graphs import graph_module
 META = "distcompile"
 """Key of a node's `Placement` in ``node.meta``."""
 
+WHOLE_RULE = "whole"
+"""Rule of the placement of an operator that runs on all rows, on every rank."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Space:
@@ -35,6 +38,8 @@ class Space:
     """The space some of whose rows these are: those that pointers of `through` point at."""
     through: tuple[str, ...] = ()
     """Names of pointers."""
+    all_of: Space | None = None
+    """The space all of whose rows these are, on every rank."""
 
     def __str__(self) -> str:
         return self.name
@@ -46,6 +51,11 @@ class Space:
 def halo_name(space: str) -> str:
     """The name of the halo rows of a space, where they are a space of their own."""
     return f"halo of {space}"
+
+
+def all_rows_name(space: str) -> str:
+    """The name of all rows of a space, where every rank holds them."""
+    return f"all {space}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +144,20 @@ class Access:
     """The index has one dimension per row space only (not one entry per element as torch.gather takes)."""
 
 
-InputKind = Literal["size", "halo_size", "interior", "send_rows", "splits", "places", "rows", "pointer", "number"]
+InputKind = Literal[
+    "size",
+    "number",
+    "rows",
+    "pointer",
+    "halo_size",
+    "interior",
+    "send_rows",
+    "splits",
+    "places",
+    "owned",
+    "order",
+    "counts",
+]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -150,7 +150,9 @@ def step(device: Device, work: Work, ranks: Survey, host: Host) -> Step:
         ranks: what each rank holds.
         host: what every rank does whole.
     """
-    local = device.per_operator * work.operators + device.seconds(moved(work, ranks.rows, device.flops_per_byte))
+    everywhere = ranks.whole.moved + ranks.whole.flops / device.flops_per_byte
+    bytes_ = moved(work, ranks.rows, device.flops_per_byte) + everywhere
+    local = device.per_operator * work.operators + device.seconds(bytes_)
     halo = 0.0
     for message in work.messages:
         sends, spaces = _sends(message, ranks), [ranks.spaces[c.space] for c in message]

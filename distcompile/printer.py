@@ -74,9 +74,12 @@ def show_graph(graph: fx.Graph) -> str:
 
 def short(node: fx.Node) -> str:
     """An operator's name without namespace and default overload."""
-    target: Any = node.target
-    name = getattr(target, "__name__", str(target))
-    return name.removesuffix(".default")
+    return short_name(node.target)
+
+
+def short_name(target: Any) -> str:
+    """The same of an operator itself."""
+    return getattr(target, "__name__", str(target)).removesuffix(".default")  # type: ignore[no-any-return]
 
 
 def _kwargs(node: fx.Node) -> list[tuple[str, Any]]:

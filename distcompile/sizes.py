@@ -7,13 +7,20 @@ from collections.abc import Callable
 from typing import Any
 
 import sympy
+import torch
 from torch import fx
-from torch.utils._sympy.functions import FloorDiv
+from torch.utils._sympy.functions import FloorDiv, Max, Min
 
 SMALLEST_SPACE = 4
 """Dimensions shorter than this are never index spaces: vectors, cells and counts of graphs have 1 to 3 rows."""
 
-_FUNCTIONS = {sympy.Mul: operator.mul, sympy.Add: operator.add, FloorDiv: operator.floordiv}
+_FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    sympy.Mul: operator.mul,
+    sympy.Add: operator.add,
+    FloorDiv: operator.floordiv,
+    Min: torch.sym_min,
+    Max: torch.sym_max,
+}
 
 
 def size_nodes(graph: fx.Graph, expr: sympy.Expr, leaf: Callable[[sympy.Symbol], fx.Node | None]) -> Any:
@@ -21,7 +28,7 @@ def size_nodes(graph: fx.Graph, expr: sympy.Expr, leaf: Callable[[sympy.Symbol],
 
     Args:
         graph: where to add nodes.
-        expr: sums, products and quotients of symbols and integers.
+        expr: sums, products, quotients and extremes of symbols and integers.
         leaf: the node that holds the value of a symbol, or None if there is none.
     """
     if expr.is_Integer:

@@ -10,6 +10,7 @@ import dataclasses
 
 import numpy as np
 
+from .account import NOTHING, RowWork, stretches
 from .fit import needs
 from .ir import Program, halo_name
 from .runtime.partition import Partition
@@ -44,6 +45,8 @@ class Survey:
     """Bytes of live tensors at the peak of each rank's evaluation, as `account.peak_bytes` predicts them."""
     some: frozenset[str] = frozenset()
     """Spaces that are some rows of another."""
+    whole: RowWork = NOTHING
+    """What every rank does on all rows, since no rule divides it."""
 
     @property
     def rows(self) -> dict[str, Counts]:
@@ -62,7 +65,9 @@ def survey(program: Program, sizes: dict[str, int], division: Division) -> Surve
     """
     spaces = {name: _space(division, name) for name in division.halo_keys}
     memory = np.array(needs(program, sizes, division))
-    return Survey(division.parts, division.partition, spaces, memory, frozenset(division.some))
+    everywhere = [s.work for s in stretches(program, sizes)]
+    whole = RowWork(sum(w.moved for w in everywhere), sum(w.flops for w in everywhere))
+    return Survey(division.parts, division.partition, spaces, memory, frozenset(division.some), whole)
 
 
 def _space(division: Division, name: str) -> SpaceSurvey:

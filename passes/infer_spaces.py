@@ -74,8 +74,8 @@ def infer_spaces(program: Program) -> Program:
         if targets[root] in _divided(spaces):
             _baked(program, fixed[root], inputs[root.name])
     spaces += joined_spaces(program, module.graph, spaces, targets.values())
-    program = dataclasses.replace(program, spaces=spaces, ranges=_ranges(program, found, inputs, _divided(spaces)))
-    return with_pointers(program, module, targets, inputs, origins)
+    program = with_pointers(dataclasses.replace(program, spaces=spaces), module, targets, inputs, origins)
+    return dataclasses.replace(program, ranges=_ranges(program, found, inputs))
 
 
 def _depends_on_values(size: sympy.Expr) -> bool:
@@ -145,14 +145,12 @@ def _divided(spaces: tuple[Space, ...]) -> set[sympy.Expr]:
     return {s.symbol for s in spaces if s.sharded}
 
 
-def _ranges(
-    program: Program, found: list[tuple[Access, fx.Node]], inputs: dict[str, Input], divided: set[sympy.Expr]
-) -> tuple[Range, ...]:
+def _ranges(program: Program, found: list[tuple[Access, fx.Node]], inputs: dict[str, Input]) -> tuple[Range, ...]:
     """What looks up rows of tables that are whole on every rank."""
-    ranges = set()
+    pointers, ranges = {p.name for p in program.pointers}, set()
     for access, root in found:
         given, rows = inputs[root.name], program.shape(access.table)[access.dim]
-        if given.kind == "rows" and rows not in divided:
+        if given.kind == "rows" and root.name not in pointers:
             ranges.add(Range(given.source, rows, given.label, access.node.target is aten.index.Tensor))
     return tuple(sorted(ranges, key=str))
 

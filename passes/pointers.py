@@ -8,15 +8,12 @@ x[:, sender]             =>    index_select(x, 1, sender)
 from __future__ import annotations
 
 import dataclasses
-from typing import NoReturn
 
 import sympy
 import torch
 from torch import fx
 
-from ..errors import CaptureError
 from ..ir import Input, Pointer, Program, Space, replace_graph
-from ..rules.base import user_line
 from ..rules.indexing import INDEX_VIEWS, accesses
 from ..runtime.checks import distinct_rows
 from ..sizes import size_nodes
@@ -92,14 +89,10 @@ def with_pointers(
             ordered.append(dataclasses.replace(given, name=node.name, space=space))
             continue
         target = spaces.get(targets.get(node, sympy.Integer(0)))
-        if node in targets and any(_is_made_of_rows(size, spaces) for size in program.shape(node)):
-            _no_rows(program, node, given, "is used as an index")
-        if given.kind != "rows" or target is None or not target.sharded:
+        over = _rows_of(program.shape(node), spaces) if given.kind == "rows" else None
+        if target is None or not target.sharded or over is None:
             ordered.append(given)
             continue
-        over = next((dim for dim, size in enumerate(program.shape(node)) if size in spaces), None)
-        if over is None:
-            _no_rows(program, node, given, f"points at rows of {target}")
         source, several = spaces[program.shape(node)[over]], any(n != 1 for n in _others(program.shape(node), over))
         name, identity = origins.name(given.source), source == target and origins.is_identity(given.source)
         pointers.append(
@@ -148,15 +141,11 @@ def _is_made_of_rows(size: sympy.Expr, spaces: dict[sympy.Expr, Space]) -> bool:
     return any(s in spaces and spaces[s].sharded for s in size.free_symbols)
 
 
-def _no_rows(program: Program, node: fx.Node, given: Input, what: str) -> NoReturn:
-    """Refuse an index with a row for nothing that is divided: a part of a space, or several in one list."""
-    lines = list(dict.fromkeys(user_line(user) for user in node.users))
-    raise CaptureError(
-        f"{given.label} {what} but is no list of rows of anything: its shape is "
-        f"{tuple(map(str, program.shape(node)))}.\n  {lines[0]}\n"
-        "Pick rows by a graph input or a mask. Lists that the model joins must be joined of whole lists (all edges, "
-        "all edges the other way round, all atoms); what they lack has to be joined in the graph that it is given."
-    )
+def _rows_of(shape: tuple[sympy.Expr, ...], spaces: dict[sympy.Expr, Space]) -> int | None:
+    """The dimension of an index that counts the rows of a space; None if it is of a part of one, or of several."""
+    if any(_is_made_of_rows(size, spaces) for size in shape):
+        return None  # every rank is given all of it
+    return next((dim for dim, size in enumerate(shape) if size in spaces), None)
 
 
 def _others(shape: tuple[sympy.Expr, ...], dim: int) -> tuple[sympy.Expr, ...]:

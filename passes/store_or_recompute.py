@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterable
 
 import networkx as nx
+import sympy
 import torch
 from torch import fx
 
@@ -76,12 +77,19 @@ def work_per_row(program: Program, node: fx.Node) -> float:
 
 def product_flops(program: Program, node: fx.Node) -> float:
     """Floating-point operations of one row of a matrix product; 0 for other operators."""
-    if node.target not in _PRODUCTS:
+    inner = product_length(program, node)
+    if inner is None:
         return 0.0
-    first = node.args[_PRODUCTS[node.target]]
-    inner = program.shape(first)[-1]  # type: ignore[arg-type]
     elements = bytes_per_row(program, node) / node.meta["val"].element_size()
     return 2 * (int(inner) if inner.is_Integer else 1) * elements
+
+
+def product_length(program: Program, node: fx.Node) -> sympy.Expr | None:
+    """How many products are added up for each element of a matrix product; None for other operators."""
+    if node.target not in _PRODUCTS:
+        return None
+    first = node.args[_PRODUCTS[node.target]]
+    return program.shape(first)[-1]  # type: ignore[arg-type]
 
 
 def choose(

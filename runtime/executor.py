@@ -189,7 +189,7 @@ class Executor:
         graph = runnable(self.running.graph if given or self.running.tiled is None else self.running.tiled)
         module = SimpleNamespace(**{**self._constants, **parameters})
         with torch.set_grad_enabled(bool(given) and torch.is_grad_enabled()), as_written():
-            local = shard_inputs(self._inputs, self._shapes, values, self._spaces, plans, layout.sizes)
+            local = shard_inputs(self._inputs, self._shapes, values, self._spaces, plans, layout.sizes, layout.orders)
             if graph is self.program.graph and self._has_limits and not all(len(p.owned) for p in plans.values()):
                 results = OfNothing(graph, vars(module)).run(*local)
             else:
@@ -264,7 +264,7 @@ class Executor:
         for symbol, position in self.program.conditions:
             bind_number(self.program, known, symbol, number_in(values[position]))
         check_guards(self.program, known)
-        sizes = {s.name: int(s.symbol.xreplace(known)) for s in self.program.spaces}
+        sizes = {s.name: int((s.all_of or s).symbol.xreplace(known)) for s in self.program.spaces}
         pointers = {i.name: values[i.source] for i in self._inputs if i.kind == "pointer"}
         self._check_ranges(values, sizes, known)
         atoms = self.program.spaces[0]

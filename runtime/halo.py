@@ -34,6 +34,7 @@ from .messages import (
     halo_scatter_start,
     wait,
 )
+from .whole import gather_rows, scatter_rows
 from .world import active, communicator
 
 
@@ -238,7 +239,11 @@ STARTS = {
 MESSAGES = {*STARTS, *STARTS.values()}
 """Messages about rows, in one phase and in two."""
 
-COLLECTIVES = (halo_exchange, halo_reduce, halo_gather, halo_scatter, all_reduce, all_reduces)
+COLLECTIVES = (
+    *(halo_exchange, halo_reduce, halo_gather, halo_scatter),
+    *(gather_rows, scatter_rows),
+    *(all_reduce, all_reduces),
+)
 
 
 def _remember(ctx: Any, inputs: Any, output: Any) -> None:

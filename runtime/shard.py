@@ -13,6 +13,9 @@ from ..ir import Dim, Input, Placement, Space
 from .plan import SpacePlan
 from .world import Communicator
 
+Order = tuple[Tensor, list[int]]
+"""The global numbers of all ranks' owned rows, by rank, and how many each rank owns."""
+
 
 def local_numbers(plan: SpacePlan, rows: int) -> Tensor:
     """Global row number -> local number (owned rows first, then halo rows); -1 for rows not on this rank."""
@@ -29,6 +32,7 @@ def shard_inputs(
     spaces: Mapping[sympy.Symbol, Space],
     plans: Mapping[str, SpacePlan],
     sizes: Mapping[str, int],
+    orders: Mapping[str, Order],
 ) -> list[Any]:
     """What one rank passes to the program for each of its placeholders.
 
@@ -39,9 +43,11 @@ def shard_inputs(
         spaces: all spaces by symbol.
         plans: this rank's plan of every sharded space, and of every choice of some rows of one.
         sizes: rows of every space.
+        orders: of every sharded space, which rows all ranks own.
     """
     numbers = {name: local_numbers(plans[name], n) for name, n in sizes.items() if name in plans}
-    return [_input(i, shape, values, spaces, plans, sizes, numbers) for i, shape in zip(inputs, shapes, strict=True)]
+    given = zip(inputs, shapes, strict=True)
+    return [_input(i, shape, values, spaces, plans, sizes, numbers, orders) for i, shape in given]
 
 
 def _input(
@@ -52,6 +58,7 @@ def _input(
     plans: Mapping[str, SpacePlan],
     sizes: Mapping[str, int],
     numbers: Mapping[str, Tensor],
+    orders: Mapping[str, Order],
 ) -> Any:
     name = given.space.name if given.space is not None else ""
     match given.kind:
@@ -69,6 +76,12 @@ def _input(
             assert given.space is not None and given.space.some_of is not None
             whole = given.space.some_of.name
             return numbers[whole][plans[name].halo] - len(plans[whole].owned)
+        case "owned":
+            return plans[name].owned.to(next(v.device for v in values if isinstance(v, Tensor)))
+        case "order":
+            return orders[name][0]
+        case "counts":
+            return torch.tensor(orders[name][1])
         case "number":
             return values[given.source]
     value: Tensor = values[given.source]
@@ -86,10 +99,6 @@ def _input(
 def _rows_here(space: Space, plans: Mapping[str, SpacePlan]) -> Tensor:
     """The global numbers of the rows of a space, or of halo rows, on this rank."""
     return plans[space.name].owned if space.halo_of is None else plans[space.halo_of.name].halo
-
-
-Order = tuple[Tensor, list[int]]
-"""The global numbers of all ranks' owned rows, by rank, and how many each rank owns."""
 
 
 def gather_output(value: Tensor, place: Placement, orders: Mapping[str, Order], comm: Communicator) -> Tensor:

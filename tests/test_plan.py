@@ -135,7 +135,7 @@ def test_sharded_rows_gather_to_the_whole(case: Case) -> None:
 
     def work(comm: Communicator) -> None:
         plans = division.for_rank(comm.rank)
-        (local,) = shard_inputs([given_input], [shape], [value], {s.symbol: s for s in SPACES}, plans, case.sizes)
+        (local,) = shard_inputs([given_input], [shape], [value], {s.symbol: s for s in SPACES}, plans, case.sizes, {})
         assert local.shape == (2, len(plans["edges"].owned), 3)
         whole = gather_output(local, Placement(((), (EDGES,), ())), orders, comm)
         assert torch.equal(whole, value)

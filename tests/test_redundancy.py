@@ -61,7 +61,9 @@ def run_recorded(model: DistributedModel, graph: Any) -> tuple[list[Recorder], A
     def work(comm: Any) -> Recorder:
         recorder = Recorder(model.graph_module)
         plans = layout.division.for_rank(comm.rank)
-        given = shard_inputs(executor._inputs, executor._shapes, prepared.values, spaces, plans, layout.sizes)
+        given = shard_inputs(
+            executor._inputs, executor._shapes, prepared.values, spaces, plans, layout.sizes, layout.orders
+        )
         with torch.no_grad():
             recorder.run(*given)
         return recorder

@@ -14,10 +14,11 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from adversaries import AllWithAll, BatchCounted, F, SegmentSoftmax, ToReceivers, Toy, add_to, counted_batches, plain
+from adversaries import AllWithAll, BatchCounted, F, SegmentSoftmax, ToReceivers, counted_batches, plain
 from grids import ElementsOfAMatrix, not_square
 from torch import Tensor, nn
 from toys import CUTOFF, Gnn, Graph, random_graph
+from undividable import Given, Update
 
 import distcompile
 from distcompile import (
@@ -76,22 +77,6 @@ def put(name: str, where: Any, value: float) -> Tensor:
     return tensor
 
 
-Update = Callable[[Toy, Graph, Tensor, Tensor, Tensor], Tensor]
-
-
-class Given(Toy):
-    """Messages to the receivers, then what is given: of (model, graph, h, w, lengths)."""
-
-    def __init__(self, then: Update) -> None:
-        super().__init__()
-        self.then = then
-
-    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
-        sender, receiver = graph["edge_index"]
-        h = h + add_to(w * h[sender], receiver, h)
-        return self.then(self, graph, h, w, lengths)
-
-
 def computing(then: Update, *, graph: Graph = OTHER, validate: bool = False) -> Callable[[], Any]:
     """Compile a model that computes `then`, and call it on a graph of another size."""
 
@@ -136,13 +121,6 @@ def buffered(rows: int) -> Update:
     return lambda model, graph, h, w, lengths: h * table
 
 
-class Adjacency(ToReceivers):
-    """Reads a matrix that the graph holds."""
-
-    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
-        return super().update(graph, h, w, vectors, lengths) + graph["matrix"] @ h
-
-
 class Summing(ToReceivers):
     """Sums in a table of as many rows as a tensor of the graph says."""
 
@@ -166,7 +144,6 @@ WITH_LONER = {
     "species": torch.cat([OTHER["species"], OTHER["species"][:1]]),
 }  # fmt: skip
 """Its last atom has no edges."""
-WITH_MATRIX = {**EXAMPLE, "matrix": torch.eye(10, dtype=torch.float64)}
 
 
 def raising(*_: Any) -> Tensor:
@@ -187,7 +164,9 @@ def outside_of_a_world() -> Any:
     layout = executor.layout(prepared)
     spaces = {s.symbol: s for s in compiled.program.row_spaces}
     plans = layout.division.for_rank(0)
-    given = shard_inputs(executor._inputs, executor._shapes, prepared.values, spaces, plans, layout.sizes)
+    given = shard_inputs(
+        executor._inputs, executor._shapes, prepared.values, spaces, plans, layout.sizes, layout.orders
+    )
     return compiled.graph_module(*given)
 
 
@@ -201,27 +180,12 @@ def case(id: str, provoke: Callable[[], Any], error: type[Exception], *words: st
     return pytest.param(provoke, error, words, id=id, marks=marks)
 
 
-def rows(id: str, then: Callable[[Tensor], Tensor], *words: str, error: Any = UnsupportedOp, missing: str = "") -> Any:
-    """A model that does something with the rows of all atoms, `h`, that cannot be divided."""
-    return case(id, computing(lambda model, graph, h, w, lengths: then(h)), error, *words, missing=missing)
-
-
 class InForward(nn.Module):
     """Asks for the values of a tensor in ``forward``, which cannot be one step: there is more in it."""
 
     def forward(self, graph: Graph) -> Any:
         widths = torch.from_numpy(np.asarray(graph["edge_index"]).max(1))
         return {"energy": graph["positions"][graph["edge_index"][0]].sum() * widths[0]}
-
-
-def one_more(model: Toy, graph: Graph, h: Tensor, w: Tensor, lengths: Tensor) -> Tensor:
-    """Messages along all edges and one from the first atom to the second."""
-    sender, receiver = torch.cat([graph["edge_index"], torch.tensor([[0], [1]])], 1)
-    return h + add_to(torch.cat([w, w.new_ones(1, F)]) * h[sender], receiver, h)
-
-
-def attend_to_all(h: Tensor) -> Tensor:
-    return nn.functional.scaled_dot_product_attention(h[None], h[None], h[None])[0]
 
 
 WRONG = [
@@ -263,46 +227,13 @@ WRONG = [
          "graph['positions'] (3, 3)", "at least 4 atoms and 4 edges"),
     case("no tensors in the example", compiling(Gnn(), {"cutoff": CUTOFF}), CaptureError, "holds no tensors"),
     case("no edges are read", compiling(PairsOnly()), NoIndexSpaceError, "No index space", "read its edges"),
-    # Operators on rows that have no distributed counterpart.
-    rows("a running sum", lambda h: h.cumsum(0), "aten.cumsum", "runs along rows", "adversaries.py"),
-    rows("sorted features", lambda h: h.sort(0).values, "aten.sort", "rows compared"),
-    rows("the largest three", lambda h: h + h.topk(3, 0).values.sum(), "aten.topk", "rows compared"),
-    rows("a median", lambda h: h - h.median(), "aten.median", "no placement rule"),
-    rows("all distances", lambda h: h + torch.cdist(h, h).sum(1, True), "aten._cdist_forward", "no placement rule"),
-    rows("all pairs by a product", lambda h: (h @ h.T) @ h, "aten.mm", "every row with every row"),
-    rows("all pairs by broadcasting", lambda h: (h[:, None] - h[None]).sum(1), "aten.sub", "every row", "of another"),
-    rows("a matrix of atoms by atoms", lambda h: torch.zeros(len(h), len(h)).to(h) @ h, "aten.full", "every row"),
-    case("a matrix of atoms by atoms that is given", compiling(Adjacency().eval(), WITH_MATRIX), UnsupportedOp,
-         "graph['matrix'] has a value for every pair of atoms and atoms", "test_wrong_uses.py", "as a list"),
-    rows("attention of all to all", attend_to_all, "aten.bmm", "every row with every row"),
+    # Operators that torch follows with the example's sizes, or that no rank can run for the others.
     case("an atom beyond the last", computing(lambda m, g, h, w, r: h * h[9], graph=random_graph(8, 1)), CaptureError,
          "index 9 is out of bounds", "test_wrong_uses.py"),
-    rows("atoms 2 to 5", lambda h: h + h[2:5].sum(), "aten.slice", "picked by number"),
-    rows("every second atom", lambda h: h + h[::2].sum(), "aten.slice", "picked by number"),
-    rows("the first half", lambda h: h + h[torch.arange(len(h) // 2)].sum(), "no list of rows", "//2",
-         "by a graph input or a mask", error=CaptureError),
-    case("one edge more than there are", computing(one_more), CaptureError,
-         "graph['edge_index'] is used as an index", "+ 1',)", "joined of whole lists", "test_wrong_uses.py"),
-    rows("atoms in reverse", lambda h: h * h.flip(0), "aten.flip", "moved by number"),
-    rows("atoms rolled", lambda h: h * h.roll(1, 0), "aten.roll", "moved by number"),
-    rows("features rolled to the next atom", lambda h: h * h.roll(1), "aten.roll", "moved by number"),
-    rows("two halves", lambda h: h + h.reshape(2, -1).sum(), "aten.reshape", "cuts across rows"),
-    rows("a product of all", lambda h: h + h.prod(0), "aten.prod", "not a sum"),
-    rows("the sum of absolute values", lambda h: h / h.norm(p=1), "aten.linalg_vector_norm", "a norm over rows"),
-    rows("a batch norm", lambda h: nn.functional.batch_norm(h, None, None, training=True), "batch_norm"),
-    rows("a Fourier transform", lambda h: h * torch.fft.fft(h, dim=0).real, "baked", error=CaptureError),
-    rows("a diagonal", lambda h: h + h.diagonal().sum(), "Min(6, ", "no number of rows", error=CaptureError),
-    rows("a triangle", lambda h: h.tril(), "aten.tril", "a triangle over rows"),
-    case("atoms and a row more in one list", computing(lambda m, g, h, w, r: h + torch.cat([h, h[:1]]).sum()),
-         UnsupportedOp, "aten.cat", "different index spaces"),
-    case("half of a joined list", computing(lambda m, g, h, w, r: h + torch.cat([h, w])[len(w):].sum()),
-         UnsupportedOp, "aten.slice", "picked by number"),
-    case("lists joined in two orders",
-         computing(lambda m, g, h, w, r: h + (torch.cat([h, w]) * torch.cat([w, h])).sum()), UnsupportedOp,
-         "aten.cat", "different index spaces"),
-    case("ends edge by edge, values end by end",
-         computing(lambda m, g, h, w, r: add_to(torch.cat([w, -w]), g["edge_index"].T.reshape(-1), h)), UnsupportedOp,
-         "aten.index_add", "2*edges", "edges*2"),
+    case("a Fourier transform over atoms", computing(lambda m, g, h, w, r: h * torch.fft.fft(h, dim=0).real),
+         CaptureError, "baked"),
+    case("random numbers for pairs of atoms", computing(lambda m, g, h, w, r: torch.rand(len(h), len(h)).to(h) @ h),
+         UnsupportedOp, "aten.rand", "every row of one space", "draws random numbers", "test_wrong_uses.py"),
     case("a mask the other way", mask_the_other_way, InputError, "has 5 rows, not the 10", "graph['there']"),
     case("one row overwritten twice", computing(lambda m, g, h, w, r: h.index_put((g["edge_index"][1],), w)),
          InputError, "overwrites one row twice", "index_add"),
@@ -494,7 +425,7 @@ def test_the_error_names_the_line_of_the_helper_that_is_wrong() -> None:
     """Models are made of functions and methods; the line in forward that calls them says little."""
 
     def wrong(h: Tensor) -> Tensor:
-        return h.cumsum(0)  # this line
+        return torch.rand(len(h), len(h)).to(h) @ h  # this line
 
     with pytest.raises(UnsupportedOp, match="this line"):
         computing(lambda model, graph, h, w, lengths: wrong(h))()

@@ -180,7 +180,10 @@ def layer_norm(ctx: Context, node: fx.Node) -> Any:
 def layer_norm_backward(ctx: Context, node: fx.Node) -> Any:
     source, normalized = arguments(node)[1:3]
     dims = ctx.dims(source)
-    rows = any(dims[: len(dims) - len(normalized)])
+    lead = len(dims) - len(normalized)
+    if any(dims[lead:]) or any(ctx.dims(n)[:lead] != dims[:lead] for n in (arguments(node)[0], *arguments(node)[3:5])):
+        raise Refused("the gradient of a normalisation over rows")
+    rows = any(dims[:lead])
     weight = Placement(((),) * len(normalized), partial=rows)
     return Placement(dims), weight, weight
 

@@ -52,6 +52,12 @@ class Context:
         """The shape of an operand in the symbols of the spaces."""
         return self.program.shape(node)
 
+    def points_at(self, index: fx.Node, space: Space) -> bool:
+        """Whether an index operand is a view of a pointer at rows of a space."""
+        while index.op == "call_function":
+            index = index.args[0]  # type: ignore[assignment]
+        return any(p.name == index.name and p.target == space for p in self.program.pointers)
+
     def dim_of(self, size: Any) -> Dim:
         """The dimension that a freshly created tensor of this size has."""
         expr = self.program.size(size)

@@ -88,6 +88,8 @@ def _local_dim(ctx: Context, access: Access) -> Dim:
     dim = ctx.dims(access.table)[access.dim]
     if dim and not (len(dim) == 1 and isinstance(dim[0], Space)):
         raise Refused("an index into a dimension that holds more than rows")
+    if dim and isinstance(dim[0], Space) and not ctx.points_at(access.index, dim[0]):
+        raise Refused("rows picked by their numbers")
     return dim
 
 

@@ -69,6 +69,10 @@ def broadcast(ctx: Context, operands: list[fx.Node], ndim: int) -> tuple[Dim, ..
                     f"rows of {_show(dims[offset + i])} meet rows of {_show(dim)}{_order(dims[offset + i], dim)}"
                 )
             dims[offset + i] = dim
+    for operand in operands:
+        for i, dim in enumerate(ctx.dims(operand), ndim - rank(operand)):
+            if dims[i] and not dim and ctx.shape(operand)[i - ndim] != 1:
+                raise Refused(f"rows of {_show(dims[i])} meet all rows")
     return one_row_dimension(dims)
 
 
