@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -24,10 +25,10 @@ from .passes import PIPELINE
 from .passes.lower import get_ready, lower
 from .printer import show_program
 from .progress import compiling
-from .runtime.executor import Executor, Prepared, device_of, fingerprint
+from .rows import differs_in_few_rows, fitted, has_more_rows
+from .runtime.executor import Executor, Prepared, agree, device_of, fingerprint
 from .runtime.precision import as_written, precision
 from .runtime.world import World, default_world
-from .sizes import SMALLEST_SPACE
 from .tree import Leaf, Tree, flatten
 from .validate import CHECKED, compare, smaller_graph, warn_unchecked
 
@@ -49,8 +50,9 @@ def compile(
 
     Args:
         model: a module (or a callable that runs one) that takes a graph object.
-        example_graph: a graph object as `model` takes it, of at least 4 atoms and 4 edges; a tuple for a model with
-            several positional inputs. Later graphs may have any sizes, species and cells.
+        example_graph: a graph object as `model` takes it; a tuple for a model with several positional inputs. Later
+            graphs may have any sizes, species and cells. In a graph of a few atoms there is nothing to divide: the
+            stock model runs on every rank, and the first larger graph is compiled for.
         model_kwargs: keyword arguments of every call (``compute_stress=True``); constants of the program.
         world: who executes; the default process group if there is one, else one rank.
         lowering: how the row-local stretches of the program run: ``"eager"`` calls each operator of PyTorch,
@@ -72,6 +74,30 @@ def compile(
         UnsupportedOp: an operator touches a distributed dimension in a way that no rule covers.
         ValidationError: the program does not reproduce the stock model.
     """
+    compiled, executor = compiled_for(
+        model, example_graph, model_kwargs=model_kwargs, world=world, lowering=lowering, memory=memory
+    )
+    args = arguments(example_graph)
+    if executor is None:
+        _warn_of_nothing(compiled, args)
+    elif validate:
+        _validate(compiled, executor, args)
+    return compiled
+
+
+def compiled_for(
+    model: nn.Module | Callable[..., Any],
+    example_graph: Any,
+    *,
+    model_kwargs: dict[str, Any] | None = None,
+    world: World | None = None,
+    lowering: Lowering = "eager",
+    memory: int | None = None,
+) -> tuple[DistributedModel, Executor | None]:
+    """What `compile` returns, not checked, with the program of the example; None if there is nothing to divide in it.
+
+    Arguments and errors as of `compile`.
+    """
     if lowering not in ("eager", "inductor"):
         raise ValueError(f"unknown lowering {lowering!r}: choose 'eager' or 'inductor'")
     if not callable(model):
@@ -85,11 +111,17 @@ def compile(
     call = functools.partial(model, **(model_kwargs or {}))
     module = model if isinstance(model, nn.Module) else _module_of(model)
     compiled = DistributedModel(call, module, world or default_world(), memory, lowering)
-    args = arguments(example_graph)
-    executor = _compile_everywhere(compiled, args)
-    if validate:
-        _validate(compiled, executor, args)
-    return compiled
+    return compiled, _compile_everywhere(compiled, arguments(example_graph))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Example:
+    """A graph that was captured, and in which there was nothing to divide."""
+
+    leaves: tuple[Leaf, ...]
+    kind: tuple[Any, ...]
+    """Numbers and strings of the graph object, and autocast."""
+    why: str
 
 
 class DistributedModel:
@@ -101,8 +133,9 @@ class DistributedModel:
         self._call, self._module = call, module
         self.world, self.memory, self.lowering = world, memory, lowering
         self._executors: list[Executor] = []
-        self._whole: set[tuple[tuple[int, ...], ...]] = set()
-        """Shapes of graphs that a branch of the model is for in which there is nothing to divide."""
+        self._undividable: list[_Example] = []
+        """Graphs in which there was nothing to divide: of a few atoms, or for a branch of the model without edges."""
+        self._undivided_calls = 0
         self._names = _parameter_names(module, call)
         self.captures = 0
         """How many programs were captured: one, and one more for each branch of the model that graphs made it take."""
@@ -118,27 +151,22 @@ class DistributedModel:
         leaves, tree = self._flatten(graph)
         for executor in self._matching(leaves, tree):
             try:
-                return self._evaluate(executor, leaves)
+                return self._evaluate(executor, fitted(executor.program, leaves))
             except GuardError:
                 continue
-        shapes = tuple(tuple(leaf.tensor.shape) for leaf in leaves)
-        if shapes in self._whole:
-            return self._undivided(graph)
         try:
             executor = self._capture(graph)
         except NoIndexSpaceError:
-            if not self._executors:
-                raise
-            self._whole.add(shapes)
             return self._undivided(graph)
         return self._evaluate(executor, leaves)
 
     def _undivided(self, graph: tuple[Any, ...]) -> Any:
-        """What the stock model gives, on every rank: for a few atoms without edges, of which it has a branch."""
+        """What the stock model gives, on every rank: for a graph in which there is nothing to divide."""
+        self._undivided_calls += 1
+        agree(self.world, self._undivided_calls, self._flatten(graph)[0])
         leaves, tree = flatten(graph)
-        copies = [leaf.tensor.detach().clone().requires_grad_(leaf.tensor.requires_grad) for leaf in leaves]
-        with torch.enable_grad():
-            return self._call(*tree.unflatten(copies))
+        copies = [leaf.tensor.clone() if leaf.tensor.requires_grad else leaf.tensor.detach().clone() for leaf in leaves]
+        return self._call(*tree.unflatten(copies))
 
     def executor_for(self, *graph: Any) -> Executor:
         """The program that serves this graph object, captured now if none does."""
@@ -153,8 +181,9 @@ class DistributedModel:
         """A program, the graph object's leaves, and what was made of them to see that the program serves."""
         leaves, tree = self._flatten(graph)
         for executor in self._matching(leaves, tree):
+            given = fitted(executor.program, leaves)
             try:
-                return executor, leaves, executor.prepare(leaves)
+                return executor, given, executor.prepare(given)
             except GuardError:
                 continue
         return self._capture(graph), leaves, None
@@ -162,13 +191,24 @@ class DistributedModel:
     def on(self, world: World) -> DistributedModel:
         """The same programs on another world; nothing is captured again."""
         other = DistributedModel(self._call, self._module, world, self.memory, self.lowering)
-        other.captures = self.captures
+        other.captures, other._undividable = self.captures, list(self._undividable)
         other._executors = [other._executor(e.program) for e in self._executors]
         return other
 
     @property
+    def differentiates(self) -> bool:
+        """Whether the model is known to take its gradients itself, so that its results are plain numbers."""
+        return any(e.program.capture.differentiates for e in self._executors)
+
+    @property
     def program(self) -> Program:
-        """The rewritten program of the example, tiled as it last ran."""
+        """The rewritten program of the example, tiled as it last ran.
+
+        Raises:
+            NoIndexSpaceError: in no graph so far was there anything to divide.
+        """
+        if not self._executors:
+            raise NoIndexSpaceError(self._undividable[-1].why if self._undividable else "Nothing was compiled yet.")
         return self._executors[0].running
 
     @property
@@ -177,7 +217,9 @@ class DistributedModel:
         return self.program.graph
 
     def explain(self) -> str:
-        """The index spaces, pointers and collectives that were found, and why."""
+        """The index spaces, pointers and collectives that were found, and why; or why there are none so far."""
+        if not self._executors and self._undividable:
+            return f"The stock model runs whole on every rank.\n{self._undividable[-1].why}\n"
         return explain(self.program)
 
     def stats(self, *graph: Any) -> list[dict[str, Any]]:
@@ -185,9 +227,13 @@ class DistributedModel:
 
         Returns:
             One dict per rank: ``owned`` and ``halo`` rows per space, ``bytes`` received in halo exchanges and
-            reductions, ``peak_memory`` in bytes (predicted, without parameters), ``partition``.
+            reductions, ``peak_memory`` in bytes (predicted, without parameters), ``partition``. None for a graph in
+            which there is nothing to divide.
         """
-        executor, leaves, found = self._serving(graph)
+        try:
+            executor, leaves, found = self._serving(graph)
+        except NoIndexSpaceError:
+            return []
         prepared = found or executor.prepare(leaves)
         division = executor.layout(prepared).division
         free = free_here(self.world, device_of(leaves))
@@ -222,7 +268,7 @@ class DistributedModel:
         return named, tree
 
     def _matching(self, leaves: list[Leaf], tree: Tree) -> list[Executor]:
-        """Programs captured with the same numbers and strings, and not from an example too small to tell rows by."""
+        """Programs captured with the same numbers and strings, not from an example too small to tell rows by."""
         self._executors = [e for e in self._executors if e.program.is_current]
         return [
             e
@@ -230,11 +276,27 @@ class DistributedModel:
             if e.program.capture.numbers == tree.numbers
             and set(e.program.capture.texts) <= set(tree.texts)
             and e.program.capture.precision == precision()
-            and not _outgrows(leaves, e.program.capture.leaves)
+            and not differs_in_few_rows(leaves, e.program.capture.leaves)
         ]
 
     def _capture(self, graph: tuple[Any, ...]) -> Executor:
-        leaves, _ = self._flatten(graph)
+        """A new program, for graphs like this one.
+
+        Raises:
+            NoIndexSpaceError: there is nothing to divide in it, nor was there in one with as many rows of all.
+        """
+        leaves, tree = self._flatten(graph)
+        kind = (tree.numbers, tree.texts, precision())
+        for known in self._undividable:
+            if known.kind == kind and not has_more_rows(leaves, known.leaves):
+                raise NoIndexSpaceError(known.why)
+        try:
+            return self._captured(graph, leaves)
+        except NoIndexSpaceError as error:
+            self._undividable.append(_Example(tuple(leaves), kind, str(error)))
+            raise
+
+    def _captured(self, graph: tuple[Any, ...], leaves: list[Leaf]) -> Executor:
         if self.lowering == "inductor":
             get_ready()
         with seldom_collected():
@@ -302,25 +364,19 @@ def _warn_of_whole(program: Program) -> None:
     )
 
 
+def _warn_of_nothing(compiled: DistributedModel, args: tuple[Any, ...]) -> None:
+    """Say that the stock model runs whole on every rank, unless the example is a few atoms."""
+    if max((n for leaf in compiled._flatten(args)[0] for n in leaf.tensor.shape), default=0) > CHECKED:
+        warnings.warn(
+            "The stock model runs whole on every rank, for graphs like the example: the results are right, but they "
+            f"come neither faster nor in less memory with more ranks. {compiled.explain().splitlines()[1]}",
+            stacklevel=3,
+        )
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether an error is one of the several that Python and torch have for memory that is not to be had."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _outgrows(leaves: Sequence[Leaf], example: Sequence[Leaf]) -> bool:
-    """Whether a graph has rows where the example had so few (2 atoms) that they were taken for a fixed size.
-
-    Only tensors that were small altogether tell: where one dimension of the example counted rows, another size of
-    another dimension is a mistake (positions of 14 x 3 given as 3 x 14).
-    """
-    if [leaf.path for leaf in leaves] != [leaf.path for leaf in example]:
-        return False
-    return any(
-        small < SMALLEST_SPACE <= n
-        for leaf, known in zip(leaves, example, strict=True)
-        if max(known.tensor.shape, default=0) < SMALLEST_SPACE
-        for n, small in zip(leaf.tensor.shape, known.tensor.shape, strict=False)
-    )
 
 
 def arguments(graph: Any) -> tuple[Any, ...]:
@@ -346,12 +402,17 @@ def _parameter_names(module: nn.Module | None, call: Callable[..., Any]) -> list
     return [p.name for p in parameters.values() if p.kind in kinds]
 
 
-def _compile_everywhere(compiled: DistributedModel, args: tuple[Any, ...]) -> Executor:
-    """The program of the example, the same on every rank; a rank that fails, or differs, would leave others waiting."""
+def _compile_everywhere(compiled: DistributedModel, args: tuple[Any, ...]) -> Executor | None:
+    """The program of the example, the same on every rank; a rank that fails, or differs, would leave others waiting.
+
+    None if there is nothing to divide in the example.
+    """
     executor: Executor | None = None
     problem: Exception | None = None
     try:
         executor = compiled.executor_for(*args)
+    except NoIndexSpaceError:
+        pass
     except Exception as error:  # whatever it is, the other ranks must hear of it
         problem = error
     report = (str(problem or ""), _digest(executor) if executor is not None else "")
@@ -366,7 +427,6 @@ def _compile_everywhere(compiled: DistributedModel, args: tuple[Any, ...]) -> Ex
             "The ranks compiled different programs or hold different weights. Every rank must compile the same model "
             "on the same example, with the same random seed and the same versions of the packages."
         )
-    assert executor is not None
     return executor
 
 

@@ -15,8 +15,7 @@ import torch._dynamo as dynamo
 from torch import Tensor, fx
 from torch._dynamo import trace_rules
 
-from .api import DistributedModel, compile
-from .errors import NoIndexSpaceError
+from .api import DistributedModel, compiled_for
 
 for _package in ("distcompile", "distcompile.passes", "distcompile.runtime"):
     trace_rules.add(_package)  # what runs a compiled graph is not for Dynamo to trace, also not in a backward pass
@@ -57,16 +56,13 @@ _USUAL = dynamo.config.assume_static_by_default
 
 
 class _Piece:
-    """One graph, compiled at its first call; run as it is if nothing in it reads rows through a pointer."""
+    """One graph, compiled at its first call; run as it is where nothing in it reads rows through a pointer."""
 
     def __init__(self, graph_module: fx.GraphModule, options: dict[str, Any]) -> None:
         self._graph_module, self._options = graph_module, options
-        self._compiled: DistributedModel | fx.GraphModule | None = None
+        self._compiled: DistributedModel | None = None
 
     def __call__(self, *args: Any) -> Any:
         if self._compiled is None:
-            try:
-                self._compiled = compile(self._graph_module, args, validate=False, **self._options)
-            except NoIndexSpaceError:
-                self._compiled = self._graph_module
+            self._compiled = compiled_for(self._graph_module, args, **self._options)[0]
         return self._compiled(*args)

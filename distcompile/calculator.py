@@ -126,7 +126,7 @@ class _Forward:
             raise _Received(model, graph)
         self.last = (model, graph)
         # A model that takes its forces itself returns plain numbers, in training mode too; the calculator counts on it.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not model.program.capture.differentiates):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not model.differentiates):
             return model(*graph)
 
 

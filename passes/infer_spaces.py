@@ -64,6 +64,7 @@ def infer_spaces(program: Program) -> Program:
             fixed[root] = access
             if size >= SMALLEST_SPACE and access.table.op == "placeholder":
                 _baked(program, access, inputs[root.name])
+    _check_enough(program, found, inputs, origins, set(targets))
     # How many kinds of something there are in the graph may be another number than there are in a table of the model.
     both = [root for root in targets if root in fixed]
     for root in both:
@@ -76,6 +77,45 @@ def infer_spaces(program: Program) -> Program:
     spaces += joined_spaces(program, module.graph, spaces, targets.values())
     program = with_pointers(dataclasses.replace(program, spaces=spaces), module, targets, inputs, origins)
     return dataclasses.replace(program, ranges=_ranges(program, found, inputs))
+
+
+def _check_enough(
+    program: Program,
+    found: list[tuple[Access, fx.Node]],
+    inputs: dict[str, Input],
+    origins: Origins,
+    told: set[fx.Node],
+) -> None:
+    """Refuse an example of so few atoms that their number is taken for fixed: both ends of edges are among them.
+
+    What else would be found (edges, for angles between them) would hold for this number of atoms only.
+    """
+    ends: dict[tuple[sympy.Expr, ...], set[str]] = defaultdict(set)
+    for access, root in found:
+        size, given = program.shape(access.table)[access.dim], inputs[root.name]
+        if size.is_Integer and size < SMALLEST_SPACE and given.kind == "rows" and _is_of_graph(access.table):
+            ends[program.shape(root)[0], size].add(origins.name(given.source))
+    known = {program.shape(root)[0] for root in told}
+    for (rows, size), names in ends.items():
+        if len(names) > 1 and not rows.is_Integer and rows not in known:
+            raise NoIndexSpaceError(
+                f"No index space was found: lists of the graph point at {size} rows at both ends, too few to tell "
+                f"their number from that of components.\n  inputs: {_sizes(program)}\n"
+                "The example needs at least 4 atoms and 4 edges."
+            )
+
+
+def _is_of_graph(table: fx.Node) -> bool:
+    """Whether a table is computed from inputs of the graph rather than from weights alone."""
+    pending, seen = [table], {table}
+    while pending:
+        node = pending.pop()
+        if node.op == "placeholder" and isinstance(node.meta["val"], Tensor):
+            return True
+        new = [n for n in node.all_input_nodes if n not in seen]
+        seen.update(new)
+        pending += new
+    return False
 
 
 def _depends_on_values(size: sympy.Expr) -> bool:
@@ -225,15 +265,18 @@ def _atoms(
     candidates = sinks or double or [t for t in alone if t.is_Symbol]
     candidates = candidates or [t for s in links for t in links[s] if not links.get(t)]
     if not candidates:
-        sizes = ", ".join(
-            f"{leaf.path} {tuple(leaf.tensor.shape)}" for leaf in program.capture.leaves if leaf.tensor.dim()
-        )
         raise NoIndexSpaceError(
             "No index space was found: nothing in the graph gathers rows through an input of varying size.\n"
-            f"  inputs: {sizes}\n{_fixed(program)}"
+            f"  inputs: {_sizes(program)}\n{_fixed(program)}"
             "The example needs at least 4 atoms and 4 edges, and the model must read its edges from the graph."
         )
     return max(candidates, key=candidates.count)
+
+
+def _sizes(program: Program) -> str:
+    """The inputs with their shapes."""
+    leaves = (leaf for leaf in program.capture.leaves if leaf.tensor.dim())
+    return ", ".join(f"{leaf.path} {tuple(leaf.tensor.shape)}" for leaf in leaves)
 
 
 def _fixed(program: Program) -> str:

@@ -341,6 +341,16 @@ def device_of(leaves: Sequence[Leaf]) -> torch.device:
     return leaves[0].tensor.device if leaves else torch.device("cpu")
 
 
+def agree(world: World, call: int, leaves: Sequence[Leaf]) -> None:
+    """See to it that all ranks were given the same graph object, where nothing else would tell.
+
+    Raises:
+        RankError: they were not.
+    """
+    report = _Report(call, fingerprint(leaves) if world.size > 1 else "", "", None)
+    world.run(lambda comm: _compare(comm.rank, comm.all_gather_objects(report)))
+
+
 def _compare(rank: int, everyone: Sequence[_Report]) -> None:
     """All ranks go on together with the same graph, or all raise."""
     for what, values in (("call number", [r.call for r in everyone]), ("graph", [r.graph for r in everyone])):
