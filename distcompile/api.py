@@ -7,7 +7,7 @@ import functools
 import hashlib
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,16 @@ from torch._subclasses import FakeTensor
 
 from .account import collectives, stretches
 from .capture import capture, quiet
-from .errors import CaptureError, GuardError, NoIndexSpaceError, OutOfMemory, RankError, ValidationError
+from .errors import (
+    CaptureError,
+    GuardError,
+    InputError,
+    NoIndexSpaceError,
+    OutOfMemory,
+    RankError,
+    UnsupportedOp,
+    ValidationError,
+)
 from .explain import explain
 from .fit import Fit, free_here, needs, rows_of_ranks
 from .garbage import seldom_collected
@@ -30,7 +39,7 @@ from .runtime.executor import Executor, Prepared, agree, device_of, fingerprint
 from .runtime.precision import as_written, precision
 from .runtime.world import World, default_world
 from .tree import Leaf, Tree, flatten
-from .validate import CHECKED, compare, smaller_graph, warn_unchecked
+from .validate import CHECKED, compare, gradients, smaller_graph, warn_unchecked
 
 Lowering = Literal["eager", "inductor"]
 """Who runs the body of a region: PyTorch, operator by operator, or C++ code that Inductor generates."""
@@ -451,7 +460,7 @@ def _validate(compiled: DistributedModel, executor: Executor, args: tuple[Any, .
     reduced = [Leaf(leaf.path, tensor) for leaf, tensor in zip(leaves, cut, strict=True)]
     try:
         executor.prepare(reduced)
-    except GuardError as error:
+    except (GuardError, InputError) as error:  # offsets, say, that are none of so few rows
         warn_unchecked(str(error))
         return
     _check(compiled, executor, reduced, tree, "on a smaller graph cut out of the example")
@@ -459,12 +468,45 @@ def _validate(compiled: DistributedModel, executor: Executor, args: tuple[Any, .
 
 def _check(compiled: DistributedModel, executor: Executor, leaves: list[Leaf], tree: Tree, where: str) -> None:
     found = executor(leaves)
+    with torch.enable_grad():
+        outside = compiled._is_differentiable(executor)
+        given = _differentiable(leaves, outside)
+        try:
+            expected, _ = flatten(compiled._call(*tree.unflatten([leaf.tensor.clone() for leaf in given])))
+        except Exception as error:
+            raise ValidationError(
+                f"The stock model fails {where}, where the captured program does not: {type(error).__name__}: {error}. "
+                "Does it keep tensors from an earlier call (caches), of the sizes of that call?"
+            ) from error
+        compare([Leaf(e.path, f) for e, f in zip(expected, found, strict=True)], expected, where, leaves)
+        if outside and not any(bool(e.tensor.isnan().any()) for e in expected):
+            _check_gradients(compiled, executor, given, expected, where)
+
+
+def _check_gradients(
+    compiled: DistributedModel, executor: Executor, given: list[Leaf], expected: list[Leaf], where: str
+) -> None:
+    """Compare what a caller gets who differentiates the results, by the graph and by weights, with the stock model."""
+    named = compiled._module.named_parameters() if compiled._module is not None else ()
+    weights = [Leaf(f"weight {name}", p) for name, p in named if p.requires_grad]
     try:
-        with torch.enable_grad():
-            expected, _ = flatten(compiled._call(*tree.unflatten([leaf.tensor.clone() for leaf in leaves])))
-    except Exception as error:
-        raise ValidationError(
-            f"The stock model fails {where}, where the captured program does not: {type(error).__name__}: {error}. "
-            "Does it keep tensors from an earlier call (caches), of the sizes of that call?"
-        ) from error
-    compare([Leaf(e.path, f) for e, f in zip(expected, found, strict=True)], expected, where, leaves)
+        stock = gradients(expected, [*given, *weights])
+    except RuntimeError:
+        return  # nor can anybody else differentiate them: the model freed what that takes
+    if not stock:
+        return
+    mine = _differentiable(given, False)
+    results = executor(mine, True)
+    try:
+        found = gradients([Leaf(e.path, r) for e, r in zip(expected, results, strict=True)], [*mine, *weights])
+    except UnsupportedOp as error:
+        warnings.warn(f"Results cannot be differentiated from outside: {error}", stacklevel=5)
+        return
+    compare(found, stock, where, given)
+
+
+def _differentiable(leaves: Sequence[Leaf], every: bool) -> list[Leaf]:
+    """Copies of a graph object's tensors that require gradients where these do; all real numbers if `every`."""
+    wanted = [leaf.tensor.requires_grad or (every and leaf.tensor.is_floating_point()) for leaf in leaves]
+    copies = (leaf.tensor.detach().clone() for leaf in leaves)
+    return [Leaf(leaf.path, x.requires_grad_(w)) for leaf, x, w in zip(leaves, copies, wanted, strict=True)]

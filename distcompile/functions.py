@@ -8,6 +8,7 @@ x.index_reduce(0, i, y)   =>  x.scatter_reduce(0, i.reshape(-1, 1).expand_as(y),
 triu_indices(n, n)        =>  (arange(n) - arange(n)[:, None] >= 0).nonzero().T
 allclose(x, y)            =>  bool(isclose(x, y).all())        equal(x, y) likewise
 var_mean(x, 1)            =>  var(x, 1), mean(x, 1)
+det(a), 3 x 3             =>  a[0] . (a[1] x a[2])
 x.data_ptr()              =>  something that is another one for each memory
 gru_cell(x, h, weights)   =>  the products, sums and sigmoids that its documentation gives
 """
@@ -28,6 +29,7 @@ _SELECTS = (torch.masked_select, Tensor.masked_select)
 _REDUCES = (torch.index_reduce, Tensor.index_reduce, Tensor.index_reduce_)
 _TRIANGLES = (torch.triu_indices, torch.tril_indices)
 _TAKES = (torch.take_along_dim, Tensor.take_along_dim)
+_DETERMINANTS = (torch.det, torch.linalg.det, Tensor.det)
 
 
 def substitute(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
@@ -50,6 +52,8 @@ def substitute(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return lambda: _taken(*args, **kwargs)
     if function in _TRIANGLES and any(isinstance(size, torch.SymInt) for size in (*args[:2], *kwargs.values())):
         return lambda: _triangle(function is torch.triu_indices, *args, **kwargs)
+    if function in _DETERMINANTS and args and args[0].requires_grad and args[0].shape[-2:] == (3, 3):
+        return lambda: _determinant(args[0])
     if function is Tensor.data_ptr:
         return lambda: _address(args[0])
     if function is torch.complex:
@@ -128,6 +132,12 @@ def _selected(input: Tensor, mask: Tensor) -> Tensor:
 def _is_mask(index: Any) -> bool:
     """Whether an index chooses single elements, or rows of a part of them."""
     return isinstance(index, Tensor) and index.dtype == torch.bool and index.dim() > 1
+
+
+def _determinant(matrix: Tensor) -> Tensor:
+    """By cofactors: torch follows the gradient by singular values, which has none itself where two are the same."""
+    one, two, three = matrix.unbind(-2)
+    return (one * torch.linalg.cross(two, three)).sum(-1)
 
 
 def _written(input: Tensor, mask: Tensor, values: Any) -> None:

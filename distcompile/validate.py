@@ -65,6 +65,18 @@ def compare(found: Sequence[Leaf], expected: Sequence[Leaf], where: str, given: 
             )
 
 
+def gradients(results: Sequence[Leaf], sources: Sequence[Leaf]) -> list[Leaf]:
+    """The gradient of all results together, each weighted differently, by everything that they may depend on."""
+    carrying = [r.tensor for r in results if r.tensor.requires_grad and r.tensor.is_floating_point()]
+    by = [s for s in sources if s.tensor.requires_grad]
+    if not carrying or not by:
+        return []
+    weights = [torch.linspace(-0.5, 1.5, r.numel(), dtype=r.dtype, device=r.device).reshape(r.shape) for r in carrying]
+    found = torch.autograd.grad(carrying, [s.tensor for s in by], weights, allow_unused=True)
+    each = zip(by, found, strict=True)
+    return [Leaf(f"'s gradient by {s.path}", torch.zeros_like(s.tensor) if g is None else g) for s, g in each]
+
+
 def smaller_graph(program: Program, leaves: Sequence[Leaf], values: Sequence[Any]) -> list[Tensor] | None:
     """The leaves of the example without some of its atoms; None if that cannot be made.
 
@@ -114,7 +126,7 @@ def smaller_graph(program: Program, leaves: Sequence[Leaf], values: Sequence[Any
             found = spaces.get(program.size(size))
             if found is not None:
                 tensor = tensor.index_select(dim, keep[found.name].nonzero().flatten())
-        cut.append(tensor)
+        cut.append(tensor.requires_grad_(leaf.tensor.requires_grad))
     return cut
 
 

@@ -245,7 +245,7 @@ class _Builder:
         for node in wanted:
             if not isinstance(node, fx.Node):
                 raise AssertionError("make_fx returns a node for every output")
-            if node in self.hoisted:
+            if node in self.hoisted and (node.op == "placeholder" or _is_integral(node)):
                 outputs.append(Output("index", self.take(node)))
             else:
                 outputs.append(Output("graph", len(results)))

@@ -200,6 +200,10 @@ class Executor:
                 finish(value, place, layout.orders) if isinstance(place, Placement) else value
                 for value, place in zip(results, self._places, strict=True)
             ]
+        everywhere = Placement()  # an input that is a result, too, is the caller's: its gradient counts once
+        handed_back = {o.position for o in self.program.outputs if o.source == "index"} & given.keys()
+        for position in handed_back:
+            values[position] = leave(values[position], everywhere, layout.orders)
         return [whole[o.position] if o.source == "graph" else values[o.position] for o in self.program.outputs]
 
     def layout(self, prepared: Prepared) -> Layout:
