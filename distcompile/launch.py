@@ -124,8 +124,8 @@ def joined(checkpoint: Path | None) -> Iterator[None]:
 
 
 def stop(message: str) -> NoReturn:
-    """End with a message instead of a traceback."""
-    say(message)
+    """End with a message, one line of it, instead of a traceback."""
+    say(" ".join(message.split()))
     raise typer.Exit(1)
 
 

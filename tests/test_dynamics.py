@@ -18,7 +18,7 @@ from ase.optimize import FIRE
 from springs import SpringCalculator
 
 import distcompile
-from distcompile import CheckpointError, LocalWorld, SimulationError, checkpoint
+from distcompile import CheckpointError, LocalWorld, SimulationError, checkpoint, dynamics
 from distcompile.dynamics import Ensemble, Md, Optimizer, Output, Relaxation, relax, run_md
 from distcompile.guards import Guard, unknown_species
 from distcompile.progress import Rate, stepping
@@ -291,6 +291,78 @@ def test_numbers_that_are_none(damage: dict[str, float], said: str, tmp_path: Pa
     assert checkpoint.read(tmp_path / "c.npz").step == 2
     with pytest.raises(SimulationError, match=said):
         relax(oxide(0, lambda: Failing(3, **damage)), Relaxation(), Output(), ignore)
+
+
+class Raising(SpringCalculator):
+    """Springs that fail at an evaluation, in a way of their own."""
+
+    def __init__(self, at: int, error: BaseException) -> None:
+        super().__init__()
+        self.left, self.error = at, error
+
+    def calculate(self, *args: Any, **options: Any) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+        super().calculate(*args, **options)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            ValueError("too few\natoms."),
+            r"the calculator fails: ValueError: too few atoms \(.*, line \d+\)\.",
+        ),
+        (AssertionError(), r"the calculator fails: AssertionError \(test_dynamics.py, line \d+\)\."),
+        (OSError(28, "No space left on device"), r"a file cannot be read or written: .*No space left on device\."),
+    ],
+)
+def test_a_calculator_that_fails(error: BaseException, said: str) -> None:
+    """One line with the step, the error and what to do, in dynamics and in relaxations."""
+    for run, how, cure in (
+        (run_md, Md(steps=9), dynamics.SLOWER),
+        (relax, Relaxation(), dynamics.GENTLER),
+        (relax, Relaxation(Optimizer.bfgs, cell=True), dynamics.GENTLER),
+    ):
+        with pytest.raises(SimulationError, match=f"^Step 3: {said}") as caught:
+            run(oxide(0, lambda: Raising(3, error)), how, Output(), ignore)
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).endswith(
+            "Make room for it, or let it be reached." if isinstance(error, OSError) else cure
+        )
+
+
+def test_interrupts_are_not_the_calculators() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_md(oxide(0, lambda: Raising(3, KeyboardInterrupt())), Md(steps=9), Output(), ignore)
+
+
+def test_advice_fits_the_task() -> None:
+    """A relaxation has no time step, and a single evaluation neither."""
+    for damage in ({"force": np.nan}, {"energy": np.nan}):
+        with pytest.raises(SimulationError) as caught:
+            relax(oxide(0, lambda damage=damage: Failing(3, **damage)), Relaxation(), Output(), ignore)
+        assert "--timestep" not in str(caught.value)
+        assert "--optimizer" in str(caught.value)
+        with pytest.raises(SimulationError, match="--timestep"):
+            run_md(oxide(0, lambda damage=damage: Failing(3, **damage)), Md(steps=9), Output(), ignore)
+    atoms = oxide()
+    atoms.positions[4] = atoms.positions[9] + [0.2, 0, 0]
+    with pytest.raises(SimulationError, match=r"0\.200 A apart") as caught:
+        relax(atoms, Relaxation(), Output(), ignore)
+    assert "--timestep" not in str(caught.value)
+
+
+@pytest.mark.parametrize("image", [0, 1])
+def test_two_atoms_in_one_place(image: int) -> None:
+    """Both are named, in the cell or in an image of it."""
+    atoms = oxide()
+    atoms.positions[4] = atoms.positions[9] + image * atoms.cell[1]
+    for how in (Md(steps=3), Relaxation()):
+        with pytest.raises(SimulationError) as caught:
+            run_md(atoms, how, Output(), ignore) if isinstance(how, Md) else relax(atoms, how, Output(), ignore)
+        assert re.fullmatch(r"Step 0: atoms 4 \(\w+\) and 9 \(\w+\) are at one place\. Take one .*", str(caught.value))
 
 
 def test_atoms_on_top_of_each_other() -> None:
