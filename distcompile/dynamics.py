@@ -166,6 +166,8 @@ def run_md(
         _need_cell(atoms, "--ensemble npt")
     if atoms.constraints and how.ensemble is not Ensemble.nve:
         raise SimulationError("The structure has constraints, which the thermostats ignore: use --ensemble nve.")
+    if atoms.get_number_of_degrees_of_freedom() <= 0:
+        raise SimulationError("Constraints hold every atom: nothing can move. Take some out of the structure.")
     run = how.identity(calculator)
     start = _start(atoms, how, run, resume)
     dynamics = _integrator(atoms, how)
@@ -200,16 +202,37 @@ def run_md(
 
 
 def _start(atoms: Atoms, how: Md, run: dict[str, Any], resume: bool) -> Checkpoint | None:
-    """The checkpoint to go on from; without one, velocities for a structure that has none."""
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+    """The checkpoint to go on from; without one, velocities for a structure that has none.
 
+    Files of other programs have velocities of zero where nothing moved: a thermostat, which scales velocities, could
+    never warm these. Without a thermostat, atoms at rest are a start like any other.
+    """
     if resume:
         assert how.checkpoint is not None
         return checkpoints.resume(how.checkpoint, atoms, run)
+    at_rest = not atoms.get_momenta().any()
+    drawn = f"velocities are drawn at {how.temperature:g} K, seed {how.seed}."
+    said = ""
     if not atoms.has("momenta"):
-        MaxwellBoltzmannDistribution(atoms, temperature_K=how.temperature, rng=np.random.RandomState(how.seed))
-        Stationary(atoms)
+        _draw_velocities(atoms, how)
+        said = f"The structure has no velocities: {drawn}"
+    elif at_rest and how.ensemble is not Ensemble.nve:
+        _draw_velocities(atoms, how)
+        said = f"All atoms of the structure are at rest: {drawn}"
+    elif at_rest:
+        said = "All atoms of the structure are at rest, and start so."
+    if said and is_first():
+        print(said, flush=True)
     return None
+
+
+def _draw_velocities(atoms: Atoms, how: Md) -> None:
+    """Give atoms velocities at a temperature, and their centre of mass none; a single atom keeps its own."""
+    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+
+    MaxwellBoltzmannDistribution(atoms, temperature_K=how.temperature, rng=np.random.RandomState(how.seed))
+    if len(atoms) > 1 and how.temperature > 0:  # else none are left, and no factor makes them warm again
+        Stationary(atoms)
 
 
 def _integrator(atoms: Atoms, how: Md) -> Any:

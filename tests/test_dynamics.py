@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import structures
-from ase import Atoms
+from ase import Atoms, units
+from ase.constraints import FixAtoms
 from ase.filters import FrechetCellFilter
 from ase.io import read
 from ase.optimize import FIRE
@@ -183,6 +184,69 @@ def test_velocities_of_the_structure_are_kept() -> None:
     assert 100 < one.get_temperature() < 600
     assert np.abs(one.get_momenta() - other.get_momenta()).max() > 0.1
     np.testing.assert_allclose(one.get_momenta().sum(axis=0), 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("ensemble", [Ensemble.nvt, Ensemble.npt])
+def test_a_thermostat_gives_atoms_at_rest_velocities(ensemble: Ensemble, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same as atoms of which the file says nothing are given; one line says so, and the run stays warm."""
+    silent, resting = oxide(), oxide()
+    resting.set_momenta(np.zeros((15, 3)))
+    temperatures: list[float] = []
+    for atoms in (silent, resting):
+        run_md(atoms, Md(ensemble, 60, 2.0, 400.0, seed=3), Output(), lambda _: temperatures.append(measured(resting)))
+    np.testing.assert_array_equal(resting.positions, silent.positions)
+    assert capsys.readouterr().out.splitlines() == [
+        "The structure has no velocities: velocities are drawn at 400 K, seed 3.",
+        "All atoms of the structure are at rest: velocities are drawn at 400 K, seed 3.",
+    ]
+    assert 200 < np.mean(temperatures[-40:]) < 600
+
+
+def measured(atoms: Atoms) -> float:
+    """The temperature, of three degrees of freedom an atom."""
+    return float(2 * atoms.get_kinetic_energy() / (3 * len(atoms) * units.kB))
+
+
+def test_atoms_at_rest_without_a_thermostat(capsys: pytest.CaptureFixture[str]) -> None:
+    """A start like any other: the forces move them, energy is conserved."""
+    atoms = oxide()
+    atoms.set_momenta(np.zeros((15, 3)))
+    run_md(atoms, Md(steps=0), Output(), ignore)
+    assert not atoms.get_momenta().any()
+    before = atoms.get_total_energy()
+    run_md(atoms, Md(steps=20), Output(), ignore)
+    assert capsys.readouterr().out == "All atoms of the structure are at rest, and start so.\n" * 2
+    assert atoms.get_kinetic_energy() > 0.1
+    assert atoms.get_total_energy() == pytest.approx(before, abs=2e-3)
+
+
+@pytest.mark.parametrize("ensemble", list(Ensemble))
+def test_one_atom(ensemble: Ensemble) -> None:
+    """Its centre of mass is all that moves: it keeps a velocity, and the thermostat finds it."""
+    atoms = Atoms("Mg", cell=[5.0] * 3, pbc=True, calculator=SpringCalculator())
+    temperatures: list[float] = []
+    run_md(atoms, Md(ensemble, 3000, 2.0, 400.0), Output(), lambda _: temperatures.append(measured(atoms)))
+    assert np.isfinite(temperatures).all()
+    assert np.isfinite(atoms.positions).all()
+    if ensemble is Ensemble.nve:
+        np.testing.assert_allclose(temperatures, temperatures[0], rtol=1e-9)
+        assert temperatures[0] > 10
+    else:
+        assert np.mean(temperatures) == pytest.approx(400, rel=0.3)
+
+
+def test_no_velocities_at_zero_kelvin() -> None:
+    """They are zero, not 0/0."""
+    atoms = oxide()
+    run_md(atoms, Md(steps=5, temperature=0.0), Output(), ignore)
+    assert 0 < measured(atoms) < 100
+
+
+def test_atoms_that_nothing_can_move() -> None:
+    atoms = oxide()
+    atoms.set_constraint(FixAtoms(range(15)))
+    with pytest.raises(SimulationError, match="Constraints hold every atom"):
+        run_md(atoms, Md(steps=5), Output(), ignore)
 
 
 @pytest.fixture
