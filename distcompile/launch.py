@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import typer
 
@@ -29,7 +29,7 @@ def in_job() -> bool:
 
 
 def launch(ranks: int, max_restarts: int, checkpoint: Path | None) -> int:
-    """Start this same command under torchrun.
+    """Start this same command under torchrun, on this machine.
 
     Args:
         ranks: processes to start on this machine.
@@ -46,13 +46,15 @@ def launch(ranks: int, max_restarts: int, checkpoint: Path | None) -> int:
     from torch.distributed.run import get_args_parser
     from torch.distributed.run import run as torchrun
 
+    from .loopback import meet_on_loopback
+
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of ranks: their store warns with stack traces
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks have said what is wrong
     # -P: a folder called distcompile where the user stands must not hide the installed package.
     command = [sys.executable, "-P", "-m", "distcompile.cli", *sys.argv[1:]]
     options = [
-        "--standalone",
+        *meet_on_loopback(),
         f"--nproc-per-node={ranks}",
         f"--max-restarts={max_restarts}",
         "--no-python",
@@ -131,13 +133,10 @@ def stop(message: str) -> NoReturn:
 
 def stop_together(problem: str) -> None:
     """End all ranks if one has a problem; the first rank that has one says which."""
-    import torch.distributed as dist
+    from .runtime.world import default_world
 
-    problems: list[Any] = [problem]
-    if dist.is_initialized():
-        problems *= dist.get_world_size()
-        dist.all_gather_object(problems, problem)
-    said = next((p for p in problems if p), "")
+    (problems,) = default_world().run(lambda comm: comm.all_gather_objects(problem))
+    said = next(filter(None, problems), "")
     if said:
         stop(said)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import pytest
 import torch
 import toys
 from processes import run_ranks
-from runs import Run, check_resumes, one_message
+from runs import Run, check_resumes, descendants, listening, one_message
 
 import distcompile
 from distcompile import LocalWorld, OutOfMemory, checkpoint, launch
@@ -37,6 +38,21 @@ def start(tmp_path: Path) -> Iterator[Start]:
     yield run
     for made in runs:
         made.clean()
+
+
+def test_ranks_of_one_machine_meet_where_no_other_machine_reaches(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever interface others are told to use: all that listens is on the loopback interface."""
+    others = [name for _, name in socket.if_nameindex() if not name.startswith("lo")]
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", ",".join(others))
+    with socket.create_server(("0.0.0.0", 0)):
+        assert listening([os.getpid()])["0.0.0.0"] == {os.getpid()}, "what listens everywhere is found"
+    run = start("--steps", "100000")
+    ranks = run.after_a_checkpoint()
+    found = listening(descendants(run.launcher.pid))
+    assert set().union(*found.values()) == {run.launcher.pid, *ranks}
+    assert set(found) <= {"127.0.0.1", "::1"}
 
 
 def test_a_killed_rank(start: Start) -> None:
