@@ -49,3 +49,7 @@ class StructureError(DistcompileError):
 
 class CheckpointError(DistcompileError):
     """A checkpoint could not be written or read, or belongs to another run."""
+
+
+class CacheError(DistcompileError):
+    """Generated code cannot be kept, or others could have put code where it is kept."""
