@@ -144,13 +144,12 @@ def stop_together(problem: str) -> None:
 def say(message: str, speaks: bool | None = None) -> None:
     """Print a message to standard error, once for all ranks.
 
-    Ranks that `launch` started speak first come, first served; otherwise the first rank does.
+    Ranks that `launch` started speak first come, first served; so do those of a job that somebody else started.
 
     Args:
         message: what to say.
-        speaks: whether this rank speaks if nothing is agreed on; the first rank if None.
+        speaks: whether this rank speaks, in a job that somebody else started; who asks its store first, if None.
     """
-    from .runtime.world import is_first
 
     def speak() -> None:
         print(f"distcompile: {message}", file=sys.stderr, flush=True)
@@ -160,8 +159,20 @@ def say(message: str, speaks: bool | None = None) -> None:
         with contextlib.suppress(FileExistsError, FileNotFoundError), open(_voice(), "x") as voice:
             speak()
             voice.write(SAID)
-    elif is_first() if speaks is None else speaks:
+    elif _asks_first() if speaks is None else speaks:
         speak()
+
+
+def _asks_first() -> bool:
+    """Whether no other rank has asked this before; where nobody can tell, yes."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return int(os.environ.get("RANK", "0")) == 0
+    try:
+        return bool(dist.distributed_c10d._get_default_store().add("voice", 1) == 1)
+    except RuntimeError:
+        return True
 
 
 def _voice() -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import socket
@@ -115,6 +117,24 @@ def test_the_one_who_speaks_is_ended(
     launch._say_last("Rank 1 was lost.")
     launch._say_last("Rank 1 was lost, again.")
     assert capsys.readouterr().err == "distcompile: Rank 1 was lost.\n"
+
+
+def speak_on(ranks: list[int]) -> str:
+    """What this rank prints while some ranks say something."""
+    rank = torch.distributed.get_rank()
+    with contextlib.redirect_stderr(io.StringIO()) as printed:
+        if rank in ranks:
+            launch.say(f"rank {rank} fails")
+        torch.distributed.barrier()
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize("ranks", [[1], [0, 1, 2]])
+def test_one_of_the_ranks_that_fail_speaks(ranks: list[int]) -> None:
+    """In a job that somebody else started: whichever it is, also if the first rank has nothing to say."""
+    said = [error for error in run_ranks(3, speak_on, ranks) if error]
+    assert len(said) == 1
+    assert said[0] in [f"distcompile: rank {rank} fails\n" for rank in ranks]
 
 
 def test_who_is_lost() -> None:
