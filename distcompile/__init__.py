@@ -15,6 +15,7 @@ if not (Path(__file__).parent / "passes").exists():
 from .api import DistributedModel, compile
 from .calculator import distribute
 from .errors import (
+    CacheError,
     CaptureError,
     CheckpointError,
     DistcompileError,
@@ -31,6 +32,7 @@ from .runtime.world import LocalWorld, ProcessGroupWorld, is_first
 __version__ = "0.1.0"
 
 __all__ = [
+    "CacheError",
     "CaptureError",
     "CheckpointError",
     "DistcompileError",

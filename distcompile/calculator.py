@@ -12,6 +12,7 @@ from .aliases import ALIASES
 from .api import DistributedModel, Lowering, compile
 from .load import load
 from .runtime.world import World, default_world
+from .told import told
 from .tree import flatten
 
 
@@ -19,7 +20,7 @@ def load_calculator(name: str) -> Any:
     """Build an ASE calculator from an alias or from ``package.module:factory`` or ``file.py:factory``.
 
     Raises:
-        ValueError: there is no such factory; the message says what was tried.
+        ValueError: there is no such factory, or it fails; the message says what was tried.
     """
     path = ALIASES.get(name, name)
     if ":" not in path:
@@ -27,7 +28,11 @@ def load_calculator(name: str) -> Any:
             f"{name!r} is neither one of {', '.join(sorted(ALIASES))} nor an import path such as "
             "'package.module:factory' or 'file.py:factory'."
         )
-    return load(path)()
+    factory = load(path)
+    try:
+        return factory()
+    except Exception as error:  # whatever goes wrong in somebody's package
+        raise ValueError(f"{path} makes no calculator: {told(error)}.") from error
 
 
 def distribute(

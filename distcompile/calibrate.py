@@ -81,11 +81,15 @@ def timed(work: Callable[[], T]) -> tuple[T, float]:
 def network() -> tuple[float, float]:
     """Seconds of a message and of each of its bytes, between two gloo ranks in threads of this process."""
     store = dist.HashStore()  # type: ignore[attr-defined]
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._timeout = timedelta(seconds=60)
+    # Else it listens wherever this machine's name leads to, where other machines may reach it.
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]  # type: ignore[attr-defined]
     seconds: dict[tuple[int, int], float] = {}
     small, large = 8, 2**22
 
     def rank_main(rank: int) -> None:
-        group = dist.ProcessGroupGloo(store, rank, 2, timedelta(seconds=60))
+        group = dist.ProcessGroupGloo(store, rank, 2, options)
         for size in (small, large):
             given, found = torch.zeros(2 * size, dtype=torch.uint8), torch.empty(2 * size, dtype=torch.uint8)
             times = []

@@ -6,10 +6,8 @@ The integrators are deterministic, so there is no state of a random number gener
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 from ase import Atoms
 
 from .errors import CheckpointError
+from .files import replacing
 
 FORMAT = 1
 
@@ -49,17 +48,10 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     header = json.dumps({"format": FORMAT, "step": checkpoint.step, "run": checkpoint.run})
     arrays = {name: getattr(checkpoint, name) for name in ("numbers", "positions", "momenta", "cell")}
     arrays |= {f"state {name}": value for name, value in checkpoint.state.items()}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with replacing(path) as unfinished, open(unfinished, "wb") as file:
             np.savez(file, header=np.array(header), **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.absolute().parent)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise CheckpointError(
             f"The checkpoint of step {checkpoint.step} cannot be written to {path}: {error.strerror or error}. "
             f"{last(path) or 'There is no earlier one.'} Make room, or choose another folder, and use --resume."
@@ -82,13 +74,13 @@ def read(path: Path) -> Checkpoint:
                 )
             state = {n.removeprefix("state "): archive[n] for n in archive.files if n.startswith("state ")}
             arrays = {name: archive[name] for name in ("numbers", "positions", "momenta", "cell")}
+            return Checkpoint(step=header["step"], run=header["run"], state=state, **arrays)
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no checkpoint {path} to resume from. Leave out --resume to start.") from error
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise CheckpointError(
             f"{path} is no checkpoint, or was cut short ({error}). Delete it and start again, or restore a copy."
         ) from error
-    return Checkpoint(step=header["step"], run=header["run"], state=state, **arrays)
 
 
 def resume(path: Path, atoms: Atoms, run: Mapping[str, Any]) -> Checkpoint:
@@ -172,12 +164,3 @@ def _parts(dynamics: Any) -> list[tuple[str, Any]]:
 
 def _is_variable(value: Any) -> bool:
     return isinstance(value, np.ndarray | float)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power failure, where the system can."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -122,21 +122,28 @@ def check(
     from .errors import DistcompileError
     from .load import load
     from .testing import check_model
+    from .told import told
 
     try:
         numbers = tuple(int(n) for n in ranks.split(","))
     except ValueError:
         stop(f"--ranks takes numbers separated by commas, not {ranks!r}.")
     try:
-        made = load(factory)()
+        make = load(factory)
+    except ValueError as error:
+        stop(str(error))
+    try:
+        made = make()
         if not isinstance(made, tuple) or not 2 <= len(made) <= 4:
-            raise ValueError(
-                f"{factory} returns {type(made).__name__}; it has to return a model and a graph: see --help."
-            )
+            stop(f"{factory} returns {type(made).__name__}; it has to return a model and a graph: see --help.")
         model, graph, other, kwargs = (*made, None, None)[:4]
         print(check_model(model, graph, other, numbers, model_kwargs=kwargs))
-    except (DistcompileError, ValueError, TypeError) as error:
+    except DistcompileError as error:
         stop(str(error))
+    except typer.Exit:
+        raise
+    except Exception as error:  # whatever goes wrong in somebody's model
+        stop(f"{factory}: {told(error)}.")
 
 
 @app.command()

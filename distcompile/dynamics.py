@@ -6,7 +6,6 @@ Every rank runs the same steps on the same structure; the first rank alone write
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -14,13 +13,20 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms, units
-from ase.io.trajectory import Trajectory
 
 from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint
-from .errors import InputError, SimulationError
+from .errors import DistcompileError, InputError, SimulationError
 from .guards import Guard
+from .launch import is_collective
+from .records import frames, log_lines
 from .runtime.world import is_first
+from .told import told
+
+SLOWER = "Use a shorter --timestep or a lower --temperature, or relax first."
+"""What to do where a trajectory goes wrong."""
+GENTLER = "Start from a structure that is nearer to rest, or take another --optimizer."
+"""What to do where a relaxation goes wrong."""
 
 
 class Ensemble(StrEnum):
@@ -114,25 +120,25 @@ def relax(atoms: Atoms, how: Relaxation, output: Output, on_step: Callable[[int]
 
     if how.cell:
         _need_cell(atoms, "--relax-cell")
-    guard = Guard(atoms)
+    guard = Guard(atoms, GENTLER)
     guard.check_distances(0)
     moving = FrechetCellFilter(atoms, scalar_pressure=how.pressure * units.GPa) if how.cell else atoms
     log = str(output.log) if output.log is not None and is_first() else None
     optimizer = getattr(ase.optimize, how.optimizer)(moving, logfile=log)
-    writer = _writer(output.trajectory, atoms, fresh=True)
+    add_frame = frames(output.trajectory, atoms)
 
     def after_step() -> None:
         step = optimizer.nsteps
         guard.check_results(step)
         guard.check_distances(step)
-        if writer is not None and step % output.interval == 0:
-            writer.write(atoms)
+        if step % output.interval == 0:
+            add_frame()
         on_step(step)
 
     optimizer.attach(after_step)
-    converged = bool(_guarded(lambda: optimizer.run(fmax=how.fmax, steps=how.steps), lambda: optimizer.nsteps + 1))
-    if writer is not None and optimizer.nsteps % output.interval:
-        writer.write(atoms)
+    converged = bool(_guarded(lambda: optimizer.run(fmax=how.fmax, steps=how.steps), lambda: optimizer.nsteps, GENTLER))
+    if optimizer.nsteps % output.interval:
+        add_frame()
     return converged, int(optimizer.nsteps)
 
 
@@ -160,6 +166,8 @@ def run_md(
         _need_cell(atoms, "--ensemble npt")
     if atoms.constraints and how.ensemble is not Ensemble.nve:
         raise SimulationError("The structure has constraints, which the thermostats ignore: use --ensemble nve.")
+    if atoms.get_number_of_degrees_of_freedom() <= 0:
+        raise SimulationError("Constraints hold every atom: nothing can move. Take some out of the structure.")
     run = how.identity(calculator)
     start = _start(atoms, how, run, resume)
     dynamics = _integrator(atoms, how)
@@ -167,10 +175,11 @@ def run_md(
         checkpoints.restore_integrator(dynamics, start.state)
         dynamics.nsteps = start.step
     first = dynamics.nsteps
-    guard = Guard(atoms)
+    guard = Guard(atoms, SLOWER)
     guard.check_distances(first)
-    writer = _writer(output.trajectory, atoms, fresh=start is None, frames=first // output.interval + 1)
-    log = _logger(output, dynamics, atoms, how.ensemble is Ensemble.npt, start)
+    kept = first // output.interval + 1 if start is not None else 0
+    add_frame = frames(output.trajectory, atoms, kept)
+    add_line = log_lines(output.log, dynamics, atoms, how.ensemble is Ensemble.npt, kept)
 
     def after_step() -> None:
         step = dynamics.nsteps
@@ -179,10 +188,8 @@ def run_md(
         if how.ensemble is Ensemble.npt:
             atoms.get_stress()  # on every rank, so that the log of the first finds it
         if step % output.interval == 0:
-            if writer is not None:
-                writer.write(atoms)
-            if log is not None:
-                log()
+            add_frame()
+            add_line()
         if how.checkpoint is not None and is_first() and step > first and _is_due(how, step):
             checkpoints.write(how.checkpoint, _checkpoint(atoms, dynamics, run))
         on_step(step)
@@ -190,21 +197,42 @@ def run_md(
     if first:
         on_step(first)
     dynamics.attach(after_step)
-    _guarded(lambda: dynamics.run(max(0, how.steps - first)), lambda: dynamics.nsteps + 1)
+    _guarded(lambda: dynamics.run(max(0, how.steps - first)), lambda: dynamics.nsteps + 1, SLOWER)
     return first
 
 
 def _start(atoms: Atoms, how: Md, run: dict[str, Any], resume: bool) -> Checkpoint | None:
-    """The checkpoint to go on from; without one, velocities for a structure that has none."""
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+    """The checkpoint to go on from; without one, velocities for a structure that has none.
 
+    Files of other programs have velocities of zero where nothing moved: a thermostat, which scales velocities, could
+    never warm these. Without a thermostat, atoms at rest are a start like any other.
+    """
     if resume:
         assert how.checkpoint is not None
         return checkpoints.resume(how.checkpoint, atoms, run)
+    at_rest = not atoms.get_momenta().any()
+    drawn = f"velocities are drawn at {how.temperature:g} K, seed {how.seed}."
+    said = ""
     if not atoms.has("momenta"):
-        MaxwellBoltzmannDistribution(atoms, temperature_K=how.temperature, rng=np.random.RandomState(how.seed))
-        Stationary(atoms)
+        _draw_velocities(atoms, how)
+        said = f"The structure has no velocities: {drawn}"
+    elif at_rest and how.ensemble is not Ensemble.nve:
+        _draw_velocities(atoms, how)
+        said = f"All atoms of the structure are at rest: {drawn}"
+    elif at_rest:
+        said = "All atoms of the structure are at rest, and start so."
+    if said and is_first():
+        print(said, flush=True)
     return None
+
+
+def _draw_velocities(atoms: Atoms, how: Md) -> None:
+    """Give atoms velocities at a temperature, and their centre of mass none; a single atom keeps its own."""
+    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+
+    MaxwellBoltzmannDistribution(atoms, temperature_K=how.temperature, rng=np.random.RandomState(how.seed))
+    if len(atoms) > 1 and how.temperature > 0:  # else none are left, and no factor makes them warm again
+        Stationary(atoms)
 
 
 def _integrator(atoms: Atoms, how: Md) -> Any:
@@ -237,12 +265,22 @@ def _checkpoint(atoms: Atoms, dynamics: Any, run: dict[str, Any]) -> Checkpoint:
     )
 
 
-def _guarded(work: Callable[[], Any], step: Callable[[], int]) -> Any:
-    """Run `work`; say at which step the model refused a structure."""
+def _guarded(work: Callable[[], Any], step: Callable[[], int], cure: str) -> Any:
+    """Run `work`; say at which step the model refused a structure, or the calculator or a file failed."""
     try:
         return work()
     except InputError as error:
         raise SimulationError(f"Step {step()}: {error}") from error
+    except DistcompileError:
+        raise
+    except OSError as error:
+        raise SimulationError(
+            f"Step {step()}: a file cannot be read or written: {error}. Make room for it, or let it be reached."
+        ) from error
+    except Exception as error:  # calculators raise whatever their tables raise
+        if is_collective(error):
+            raise
+        raise SimulationError(f"Step {step()}: the calculator fails: {told(error)}. {cure}") from error
 
 
 def _need_cell(atoms: Atoms, option: str) -> None:
@@ -250,35 +288,3 @@ def _need_cell(atoms: Atoms, option: str) -> None:
         raise SimulationError(f"{option} needs a structure that is periodic along all three axes.")
     if "stress" not in atoms.calc.implemented_properties:
         raise SimulationError(f"{option} needs a stress, and {type(atoms.calc).__name__} has none.")
-
-
-def _writer(path: Path | None, atoms: Atoms, fresh: bool, frames: int = 0) -> Any:
-    """Something whose `write` adds a frame; on the first rank only. Of an old file, `frames` frames are kept."""
-    if path is None or not is_first():
-        return None
-    if fresh or not path.exists():
-        return Trajectory(path, "w", atoms)
-    with Trajectory(path) as old:
-        longer = len(old) > frames
-    if longer:  # steps after the checkpoint are run again
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        with Trajectory(path) as old, Trajectory(temporary, "w") as new:
-            for frame in range(frames):
-                new.write(old[frame])
-        os.replace(temporary, path)
-    return Trajectory(path, "a", atoms)
-
-
-def _logger(output: Output, dynamics: Any, atoms: Atoms, stress: bool, start: Checkpoint | None) -> Any:
-    """ASE's log of energies and temperature, on the first rank only."""
-    from ase.md.logger import MDLogger
-
-    if output.log is None or not is_first():
-        return None
-    continued = start is not None and output.log.exists()
-    if continued:
-        lines = output.log.read_text().splitlines(keepends=True)
-        output.log.write_text("".join(lines[: dynamics.nsteps // output.interval + 2]))  # a header and step 0
-    return MDLogger(
-        dynamics, atoms, str(output.log), header=not continued, stress=stress, mode="a" if continued else "w"
-    )

@@ -43,5 +43,13 @@ class SimulationError(DistcompileError):
     """A relaxation or a trajectory left what its model can describe: infinite forces, atoms on top of each other."""
 
 
+class StructureError(DistcompileError):
+    """A file cannot be read as a structure, or as none that a potential describes: sites filled in part, no cell."""
+
+
 class CheckpointError(DistcompileError):
     """A checkpoint could not be written or read, or belongs to another run."""
+
+
+class CacheError(DistcompileError):
+    """Generated code cannot be kept, or others could have put code where it is kept."""

@@ -12,6 +12,8 @@ from .errors import SimulationError
 
 CLOSEST = 0.4
 """Atoms may come as close as this part of the sum of their covalent radii: H-H 0.25 A, O-H 0.39 A, C-C 0.61 A."""
+SAME = 0.001
+"""Atoms that are closer than this, in A, are at one place."""
 SKIN = 1.0
 """Pairs that are this much further apart, in A, are remembered, so that not every step must look for pairs."""
 
@@ -22,12 +24,16 @@ COMMON = (1, 6, 8, 14, 29)
 class Guard:
     """Looks at energy, forces and distances of a structure that moves.
 
+    Args:
+        atoms: the structure, with its calculator.
+        cure: what to do where something is wrong with it, a sentence.
+
     Looking for close pairs takes time; having found how much room the closest pair has, `check` looks again only
     when the atoms and the cell have moved enough to use it up.
     """
 
-    def __init__(self, atoms: Atoms) -> None:
-        self._atoms = atoms
+    def __init__(self, atoms: Atoms, cure: str = "Check the structure: its cell, its units.") -> None:
+        self._atoms, self._cure = atoms, cure
         self._radii = covalent_radii[atoms.numbers] * CLOSEST
         self._reach = 2 * float(self._radii.max(initial=0.0)) + SKIN
         self._room = -1.0
@@ -49,11 +55,10 @@ class Guard:
         if self._room < 0:
             worst = int(room.argmin())
             a, b = int(one[worst]), int(two[worst])
-            raise SimulationError(
-                f"Step {step}: atoms {a} ({self._symbol(a)}) and {b} ({self._symbol(b)}) are {lengths[worst]:.3f} A "
-                "apart, closer than any model describes. Check the structure; use a shorter --timestep or a lower "
-                "--temperature, or relax first."
-            )
+            both = f"Step {step}: atoms {a} ({self._symbol(a)}) and {b} ({self._symbol(b)}) are"
+            if lengths[worst] < SAME and not step:
+                raise SimulationError(f"{both} at one place. Take one of them out, or correct their positions.")
+            raise SimulationError(f"{both} {lengths[worst]:.3f} A apart, closer than any model describes. {self._cure}")
 
     def check_results(self, step: int) -> None:
         """Raise `SimulationError` if the energy or a force is not a finite number."""
@@ -64,12 +69,11 @@ class Guard:
             atom = int((~finite).argmax())
             raise SimulationError(
                 f"Step {step}: the force on atom {atom} ({self._symbol(atom)}) is {forces[atom]}. The model does not "
-                "describe this structure; use a shorter --timestep, or relax first."
+                f"describe this structure. {self._cure}"
             )
         if not np.isfinite(energy):
             raise SimulationError(
-                f"Step {step}: the energy is {energy}. The model does not describe this structure; use a shorter "
-                "--timestep, or relax first."
+                f"Step {step}: the energy is {energy}. The model does not describe this structure. {self._cure}"
             )
 
     def _moved(self, cell: np.ndarray) -> float:

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import typer
 
 from .calculator import calculate, distribute, load_calculator, statistics
 from .checkpoint import last, resume
 from .dynamics import Ensemble, Md, Output, Relaxation, relax, run_md
-from .errors import DistcompileError, OutOfMemory, RankError, SimulationError
+from .errors import DistcompileError, OutOfMemory, RankError, SimulationError, StructureError
+from .files import consistent, labelled, replacing, unwritable
 from .guards import Guard, unknown_species
-from .launch import is_collective, say, stop, stop_together
+from .launch import is_collective, restarts, say, stop, stop_together
 from .progress import stepping
+from .reading import missing, read_structure
 from .report import report_check, report_end, report_results
 from .runtime.world import is_first
+from .told import told
 
 
 class Task(StrEnum):
@@ -58,8 +59,8 @@ def problem_of(job: Job, pressed: bool, max_restarts: int) -> str:
         max_restarts: how many times ranks are started again.
     """
     md = job.task is Task.md
-    if not job.structure.exists():
-        return f"There is no file {job.structure}."
+    if not_there := missing(job.structure):
+        return not_there
     if job.check and job.task is not Task.energy:
         return "--check compares one evaluation: use it with --task energy."
     if not md and (job.md.checkpoint is not None or job.resume):
@@ -74,29 +75,45 @@ def problem_of(job: Job, pressed: bool, max_restarts: int) -> str:
         return f"A thermostat cannot hold 0 K: use --temperature above 0 with --ensemble {job.md.ensemble}."
     if job.files.trajectory is not None and job.files.trajectory.suffix != ".traj":
         return f"--trajectory writes ASE's format: name it .traj, not {job.files.trajectory.name!r}."
-    checkpoint = job.md.checkpoint
-    if md and checkpoint is not None and checkpoint.exists() and not job.resume:
+    return _files_problem(job)
+
+
+def _files_problem(job: Job) -> str:
+    """Which file of a job cannot be written, or would be lost; empty if none."""
+    checkpoint, trajectory = job.md.checkpoint, job.files.trajectory
+    if job.task is Task.md and checkpoint is not None and checkpoint.exists() and not job.resume:
         return f"There is a checkpoint {checkpoint} already: go on from it with --resume, or delete it."
-    for path in (job.output, job.files.trajectory, job.files.log, checkpoint):
-        folder = path.absolute().parent if path is not None else Path()
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            return f"Results cannot be written to {path}: {folder} is no folder that can be written to."
+    # What a rank wrote that was started again before its first checkpoint is written anew.
+    if trajectory is not None and trajectory.exists() and not job.resume and not restarts():
+        return f"There is a trajectory {trajectory} already: take another name, or delete it."
+    grow = [path.resolve() for path in (trajectory, job.files.log, checkpoint) if path is not None]
+    whole = [path.resolve() for path in (job.output, job.structure) if path is not None]
+    if len(set(grow)) < len(grow) or set(grow) & set(whole):
+        return "Two of the files of this run are the same file: give each a name of its own."
+    for path in (job.output, trajectory, job.files.log, checkpoint):
+        if path is not None and (problem := unwritable(path, replaced=path is not job.files.log)):
+            return problem
     return _format_problem(job.output) if job.output is not None else ""
 
 
 def perform(job: Job) -> None:
     """Do a job, on every rank; ends the process with a message if it cannot be done."""
-    first = is_first()
+    first, problem, note = is_first(), "", ""
     calculator: Any = None
     stock: tuple[dict[str, Any], float] | None = None
-    atoms, problem = _read(job.structure, job.repeat)
     try:
+        atoms, note = read_structure(job.structure, job.repeat)
         calculator = load_calculator(job.calculator)
-        if job.check and first and not problem:
+    except (StructureError, ValueError) as error:
+        problem = str(error)
+    if job.check and first and not problem:
+        try:
             stock = _evaluate(calculator, atoms)
-    except ValueError as error:
-        problem = problem or str(error)
+        except Exception as error:  # calculators raise whatever their tables raise
+            problem = f"The stock calculator fails on this structure: {told(error)}. Leave out --check to run without."
     stop_together(problem)
+    if note:
+        print(note, flush=True)
     with _explained(job.md.checkpoint):
         try:
             distribute(calculator)
@@ -116,7 +133,7 @@ def perform(job: Job) -> None:
                     report_check(results, *stock, seconds)
         else:
             _move(job, atoms)
-            results = _consistent(calculator.results)
+            results = consistent(calculator.results)
         if first and job.output is not None:
             _write(job.output, atoms, results)
 
@@ -145,10 +162,13 @@ def perform_plan(
         numbers = [0]
     if min(numbers) < 1:
         stop(f"--ranks takes numbers of ranks, not {ranks!r}.")
-    atoms, problem = _read(structure, repeat)
-    if problem:
-        stop(problem)
+    for path in (measured, plot):
+        if path is not None and not (path is measured and path.is_file()) and (problem := unwritable(path)):
+            stop(problem)
     with _explained(None):
+        atoms, note = read_structure(structure, repeat)
+        if note:
+            print(note, flush=True)
         try:
             found = forecast(atoms, calculator, numbers, devices, measured)
         except (TypeError, ValueError) as error:
@@ -156,35 +176,30 @@ def perform_plan(
         report_plan(found)
         if plot is not None:
             try:
-                plot_plan(found, plot)
+                with replacing(plot) as unfinished:
+                    plot_plan(found, unfinished)
             except (ImportError, ValueError) as error:  # no matplotlib, or a format that it does not know
                 stop(f"{plot} cannot be drawn: {error}.")
 
 
-def _read(structure: Path, repeat: tuple[int, int, int]) -> tuple[Any, str]:
-    """Atoms, or what is wrong with their file."""
-    from ase.io import read
-
-    try:
-        return read(structure) * repeat, ""
-    except FileNotFoundError:
-        return None, f"There is no file {structure}."
-    except Exception as error:  # readers of ASE raise whatever their format makes them raise
-        return None, f"ASE cannot read {structure}: {str(error) or type(error).__name__}."
-
-
 @contextlib.contextmanager
 def _explained(checkpoint: Path | None) -> Iterator[None]:
-    """Turn errors that are meant for users into a message; a full disk's names the last checkpoint."""
+    """Turn an error into a message; what ends a trajectory names the last checkpoint."""
     try:
         yield
     except OutOfMemory as error:  # of one rank, which has to say it itself
         say(str(error), True)
         raise typer.Exit(1) from error
+    except SimulationError as error:
+        stop(f"{error} {last(checkpoint)}".strip())
     except DistcompileError as error:
         stop(str(error))
     except OSError as error:
         stop(f"A file cannot be read or written: {error}. {last(checkpoint)}".strip())
+    except Exception as error:
+        if isinstance(error, typer.Exit) or is_collective(error):  # said already, or another rank's
+            raise
+        stop(f"{told(error)}. {last(checkpoint)}".strip())
 
 
 def _first_evaluation(atoms: Any) -> float:
@@ -195,10 +210,12 @@ def _first_evaluation(atoms: Any) -> float:
     except (OutOfMemory, RankError):
         raise
     except Exception as error:  # calculators raise whatever their tables raise
-        unknown = "" if is_collective(error) else unknown_species(atoms)
-        if not unknown:
+        if is_collective(error):
             raise
-        raise SimulationError(unknown) from error
+        unknown = unknown_species(atoms)
+        if not unknown and isinstance(error, DistcompileError):
+            raise
+        raise SimulationError(unknown or f"Step 0: the calculator fails on this structure: {told(error)}.") from error
     return time.perf_counter() - start
 
 
@@ -226,25 +243,19 @@ def _evaluate(calculator: Any, atoms: Any) -> tuple[dict[str, Any], float]:
     start = time.perf_counter()
     calculate(calculator, atoms)
     seconds = time.perf_counter() - start
-    return _consistent(calculator.results), seconds
-
-
-def _consistent(results: dict[str, Any]) -> dict[str, Any]:
-    """Results with the stress as six numbers: some calculators give nine."""
-    from ase.stress import full_3x3_to_voigt_6_stress
-
-    if np.shape(results.get("stress", 0)) == (3, 3):
-        return {**results, "stress": full_3x3_to_voigt_6_stress(results["stress"])}
-    return dict(results)
+    return consistent(calculator.results), seconds
 
 
 def _write(output: Path, atoms: Any, results: dict[str, Any]) -> None:
-    from ase.calculators.singlepoint import SinglePointCalculator
+    """Write a structure with its results in the place of what was there."""
     from ase.io import write
+    from ase.io.formats import filetype
 
-    kept = ("energy", "forces", "stress", "magmoms", "energies")
-    atoms.calc = SinglePointCalculator(atoms, **{k: v for k, v in results.items() if k in kept})
-    write(output, atoms)
+    try:
+        with replacing(output) as unfinished:
+            write(unfinished, labelled(atoms, results), format=filetype(str(output), read=False))
+    except Exception as error:  # writers of ASE raise whatever their format makes them raise
+        stop(f"Results cannot be written to {output}: {told(error)}. What was there still is. Use .extxyz or .traj.")
     print(f"Results written to {output}.")
 
 

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import typer
 
@@ -29,7 +29,7 @@ def in_job() -> bool:
 
 
 def launch(ranks: int, max_restarts: int, checkpoint: Path | None) -> int:
-    """Start this same command under torchrun.
+    """Start this same command under torchrun, on this machine.
 
     Args:
         ranks: processes to start on this machine.
@@ -46,13 +46,15 @@ def launch(ranks: int, max_restarts: int, checkpoint: Path | None) -> int:
     from torch.distributed.run import get_args_parser
     from torch.distributed.run import run as torchrun
 
+    from .loopback import meet_on_loopback
+
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of ranks: their store warns with stack traces
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks have said what is wrong
     # -P: a folder called distcompile where the user stands must not hide the installed package.
     command = [sys.executable, "-P", "-m", "distcompile.cli", *sys.argv[1:]]
     options = [
-        "--standalone",
+        *meet_on_loopback(),
         f"--nproc-per-node={ranks}",
         f"--max-restarts={max_restarts}",
         "--no-python",
@@ -124,20 +126,17 @@ def joined(checkpoint: Path | None) -> Iterator[None]:
 
 
 def stop(message: str) -> NoReturn:
-    """End with a message instead of a traceback."""
-    say(message)
+    """End with a message, one line of it, instead of a traceback."""
+    say(" ".join(message.split()))
     raise typer.Exit(1)
 
 
 def stop_together(problem: str) -> None:
     """End all ranks if one has a problem; the first rank that has one says which."""
-    import torch.distributed as dist
+    from .runtime.world import default_world
 
-    problems: list[Any] = [problem]
-    if dist.is_initialized():
-        problems *= dist.get_world_size()
-        dist.all_gather_object(problems, problem)
-    said = next((p for p in problems if p), "")
+    (problems,) = default_world().run(lambda comm: comm.all_gather_objects(problem))
+    said = next(filter(None, problems), "")
     if said:
         stop(said)
 
@@ -145,13 +144,12 @@ def stop_together(problem: str) -> None:
 def say(message: str, speaks: bool | None = None) -> None:
     """Print a message to standard error, once for all ranks.
 
-    Ranks that `launch` started speak first come, first served; otherwise the first rank does.
+    Ranks that `launch` started speak first come, first served; so do those of a job that somebody else started.
 
     Args:
         message: what to say.
-        speaks: whether this rank speaks if nothing is agreed on; the first rank if None.
+        speaks: whether this rank speaks, in a job that somebody else started; who asks its store first, if None.
     """
-    from .runtime.world import is_first
 
     def speak() -> None:
         print(f"distcompile: {message}", file=sys.stderr, flush=True)
@@ -161,8 +159,20 @@ def say(message: str, speaks: bool | None = None) -> None:
         with contextlib.suppress(FileExistsError, FileNotFoundError), open(_voice(), "x") as voice:
             speak()
             voice.write(SAID)
-    elif is_first() if speaks is None else speaks:
+    elif _asks_first() if speaks is None else speaks:
         speak()
+
+
+def _asks_first() -> bool:
+    """Whether no other rank has asked this before; where nobody can tell, yes."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return int(os.environ.get("RANK", "0")) == 0
+    try:
+        return bool(dist.distributed_c10d._get_default_store().add("voice", 1) == 1)
+    except RuntimeError:
+        return True
 
 
 def _voice() -> Path:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .told import told
+
 
 def load(path: str) -> Callable[..., Any]:
     """The object at ``package.module:name`` or ``file.py:name``.
@@ -23,6 +25,8 @@ def load(path: str) -> Callable[..., Any]:
         found: Callable[..., Any] = getattr(_module(place), name)
     except (ImportError, AttributeError, SyntaxError) as error:
         raise ValueError(f"Cannot load {name!r} from {place!r}: {error}.") from error
+    except Exception as error:  # whatever goes wrong in somebody's module
+        raise ValueError(f"Cannot load {name!r} from {place!r}: {told(error)}.") from error
     return found
 
 

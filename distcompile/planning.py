@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from .account import Collective, Work
+from .files import replacing
 from .survey import Survey
 
 
@@ -201,7 +202,8 @@ def _gathered(ranks: Survey, space: str) -> int:
 
 def write_device(path: Path, device: Device) -> None:
     """Keep a measured device for other plans."""
-    path.write_text(json.dumps(dataclasses.asdict(device), indent=2) + "\n")
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(dataclasses.asdict(device), indent=2) + "\n")
 
 
 def read_device(path: Path) -> Device:

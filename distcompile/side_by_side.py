@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, suppress
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from .cache import cache_folder
 
 
 def fill_cache(compilations: Mapping[str, Callable[[], Any]], report: Callable[[int], None]) -> None:
@@ -59,13 +60,6 @@ def fill_cache(compilations: Mapping[str, Callable[[], Any]], report: Callable[[
     while any(process.is_alive() for process in processes):
         report(len(compilations) - len(missing) + done.value)
         time.sleep(0.1)
-
-
-def cache_folder() -> Path:
-    """Where this machine keeps what was compiled on it."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir  # takes seconds to import
-
-    return Path(cache_dir()) / "distcompile" / torch.__version__
 
 
 def beside(work: Callable[[], Any]) -> Callable[[], None]:

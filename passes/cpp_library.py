@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..cache import cache_folder
 from ..shadows import replaced
 from ..side_by_side import beside
 
@@ -67,7 +68,7 @@ class Kernel:
 def compiled_together() -> Iterator[None]:
     """Compile, or load, what Inductor generates meanwhile: one library for each body."""
     import torch._inductor.config as inductor_config  # takes seconds to import
-    from torch._inductor import cpp_builder
+    from torch._inductor import codecache, cpp_builder
     from torch._inductor.async_compile import AsyncCompile
     from torch._inductor.cpu_vec_isa import VecISA
 
@@ -93,13 +94,25 @@ def compiled_together() -> Iterator[None]:
             names |= {name: _function(library, k) for name, k in names.items() if isinstance(k, Kernel)}
 
     optimization, wait, try_to_load = cpp_builder._get_optimization_cflags, AsyncCompile.wait, VecISA._probe_load
+    headers = str(cache_folder().parents[1] / "headers")  # Inductor has them where others may put some
     with ExitStack() as replacements:
         replacements.enter_context(inductor_config.patch(INDUCTOR))
         replacements.enter_context(replaced(cpp_builder, "_get_optimization_cflags", flags))
         replacements.enter_context(replaced(VecISA, "_probe_load", loads))
+        replacements.enter_context(replaced(codecache, "_HEADER_DIR", headers))
+        replacements.enter_context(replaced(codecache, "_HEADER_LOCK_DIR", f"{headers}/locks"))
+        replacements.enter_context(replaced(codecache, "_precompile_header", _precompile_header(headers)))
         replacements.enter_context(replaced(AsyncCompile, "cpp_pybinding", collect))
         replacements.enter_context(replaced(AsyncCompile, "wait", finish))
         yield
+
+
+@functools.cache
+def _precompile_header(_: str) -> Callable[..., str]:
+    """Inductor's function that compiles a header, which does not remember those of another folder."""
+    from torch._inductor import codecache
+
+    return functools.cache(codecache._precompile_header.__wrapped__)
 
 
 def _library(kernels: Sequence[Kernel]) -> Callable[[int, tuple[Any, ...]], None]:

@@ -65,6 +65,12 @@ class _Report:
     free: Free | None
     """None where a tiling was chosen before, for the same layout."""
 
+    @staticmethod
+    def of(sent: Sequence[Any]) -> _Report:
+        """A report as it comes from another rank."""
+        call, graph, problem, free = sent
+        return _Report(call, graph, problem, Free(*free) if free is not None else None)
+
 
 class Executor:
     """Runs one program on one world."""
@@ -136,7 +142,7 @@ class Executor:
         wanted = self._differentiated(leaves) if differentiable and problem is None else {}
 
         def work(comm: Communicator, values: Sequence[Tensor] = ()) -> list[Tensor]:
-            everyone = comm.all_gather_objects(report)
+            everyone = [_Report.of(sent) for sent in comm.all_gather_objects(dataclasses.astuple(report))]
             _compare(comm.rank, everyone)
             if problem is not None:
                 raise problem

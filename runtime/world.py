@@ -5,6 +5,7 @@ Both give every rank a `Communicator`; the same program runs on either and gives
 
 from __future__ import annotations
 
+import json
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -38,7 +39,7 @@ class Communicator(ABC):
 
     @abstractmethod
     def all_gather_objects(self, value: Any) -> list[Any]:
-        """Every rank's (small, picklable) `value`, by rank."""
+        """Every rank's small `value`, by rank: what JSON holds, in which tuples may become lists."""
 
     def all_to_all(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
         """Send ``send[q]`` consecutive rows to rank q; return ``receive[q]`` rows from each rank q, in order."""
@@ -255,9 +256,15 @@ class _ProcessGroupCommunicator(Communicator):
         return total
 
     def all_gather_objects(self, value: Any) -> list[Any]:
-        everyone: list[Any] = [None] * self.size
-        dist.all_gather_object(everyone, value, group=self._group)
-        return everyone
+        # torch's own function would unpickle, that is run, what comes over the network.
+        device = dist.distributed_c10d._get_object_coll_device(self._group)
+        text = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=device)
+        lengths = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(text)], device=device), group=self._group)
+        longest = int(max(lengths))
+        texts = [text.new_zeros(longest) for _ in lengths]
+        dist.all_gather(texts, torch.nn.functional.pad(text, (0, longest - len(text))), group=self._group)
+        return [json.loads(bytes(t[:n].tolist())) for t, n in zip(texts, lengths, strict=True)]
 
 
 def default_world() -> World:

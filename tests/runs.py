@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +23,33 @@ from distcompile.dynamics import Ensemble, Md, Output, run_md
 
 SPRINGS = Path(__file__).parent / "springs.py"
 NAME = "springs.py:SpringCalculator"
+
+
+def descendants(process: int) -> list[int]:
+    """A process and all that it started."""
+    children = Path(f"/proc/{process}/task").glob("*/children")
+    return [
+        process,
+        *(pid for path in children for child in path.read_text().split() for pid in descendants(int(child))),
+    ]
+
+
+def listening(processes: list[int]) -> dict[str, set[int]]:
+    """Addresses at which processes listen, as the kernel's tables of sockets have them, and which processes do."""
+    owners: dict[str, set[int]] = {}
+    for pid in processes:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                owners.setdefault(os.readlink(descriptor), set()).add(pid)
+    found: dict[str, set[int]] = {}
+    for family, table in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in owners:
+                digits = local.partition(":")[0]
+                words = [bytes.fromhex(digits[i : i + 8])[::-1] for i in range(0, len(digits), 8)]
+                found.setdefault(socket.inet_ntop(family, b"".join(words)), set()).update(owners[f"socket:[{inode}]"])
+    return found
 
 
 class Run:

@@ -164,6 +164,91 @@ def test_structures_that_cannot_be_run(folder: Path, monkeypatch: pytest.MonkeyP
         assert re.search(said, refused(done.exit_code, done.stdout, done.stderr))
 
 
+BROKEN = """
+import torch
+from springs import SpringCalculator
+
+
+class Fails(SpringCalculator):
+    left = 0
+
+    def calculate(self, *args, **options):
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError("no such table")
+        super().calculate(*args, **options)
+
+
+class FailsLater(Fails):
+    left = 6
+
+
+def raises():
+    raise RuntimeError("the weights are gone")
+
+
+def nothing():
+    return None
+
+
+def model():
+    return torch.nn.Linear(3, 3), torch.ones(5, 4)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "-"], "There is no file -"),
+        (
+            ["run", "oxide.extxyz", "raises"],
+            r"broken\.py:raises makes no calculator: RuntimeError: the weights are gone \(",
+        ),
+        (["run", "oxide.extxyz", "nothing"], "NoneType holds no torch.nn.Module"),
+        (
+            ["run", "oxide.extxyz", "Fails"],
+            r"Step 0: the calculator fails .*: ValueError: no such table \(broken\.py, line",
+        ),
+        (
+            ["run", "oxide.extxyz", "Fails", "--check"],
+            "The stock calculator fails on this structure: ValueError: no such",
+        ),
+        (
+            ["run", "oxide.extxyz", "FailsLater", "--task", "md", "--checkpoint", "c.npz", "--checkpoint-every", "1"],
+            r"Step 6: the calculator fails: ValueError: .* --timestep .* The last checkpoint is c\.npz, of step 5\.",
+        ),
+        (
+            ["run", "oxide.extxyz", "FailsLater", "--task", "relax"],
+            "Step 6: the calculator fails: ValueError: .*--optim",
+        ),
+        (["plan", "oxide.extxyz", "Fails", "--ranks", "2"], "no such table"),
+        (["plan", "oxide.extxyz", "raises", "--ranks", "2"], "the weights are gone"),
+        (["plan", "oxide.extxyz", "Fails", "--ranks", "2", "--plot", "none/p.png"], "none is no folder"),
+        (["plan", "oxide.extxyz", "Fails", "--ranks", "2", "--measured", "."], "it is a folder"),
+        (["plan", "none.extxyz", "Fails", "--ranks", "2"], r"There is no file none\.extxyz"),
+        (["check", "broken.py:raises"], r"broken\.py:raises: RuntimeError: the weights are gone \(broken\.py, line"),
+        (["check", "broken.py:model"], r"broken\.py:model: RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
+        (["check", "syntax.py:model"], r"Cannot load 'model' from 'syntax\.py': .* was never closed"),
+        (["check", "name.py:model"], r"Cannot load 'model' from 'name\.py': NameError: .* \(name\.py, line 1\)"),
+    ],
+)
+def test_what_fails_is_told_in_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    """Calculators, factories and models that raise whatever they raise."""
+    (folder / "broken.py").write_text(BROKEN)
+    (folder / "syntax.py").write_text("model = (\n")
+    (folder / "name.py").write_text("model = modell\n")
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    command, structure, *rest = arguments
+    if command != "check":
+        rest = ["--calculator", f"broken.py:{rest[0] if rest else 'Fails'}", *rest[1:]]
+    done = CliRunner().invoke(app, [command, structure, *rest])
+    assert isinstance(done.exception, SystemExit), done.exception
+    assert re.search(said, refused(done.exit_code, done.stdout, done.stderr))
+
+
 def test_npt_on_two_processes(folder: Path) -> None:
     """As ASE itself does it with the stock calculator; one voice; files of one writer."""
     from ase import units

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import structures
-from ase import Atoms
+from ase import Atoms, units
+from ase.constraints import FixAtoms
 from ase.filters import FrechetCellFilter
 from ase.io import read
 from ase.optimize import FIRE
 from springs import SpringCalculator
 
 import distcompile
-from distcompile import CheckpointError, LocalWorld, SimulationError, checkpoint
+from distcompile import CheckpointError, LocalWorld, SimulationError, checkpoint, dynamics
 from distcompile.dynamics import Ensemble, Md, Optimizer, Output, Relaxation, relax, run_md
 from distcompile.guards import Guard, unknown_species
 from distcompile.progress import Rate, stepping
@@ -185,6 +186,69 @@ def test_velocities_of_the_structure_are_kept() -> None:
     np.testing.assert_allclose(one.get_momenta().sum(axis=0), 0, atol=1e-12)
 
 
+@pytest.mark.parametrize("ensemble", [Ensemble.nvt, Ensemble.npt])
+def test_a_thermostat_gives_atoms_at_rest_velocities(ensemble: Ensemble, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same as atoms of which the file says nothing are given; one line says so, and the run stays warm."""
+    silent, resting = oxide(), oxide()
+    resting.set_momenta(np.zeros((15, 3)))
+    temperatures: list[float] = []
+    for atoms in (silent, resting):
+        run_md(atoms, Md(ensemble, 60, 2.0, 400.0, seed=3), Output(), lambda _: temperatures.append(measured(resting)))
+    np.testing.assert_array_equal(resting.positions, silent.positions)
+    assert capsys.readouterr().out.splitlines() == [
+        "The structure has no velocities: velocities are drawn at 400 K, seed 3.",
+        "All atoms of the structure are at rest: velocities are drawn at 400 K, seed 3.",
+    ]
+    assert 200 < np.mean(temperatures[-40:]) < 600
+
+
+def measured(atoms: Atoms) -> float:
+    """The temperature, of three degrees of freedom an atom."""
+    return float(2 * atoms.get_kinetic_energy() / (3 * len(atoms) * units.kB))
+
+
+def test_atoms_at_rest_without_a_thermostat(capsys: pytest.CaptureFixture[str]) -> None:
+    """A start like any other: the forces move them, energy is conserved."""
+    atoms = oxide()
+    atoms.set_momenta(np.zeros((15, 3)))
+    run_md(atoms, Md(steps=0), Output(), ignore)
+    assert not atoms.get_momenta().any()
+    before = atoms.get_total_energy()
+    run_md(atoms, Md(steps=20), Output(), ignore)
+    assert capsys.readouterr().out == "All atoms of the structure are at rest, and start so.\n" * 2
+    assert atoms.get_kinetic_energy() > 0.1
+    assert atoms.get_total_energy() == pytest.approx(before, abs=2e-3)
+
+
+@pytest.mark.parametrize("ensemble", list(Ensemble))
+def test_one_atom(ensemble: Ensemble) -> None:
+    """Its centre of mass is all that moves: it keeps a velocity, and the thermostat finds it."""
+    atoms = Atoms("Mg", cell=[5.0] * 3, pbc=True, calculator=SpringCalculator())
+    temperatures: list[float] = []
+    run_md(atoms, Md(ensemble, 3000, 2.0, 400.0), Output(), lambda _: temperatures.append(measured(atoms)))
+    assert np.isfinite(temperatures).all()
+    assert np.isfinite(atoms.positions).all()
+    if ensemble is Ensemble.nve:
+        np.testing.assert_allclose(temperatures, temperatures[0], rtol=1e-9)
+        assert temperatures[0] > 10
+    else:
+        assert np.mean(temperatures) == pytest.approx(400, rel=0.3)
+
+
+def test_no_velocities_at_zero_kelvin() -> None:
+    """They are zero, not 0/0."""
+    atoms = oxide()
+    run_md(atoms, Md(steps=5, temperature=0.0), Output(), ignore)
+    assert 0 < measured(atoms) < 100
+
+
+def test_atoms_that_nothing_can_move() -> None:
+    atoms = oxide()
+    atoms.set_constraint(FixAtoms(range(15)))
+    with pytest.raises(SimulationError, match="Constraints hold every atom"):
+        run_md(atoms, Md(steps=5), Output(), ignore)
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[Path, Md]:
     """A checkpoint of step 4, and the run that wrote it."""
@@ -291,6 +355,78 @@ def test_numbers_that_are_none(damage: dict[str, float], said: str, tmp_path: Pa
     assert checkpoint.read(tmp_path / "c.npz").step == 2
     with pytest.raises(SimulationError, match=said):
         relax(oxide(0, lambda: Failing(3, **damage)), Relaxation(), Output(), ignore)
+
+
+class Raising(SpringCalculator):
+    """Springs that fail at an evaluation, in a way of their own."""
+
+    def __init__(self, at: int, error: BaseException) -> None:
+        super().__init__()
+        self.left, self.error = at, error
+
+    def calculate(self, *args: Any, **options: Any) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+        super().calculate(*args, **options)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            ValueError("too few\natoms."),
+            r"the calculator fails: ValueError: too few atoms \(.*, line \d+\)\.",
+        ),
+        (AssertionError(), r"the calculator fails: AssertionError \(test_dynamics.py, line \d+\)\."),
+        (OSError(28, "No space left on device"), r"a file cannot be read or written: .*No space left on device\."),
+    ],
+)
+def test_a_calculator_that_fails(error: BaseException, said: str) -> None:
+    """One line with the step, the error and what to do, in dynamics and in relaxations."""
+    for run, how, cure in (
+        (run_md, Md(steps=9), dynamics.SLOWER),
+        (relax, Relaxation(), dynamics.GENTLER),
+        (relax, Relaxation(Optimizer.bfgs, cell=True), dynamics.GENTLER),
+    ):
+        with pytest.raises(SimulationError, match=f"^Step 3: {said}") as caught:
+            run(oxide(0, lambda: Raising(3, error)), how, Output(), ignore)
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).endswith(
+            "Make room for it, or let it be reached." if isinstance(error, OSError) else cure
+        )
+
+
+def test_interrupts_are_not_the_calculators() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_md(oxide(0, lambda: Raising(3, KeyboardInterrupt())), Md(steps=9), Output(), ignore)
+
+
+def test_advice_fits_the_task() -> None:
+    """A relaxation has no time step, and a single evaluation neither."""
+    for damage in ({"force": np.nan}, {"energy": np.nan}):
+        with pytest.raises(SimulationError) as caught:
+            relax(oxide(0, lambda damage=damage: Failing(3, **damage)), Relaxation(), Output(), ignore)
+        assert "--timestep" not in str(caught.value)
+        assert "--optimizer" in str(caught.value)
+        with pytest.raises(SimulationError, match="--timestep"):
+            run_md(oxide(0, lambda damage=damage: Failing(3, **damage)), Md(steps=9), Output(), ignore)
+    atoms = oxide()
+    atoms.positions[4] = atoms.positions[9] + [0.2, 0, 0]
+    with pytest.raises(SimulationError, match=r"0\.200 A apart") as caught:
+        relax(atoms, Relaxation(), Output(), ignore)
+    assert "--timestep" not in str(caught.value)
+
+
+@pytest.mark.parametrize("image", [0, 1])
+def test_two_atoms_in_one_place(image: int) -> None:
+    """Both are named, in the cell or in an image of it."""
+    atoms = oxide()
+    atoms.positions[4] = atoms.positions[9] + image * atoms.cell[1]
+    for how in (Md(steps=3), Relaxation()):
+        with pytest.raises(SimulationError) as caught:
+            run_md(atoms, how, Output(), ignore) if isinstance(how, Md) else relax(atoms, how, Output(), ignore)
+        assert re.fullmatch(r"Step 0: atoms 4 \(\w+\) and 9 \(\w+\) are at one place\. Take one .*", str(caught.value))
 
 
 def test_atoms_on_top_of_each_other() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +17,7 @@ import pytest
 import torch
 import toys
 from processes import run_ranks
-from runs import Run, check_resumes, one_message
+from runs import Run, check_resumes, descendants, listening, one_message
 
 import distcompile
 from distcompile import LocalWorld, OutOfMemory, checkpoint, launch
@@ -37,6 +40,21 @@ def start(tmp_path: Path) -> Iterator[Start]:
     yield run
     for made in runs:
         made.clean()
+
+
+def test_ranks_of_one_machine_meet_where_no_other_machine_reaches(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever interface others are told to use: all that listens is on the loopback interface."""
+    others = [name for _, name in socket.if_nameindex() if not name.startswith("lo")]
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", ",".join(others))
+    with socket.create_server(("0.0.0.0", 0)):
+        assert listening([os.getpid()])["0.0.0.0"] == {os.getpid()}, "what listens everywhere is found"
+    run = start("--steps", "100000")
+    ranks = run.after_a_checkpoint()
+    found = listening(descendants(run.launcher.pid))
+    assert set().union(*found.values()) == {run.launcher.pid, *ranks}
+    assert set(found) <= {"127.0.0.1", "::1"}
 
 
 def test_a_killed_rank(start: Start) -> None:
@@ -99,6 +117,24 @@ def test_the_one_who_speaks_is_ended(
     launch._say_last("Rank 1 was lost.")
     launch._say_last("Rank 1 was lost, again.")
     assert capsys.readouterr().err == "distcompile: Rank 1 was lost.\n"
+
+
+def speak_on(ranks: list[int]) -> str:
+    """What this rank prints while some ranks say something."""
+    rank = torch.distributed.get_rank()
+    with contextlib.redirect_stderr(io.StringIO()) as printed:
+        if rank in ranks:
+            launch.say(f"rank {rank} fails")
+        torch.distributed.barrier()
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize("ranks", [[1], [0, 1, 2]])
+def test_one_of_the_ranks_that_fail_speaks(ranks: list[int]) -> None:
+    """In a job that somebody else started: whichever it is, also if the first rank has nothing to say."""
+    said = [error for error in run_ranks(3, speak_on, ranks) if error]
+    assert len(said) == 1
+    assert said[0] in [f"distcompile: rank {rank} fails\n" for rank in ranks]
 
 
 def test_who_is_lost() -> None:

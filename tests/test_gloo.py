@@ -9,6 +9,7 @@ import copy
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import structures
 import torch
@@ -158,6 +159,63 @@ def test_collectives_of_processes_equal_those_of_virtual_ranks() -> None:
         for ours, theirs in zip(tensors, expected[1:], strict=True):
             assert ours.dtype == theirs.dtype
             assert torch.equal(ours, theirs)
+
+
+def evaluate_without_pickles(name: str) -> list[Any]:
+    """Compile and evaluate where nothing that comes over the network can be unpickled."""
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("something that came over the network is unpickled")
+
+    c10d = dist.distributed_c10d
+    before, c10d._unpickler = c10d._unpickler, refuse  # type: ignore[attr-defined]
+    try:
+        model, _ = compiled(name)
+        found = model(toys.random_graph(20, 2))
+        said = model.world.run(lambda comm: comm.all_gather_objects((comm.rank, None, 0.1, "\xe5" * comm.rank)))
+    finally:
+        c10d._unpickler = before  # type: ignore[attr-defined]
+    return [found["energy"].detach(), *said]
+
+
+def test_nothing_that_other_ranks_send_is_unpickled() -> None:
+    """What unpickles what others send runs what others write."""
+    expected = compiled("Gnn")[0](toys.random_graph(20, 2))["energy"]
+    for energy, said in run_ranks(2, evaluate_without_pickles, "Gnn"):
+        torch.testing.assert_close(energy, expected.detach(), rtol=1e-12, atol=1e-12)
+        assert said == [[0, None, 0.1, ""], [1, None, 0.1, "\xe5"]]
+
+
+# ---- what ASE keeps in files
+
+
+def frequencies(folder: str) -> list[Any]:
+    """Vibrations of two atoms and phonons of a crystal, as running.md has them: each rank in a folder of its own."""
+    from ase.build import bulk
+    from ase.phonons import Phonons
+    from ase.vibrations import Vibrations
+    from springs import SpringCalculator
+
+    grouped = dist.is_initialized()
+    rank = dist.get_rank() if grouped else 0
+    atoms = structures.crystal((1, 1, 1))
+    atoms.calc = distcompile.distribute(SpringCalculator()) if grouped else SpringCalculator()
+    vibrations = Vibrations(atoms, indices=[0, 4], name=f"{folder}/vib{rank}")
+    vibrations.run()
+    phonons = Phonons(bulk("MgO", "rocksalt", a=4.21), atoms.calc, supercell=(2, 2, 2), name=f"{folder}/phonon{rank}")
+    phonons.run()
+    phonons.read(acoustic=True)
+    return [vibrations.get_energies(), phonons.band_structure([[0.1, 0.2, 0.0], [0.5, 0.5, 0.0]])]
+
+
+def test_vibrations_and_phonons_on_two_processes(tmp_path: Any) -> None:
+    """With a name for each rank, all ranks take the same steps, and have the frequencies of the stock calculator."""
+    expected = frequencies(str(tmp_path / "stock"))
+    assert np.abs(expected[0]).max() > 0.01
+    assert expected[1].max() > 0.03
+    for answer in run_ranks(2, frequencies, str(tmp_path / "ranks")):
+        for ours, theirs in zip(answer, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-7)
 
 
 # ---- bad input

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import shutil
+import socket
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +22,7 @@ import torch
 import torch.distributed as dist
 import toys
 from ase.io import write
+from runs import listening
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -34,6 +38,21 @@ from distcompile.runtime import executor as executors
 from distcompile.runtime.partition import Partition
 from distcompile.runtime.world import Communicator, communicator
 from distcompile.survey import SpaceSurvey, Survey, survey
+
+
+def test_messages_are_timed_where_no_other_machine_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two ranks that send them listen on the loopback interface, whatever interface others are told to use."""
+    if not Path("/proc/net/tcp").exists():
+        pytest.skip("sockets are found by /proc")
+    others = [name for _, name in socket.if_nameindex() if not name.startswith("lo")]
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", ",".join(others))
+    seen: list[set[str]] = []
+    clock = time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: (seen.append(set(listening([os.getpid()]))), clock())[1])
+    latency, per_byte = network()
+    assert 0 < latency < 1
+    assert 0 < per_byte < 1e-6
+    assert seen[0] == {"127.0.0.1"}
 
 
 @pytest.fixture(scope="module")
