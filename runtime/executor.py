@@ -65,11 +65,10 @@ class _Report:
     free: Free | None
     """None where a tiling was chosen before, for the same layout."""
 
-    @staticmethod
-    def of(sent: Sequence[Any]) -> _Report:
-        """A report as it comes from another rank."""
-        call, graph, problem, free = sent
-        return _Report(call, graph, problem, Free(*free) if free is not None else None)
+    def exchanged(self, comm: Communicator) -> list[_Report]:
+        """The reports of all ranks."""
+        everyone = comm.all_gather_objects(dataclasses.astuple(self))
+        return [_Report(call, graph, problem, Free(*f) if f else None) for call, graph, problem, f in everyone]
 
 
 class Executor:
@@ -142,7 +141,7 @@ class Executor:
         wanted = self._differentiated(leaves) if differentiable and problem is None else {}
 
         def work(comm: Communicator, values: Sequence[Tensor] = ()) -> list[Tensor]:
-            everyone = [_Report.of(sent) for sent in comm.all_gather_objects(dataclasses.astuple(report))]
+            everyone = report.exchanged(comm)
             _compare(comm.rank, everyone)
             if problem is not None:
                 raise problem
@@ -358,7 +357,7 @@ def agree(world: World, call: int, leaves: Sequence[Leaf]) -> None:
         RankError: they were not.
     """
     report = _Report(call, fingerprint(leaves) if world.size > 1 else "", "", None)
-    world.run(lambda comm: _compare(comm.rank, comm.all_gather_objects(report)))
+    world.run(lambda comm: _compare(comm.rank, report.exchanged(comm)))
 
 
 def _compare(rank: int, everyone: Sequence[_Report]) -> None:
