@@ -114,6 +114,8 @@ class _Rewriter:
         rest: Any = fx.node.map_arg(view.args[1:], self.value)
         if view.target in _SAME:
             return part
+        if view.target in _SCATTERS and whole.meta["val"].is_complex():
+            return self._carried_back_complex(node, view, whole, part, rest)
         if view.target in _SCATTERS:
             return self._call(node, _SCATTERS[view.target], whole, part, *rest)
         if view.target in _OWN_INVERSE:
@@ -126,6 +128,14 @@ class _Rewriter:
         if view.target is aten.view.default:
             return self._call(node, aten.view.default, part, self._sizes(node, whole))
         raise NoRule(f"{node.target} changes what {view.target} shows")
+
+    def _carried_back_complex(self, node: fx.Node, view: fx.Node, whole: fx.Node, part: fx.Node, rest: Any) -> fx.Node:
+        """The same as pairs of real numbers: torch does not differentiate it for complex ones."""
+        real, changed = (self._call(node, aten.view_as_real.default, x) for x in (whole, part))
+        dim, *others = rest or (0,)
+        ndim = whole.meta["val"].dim()
+        pairs = self._call(node, _SCATTERS[view.target], real, changed, dim % ndim, *others)
+        return self._call(node, aten.view_as_complex.default, pairs)
 
     def _sizes(self, node: fx.Node, tensor: fx.Node) -> list[Any]:
         shape = tensor.meta["val"].shape

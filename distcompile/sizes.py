@@ -23,6 +23,11 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
 }
 
 
+def as_traced(size: Any) -> sympy.Expr:
+    """A size as it was first named, before branches of the example fixed it or found it equal to another."""
+    return size.node._expr if isinstance(size, torch.SymInt) else sympy.sympify(size)
+
+
 def size_nodes(graph: fx.Graph, expr: sympy.Expr, leaf: Callable[[sympy.Symbol], fx.Node | None]) -> Any:
     """Nodes that compute the size `expr`, at the graph's insertion point; None if that cannot be written.
 

@@ -26,7 +26,7 @@ from ..ir import Input, Output, Program, replace_graph
 from ..rules.base import user_line
 from ..rules.indexing import INDEX_VIEWS, index_operands, makes_a_matrix
 from ..runtime.host import host
-from ..sizes import size_nodes
+from ..sizes import as_traced, size_nodes
 from .flat_lists import as_matrix, matrices
 
 aten = torch.ops.aten
@@ -272,10 +272,9 @@ class _Builder:
         """Let the index program return something of size `symbol`, if that is not the size of an input."""
         if any(symbol in sizes for sizes in self.program.capture.sizes):
             return
-        raw = self.program.capture.raw_size
         for node in self.source.graph.nodes:
             value = node.meta.get("val")
-            if node in self.hoisted and isinstance(value, torch.Tensor) and symbol in map(raw, value.shape):
+            if node in self.hoisted and isinstance(value, torch.Tensor) and symbol in map(as_traced, value.shape):
                 self.take(node)
                 return
 

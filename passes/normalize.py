@@ -186,13 +186,16 @@ def _index_put(write: Writer, node: fx.Node) -> fx.Node | None:
         return write(aten.scatter_add.default, base, 1, index, write(aten.unsqueeze.default, values, 1))
     accumulate = len(node.args) > 3 and bool(node.args[3])
     found = _one_index(node)
+    if found is None and not accumulate and (places := _places(node)) is not None and is_zero(base):
+        rows, columns = places
+        return write(aten.index_put.default, base, [rows, write(distinct_rows, columns, rows)], values, True)
     if found is None:
         matrix = _matrix_index(node)
         return added_within_rows(write, base, 0, matrix, values) if matrix is not None and accumulate else None
     dim, index = found
-    constant = values.meta["val"].dim() == 0
+    constant = not accumulate and _is_one_row(values, base, dim)
     if _is_mask(index):
-        if constant and not accumulate:
+        if constant:
             return _where(write, base, dim, index, values)
         own = values.meta["val"].dim() - base.meta["val"].dim() + dim  # values may lack the first dimensions
         if own < 0:
@@ -212,6 +215,22 @@ def _index_put(write: Writer, node: fx.Node) -> fx.Node | None:
             return base
     added = _as_index_add(write, base, dim, index, values)
     return added or write(aten.index_put.default, base, [*[None] * dim, index], values, True)
+
+
+def _places(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """i and k of ``x[i, k] = v``: a list of rows, and of a column of each."""
+    indices: Any = node.args[1]
+    if len(indices) != 2 or any(i is None or i.meta["val"].dim() != 1 or _is_mask(i) for i in indices):
+        return None
+    rows, columns = indices
+    return (rows, columns) if all(i.op != "get_attr" for i in indices) else None
+
+
+def _is_one_row(values: fx.Node, base: fx.Node, dim: int) -> bool:
+    """Whether values that are written to rows of dimension `dim` are the same for all rows: a number, or one row."""
+    shape = values.meta["val"].shape
+    own = len(shape) - (ndim(base) - dim)  # values may lack the first dimensions
+    return own < 0 or str(shape[own]) == "1"
 
 
 def _as_index_add(write: Writer, base: fx.Node, dim: int, index: fx.Node, values: fx.Node) -> fx.Node | None:
@@ -331,6 +350,24 @@ def _added(write: Writer, node: fx.Node) -> fx.Node | None:
     return write(aten.add.Tensor, base, add(write, write.filled(base, 0), dim, index, source))
 
 
+def _embedding_backward(write: Writer, node: fx.Node) -> fx.Node | None:
+    """The gradient of a table that rows look up: sums where they point; of padding it is none."""
+    gradient, rows, length, padding, by_frequency = arguments(node)
+    if by_frequency or not isinstance(length, int):
+        return None
+    n, width = ndim(rows), gradient.meta["val"].shape[-1]
+    if n != 1:
+        count = write(aten.sym_numel.default, rows, value=rows.meta["val"].numel())
+        rows = write(aten.reshape.default, rows, [count])
+        gradient = write(aten.reshape.default, gradient, [count, width])
+    if padding >= 0:
+        kept = write(aten.unsqueeze.default, write(aten.ne.Scalar, rows, padding), -1)
+        gradient = write(aten.where.self, kept, gradient, write.filled(gradient, 0))
+    value = node.meta["val"]
+    table = write(aten.full.default, [length, width], 0, dtype=value.dtype, device=value.device)
+    return write(aten.index_add.default, table, 0, rows, gradient)
+
+
 def _index_add(write: Writer, base: fx.Node, dim: int, index: fx.Node, source: fx.Node) -> fx.Node:
     return write(aten.index_add.default, base, dim, index, source)
 
@@ -388,6 +425,7 @@ _REWRITES = {
     aten.index_put.default: _index_put,
     aten.scatter_reduce.two: _scatter_reduce,
     aten.split.Tensor: _split,
+    aten.embedding_dense_backward.default: _embedding_backward,
     **REDUCTIONS,
     **ROWS_BY_NUMBER,
     aten.slice.Tensor: _slice,

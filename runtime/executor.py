@@ -21,10 +21,11 @@ from torch import Tensor, fx
 from ..errors import DistcompileError, InputError, RankError
 from ..graphs import runnable
 from ..ir import Placement, Program, placement
+from ..sizes import as_traced
 from ..tree import Leaf
 from .autograd import Lockstep, enter, leave
 from .budget import Careful, compares_all_with_all
-from .inputs import bind_number, bind_sizes, check_branches, check_guards, check_leaves, number_in
+from .inputs import bind_number, bind_sizes, check_branches, check_guards, check_leaves, counted, number_in
 from .memory import Free, free, share
 from .partition import Partition
 from .plan import Division, divide
@@ -108,6 +109,7 @@ class Executor:
         raw = [_raw_shape(program, n) for n in output.args[0]]
         taken = [program.shape(n) if isinstance(n.meta["val"], Tensor) else () for n in output.args[0]]
         self._index_shapes = [*enumerate(raw), *enumerate(taken)]
+        self._counted = tuple(enumerate(_traced_shape(n) for n in output.args[0]))
         self._constants = _constants(program)
         leaf_of = {n: i for i, n in enumerate(n for n in self._index_program.graph.nodes if n.op == "placeholder")}
         self._leaf_of = {i: leaf_of[n] for i, n in enumerate(output.args[0]) if n in leaf_of}
@@ -255,12 +257,12 @@ class Executor:
         known = bind_sizes(self.program, leaves)
         with torch.no_grad(), as_written():
             try:
-                run = Careful(self.program, known).run if self._is_quadratic else runnable(self._index_program)
+                run = Careful(self.program, known).run if self._is_quadratic else runnable(self._index_program).forward
                 values = tuple(run(*[leaf.tensor.detach() for leaf in leaves]))
             except InputError:
                 raise
             except (IndexError, RuntimeError) as error:
-                check_branches(self.program, known, [leaf.tensor.detach() for leaf in leaves])
+                check_branches(self.program, known, [leaf.tensor.detach() for leaf in leaves], self._counted)
                 raise InputError(
                     f"The graph's integers are inconsistent: {str(error).splitlines()[0]}. "
                     "Check that edges, batch and offsets refer to rows that exist."
@@ -272,7 +274,7 @@ class Executor:
                     known.setdefault(size, n)
         for symbol, position in self.program.conditions:
             bind_number(self.program, known, symbol, number_in(values[position]))
-        check_guards(self.program, known)
+        check_guards(self.program, known, counted(values, self._counted))
         sizes = {s.name: int((s.all_of or s).symbol.xreplace(known)) for s in self.program.spaces}
         pointers = {i.name: values[i.source] for i in self._inputs if i.kind == "pointer"}
         self._check_ranges(values, sizes, known)
@@ -317,6 +319,12 @@ def _raw_shape(program: Program, node: fx.Node) -> tuple[sympy.Expr, ...]:
     value = node.meta["val"]
     shape = value.shape if isinstance(value, Tensor) else ()
     return tuple(program.size(program.capture.raw_size(n)) for n in shape)
+
+
+def _traced_shape(node: fx.Node) -> tuple[sympy.Expr, ...]:
+    """The shape of a tensor as the model asked about it: sizes that depend on values keep their own names."""
+    value = node.meta["val"]
+    return tuple(map(as_traced, value.shape)) if isinstance(value, Tensor) else ()
 
 
 def _check_range(value: Tensor, rows: int, label: str, what: str, negative: bool) -> None:

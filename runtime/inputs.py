@@ -8,6 +8,7 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
+from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from ..errors import GuardError, InputError
 from ..ir import Program
@@ -105,7 +106,9 @@ def bind_number(program: Program, known: dict[sympy.Symbol, int], symbol: sympy.
     known[symbol] = value
 
 
-def check_branches(program: Program, known: Mapping[sympy.Symbol, int], tensors: Sequence[torch.Tensor]) -> None:
+def check_branches(
+    program: Program, known: Mapping[sympy.Symbol, int], tensors: Sequence[torch.Tensor], shapes: Shapes
+) -> None:
     """Where the index program fails: whether it is because this graph takes another branch of the model.
 
     Sizes that hang on a branch are the example's, and do not fit together in a graph that takes another.
@@ -116,7 +119,8 @@ def check_branches(program: Program, known: Mapping[sympy.Symbol, int], tensors:
     assert program.index_program is not None
     values = _AsFarAsItGoes(program.index_program).run(*tensors)
     found = {symbol: values[position] for symbol, position in program.conditions if values[position] is not None}
-    check_guards(program, {**known, **{symbol: number_in(value) for symbol, value in found.items()}})
+    numbers = {symbol: number_in(value) for symbol, value in found.items()}
+    check_guards(program, {**known, **numbers}, counted(values, shapes))
 
 
 class _AsFarAsItGoes(fx.Interpreter):
@@ -133,11 +137,39 @@ class _AsFarAsItGoes(fx.Interpreter):
             return None
 
 
-def check_guards(program: Program, known: Mapping[sympy.Symbol, int | float]) -> None:
-    """Branches that the model took on the example's sizes must be the branches for these sizes."""
+Shapes = Sequence[tuple[int, tuple[sympy.Expr, ...]]]
+"""Of outputs of the index program, by position, their shapes in the symbols in which the model asked about sizes."""
+
+
+def counted(values: Sequence[Any], shapes: Shapes) -> dict[sympy.Symbol, int]:
+    """Sizes that depend on values (how many species there are), of this graph.
+
+    Args:
+        values: outputs of the index program; None for those that could not be computed.
+        shapes: see `Shapes`.
+    """
+    pairs = (
+        (size, n)
+        for position, shape in shapes
+        for size, n in zip(shape, getattr(values[position], "shape", ()), strict=False)
+    )
+    return {size: n for size, n in pairs if size.is_Symbol and symbol_is_type(size, SymT.UNBACKED_INT)}
+
+
+def check_guards(
+    program: Program, known: Mapping[sympy.Symbol, int | float], sizes: Mapping[sympy.Symbol, int] | None = None
+) -> None:
+    """Branches that the model took on the example's sizes must be the branches for these sizes.
+
+    Args:
+        program: the program.
+        known: sizes and numbers of this graph, in the symbols that the program knows them by.
+        sizes: see `counted`; what a branch of the example fixed is known by a number there.
+    """
     shape_env = program.capture.shape_env
     values = {symbol: sympy.sympify(value) for symbol, value in known.items()}
-    decided = {symbol: values[symbol] for symbol, _ in program.conditions if symbol in values}
+    decided = {symbol: sympy.Integer(n) for symbol, n in (sizes or {}).items()}
+    decided |= {symbol: values[symbol] for symbol, _ in program.conditions if symbol in values}
     for check in program.capture.checks:
         # Values that decided about a branch go in first: the example's took their place when they did.
         expr = program.size(shape_env.replace(check.xreplace(decided)))

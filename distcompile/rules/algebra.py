@@ -188,6 +188,24 @@ def layer_norm_backward(ctx: Context, node: fx.Node) -> Any:
     return Placement(dims), weight, weight
 
 
+_RIGHT_HAND_SIDE: dict[Any, int] = {
+    aten._linalg_solve_ex.default: 1,
+    aten.linalg_lu_solve.default: 2,
+    aten.linalg_solve_triangular.default: 1,
+}
+"""Operators that solve equations, and the position of what their columns are solved for."""
+
+
+def _rows_are_columns(ctx: Context, node: fx.Node, operands: list[fx.Node]) -> bool:
+    """Whether equations of one matrix are solved for rows, which are columns: ``solve(cell.T, x.T)``."""
+    at = _RIGHT_HAND_SIDE.get(node.target)
+    if at is None or not node.kwargs.get("left", True):
+        return False
+    sides: Any = node.args[at]
+    *others, columns = ctx.dims(sides)
+    return bool(columns) and not any(others) and not any(any(ctx.dims(n)) for n in operands if n is not sides)
+
+
 @rule(
     aten._linalg_det.default,
     aten._linalg_slogdet.default,
@@ -209,11 +227,16 @@ def per_matrix(ctx: Context, node: fx.Node) -> Any:
     operands = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
     matrices = next(ctx.dims(n) for n in operands if rank(n) == max(map(rank, operands)))
     batch = matrices[:-2]
+    values = node.meta["val"]
+    if _rows_are_columns(ctx, node, operands):
+        solved = Placement(ctx.dims(node.args[_RIGHT_HAND_SIDE[node.target]]))
+        if not isinstance(values, list | tuple):
+            return solved
+        return (solved, *(Placement(((),) * len(v.shape)) for v in values[1:]))
     for operand in operands:  # pivots and vectors have a dimension less than matrices
         dims = ctx.dims(operand)
         if dims[: len(batch)] != batch or any(dims[len(batch) :]):
             raise Refused("linear algebra over rows, or with matrices and vectors of different rows")
-    values = node.meta["val"]
     found = [
         Placement((*batch, *((),) * (len(v.shape) - len(batch))))
         for v in (values if isinstance(values, list | tuple) else [values])

@@ -142,14 +142,27 @@ def _check_row_local(ctx: Context, found: list[Access]) -> None:
 
 @rule(aten.index_put.default)
 def index_put(ctx: Context, node: fx.Node) -> Placement:
-    if len(node.args) < 4 or not node.args[3]:
-        raise Refused("rows overwritten through an index (only accumulating writes have a defined order)")
     found = accesses(node)
+    if len(node.args) < 4 or not node.args[3]:
+        return _overwritten(ctx, node, found)
     for written, given in zip(reversed(_indexed(ctx, node)), reversed(ctx.dims(node.args[2])), strict=False):
         if given:  # without rows, one value is written to all
             _check_in_step(written, given)
     rows = broadcast(ctx, [a.index for a in found], max(rank(a.index) for a in found))
     return _scattered(ctx, node, found, any(rows))
+
+
+def _overwritten(ctx: Context, node: fx.Node, found: list[Access]) -> Placement:
+    """Feature columns of each row overwritten by constant lists of columns."""
+    dims = ctx.dims(node.args[0])
+    if any(dims[a.dim] or any(ctx.dims(a.index)) for a in found):
+        raise Refused("rows overwritten through an index (only accumulating writes have a defined order)")
+    values: Any = node.args[2]
+    written = _indexed(ctx, node)[::-1]
+    for i, (theirs, size) in enumerate(zip(ctx.dims(values)[::-1], ctx.shape(values)[::-1], strict=True)):
+        if theirs != written[i] and not (size == 1 and not theirs):
+            raise Refused(f"rows of {_shown(written[i])} overwritten by rows of {_shown(theirs)}")
+    return Placement(dims)
 
 
 def reduction(node: fx.Node) -> Reduction:
