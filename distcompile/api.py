@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from torch import fx, nn
 from torch._subclasses import FakeTensor
 
 from .account import collectives
-from .capture import capture, quiet
+from .capture import capture
 from .errors import CaptureError, GuardError, NoIndexSpaceError, OutOfMemory, RankError, ValidationError
 from .explain import explain
 from .fit import Fit, free_here, needs, rows_of_ranks
@@ -27,6 +28,7 @@ from .runtime.executor import Executor, Prepared, device_of, fingerprint
 from .runtime.precision import as_written, precision
 from .runtime.world import World, default_world
 from .sizes import SMALLEST_SPACE
+from .threads import is_inside, one_at_a_time, quiet
 from .tree import Leaf, Tree, flatten
 from .validate import CHECKED, compare, smaller_graph, warn_unchecked
 
@@ -103,6 +105,8 @@ class DistributedModel:
         self._whole: set[tuple[tuple[int, ...], ...]] = set()
         """Shapes of graphs that a branch of the model is for in which there is nothing to divide."""
         self._names = _parameter_names(module, call)
+        self._lock = threading.RLock()
+        """Of several threads, one evaluates: programs keep the division of the last graph for the next."""
         self.captures = 0
         """How many programs were captured: one, and one more for each branch of the model that graphs made it take."""
 
@@ -115,6 +119,10 @@ class DistributedModel:
             OutOfMemory: this rank could not get the memory it needs.
         """
         leaves, tree = self._flatten(graph)
+        with self._lock:
+            return self._result(graph, leaves, tree)
+
+    def _result(self, graph: tuple[Any, ...], leaves: list[Leaf], tree: Tree) -> Any:
         for executor in self._matching(leaves, tree):
             try:
                 return self._evaluate(executor, leaves)
@@ -151,12 +159,13 @@ class DistributedModel:
     def _serving(self, graph: tuple[Any, ...]) -> tuple[Executor, list[Leaf], Prepared | None]:
         """A program, the graph object's leaves, and what was made of them to see that the program serves."""
         leaves, tree = self._flatten(graph)
-        for executor in self._matching(leaves, tree):
-            try:
-                return executor, leaves, executor.prepare(leaves)
-            except GuardError:
-                continue
-        return self._capture(graph), leaves, None
+        with self._lock:
+            for executor in self._matching(leaves, tree):
+                try:
+                    return executor, leaves, executor.prepare(leaves)
+                except GuardError:
+                    continue
+            return self._capture(graph), leaves, None
 
     def on(self, world: World) -> DistributedModel:
         """The same programs on another world; nothing is captured again."""
@@ -188,10 +197,11 @@ class DistributedModel:
         """
         executor, leaves, found = self._serving(graph)
         prepared = found or executor.prepare(leaves)
-        division = executor.layout(prepared).division
         free = free_here(self.world, device_of(leaves))
         assert isinstance(executor.fit, Fit)  # which keeps the tilings that it made
-        program, _ = executor.fit.choose(prepared.sizes, division, free)
+        with self._lock:
+            division = executor.layout(prepared).division
+            program, _ = executor.fit.choose(prepared.sizes, division, free)
         moved = [c for c in collectives(program) if c.space]
         predicted = needs(program, prepared.sizes, division)
         return [
@@ -208,7 +218,7 @@ class DistributedModel:
 
     def _flatten(self, graph: tuple[Any, ...]) -> tuple[list[Leaf], Tree]:
         leaves, tree = flatten(graph, counts=True)
-        if any(isinstance(leaf.tensor, FakeTensor | torch.SymInt) for leaf in leaves):
+        if is_inside() or any(isinstance(leaf.tensor, FakeTensor | torch.SymInt) for leaf in leaves):
             raise CaptureError(
                 "The model that is to be captured is a compiled one already, or calls one (distribute() changes a "
                 "calculator's model in place). Compile the stock model, or use the compiled one as it is."
@@ -235,8 +245,9 @@ class DistributedModel:
     def _capture(self, graph: tuple[Any, ...]) -> Executor:
         leaves, _ = self._flatten(graph)
         if self.lowering == "inductor":
-            get_ready()
-        with seldom_collected():
+            with one_at_a_time():
+                get_ready()
+        with one_at_a_time(), seldom_collected():  # garbage is collected as seldom in other threads, and that is all
             captured = capture(self._call, self._module, graph, [leaf.path for leaf in leaves])
             program = Program(captured, captured.graph_module)
             with as_written(), quiet():
@@ -281,7 +292,7 @@ class DistributedModel:
 
     def _lowered(self, program: Program) -> Program:
         if self.lowering == "inductor":
-            with compiling() as notify, as_written():
+            with one_at_a_time(), compiling() as notify, as_written():
                 lower(program, notify)
         return program
 

@@ -16,8 +16,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..shadows import replaced
 from ..side_by_side import beside
+from ..threads import replaced
 
 INDUCTOR: dict[str, Any] = {
     "assert_indirect_indexing": False,  # pointers were checked on the whole graph

@@ -25,8 +25,8 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..graphs import writes
-from ..shadows import replaced
 from ..side_by_side import cache_folder
+from ..threads import replaced, traced_apart
 from .cpp_library import OPTIMIZATION, compiled_together
 
 Code = Callable[[list[Any]], Sequence[Any]]
@@ -45,7 +45,7 @@ def generate(name: str, body: fx.GraphModule, examples: Callable[[], Examples]) 
     """
     from torch._inductor.codecache import PyCodeCache  # takes seconds to import
 
-    with torch.no_grad(), compiled_together(), _strides_multiplied_out():
+    with torch.no_grad(), traced_apart(), compiled_together(), _strides_multiplied_out():
         kept = cache_folder() / name
         if kept.exists() and (source := kept.read_text()):
             return PyCodeCache.load(source).call  # type: ignore[no-any-return]

@@ -204,6 +204,10 @@ class _LocalCommunicator(Communicator):
         return self._lockstep.meet(self.rank, "all_gather", value, lambda slots: [list(slots) for _ in slots])  # type: ignore[no-any-return]
 
 
+_using: dict[dist.ProcessGroup | None, threading.RLock] = {}
+"""Groups in which a thread has work going on: messages of two threads would be taken for each other."""
+
+
 class ProcessGroupWorld(World):
     """One rank a process over ``torch.distributed`` (gloo, nccl, mpi), as torchrun or SLURM start them.
 
@@ -228,7 +232,7 @@ class ProcessGroupWorld(World):
 
     def run(self, work: Callable[[Communicator], T]) -> list[T]:
         comm = _ProcessGroupCommunicator(self.rank, self.size, self._group)
-        with active(comm):
+        with _using.setdefault(self._group, threading.RLock()), active(comm):
             return [work(comm)]
 
 
