@@ -6,11 +6,12 @@ import functools
 import hashlib
 import inspect
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensor
 
 from .account import collectives
@@ -87,9 +88,10 @@ def compile(
     module = model if isinstance(model, nn.Module) else _module_of(model)
     compiled = DistributedModel(call, module, world or default_world(), memory, lowering)
     args = arguments(example_graph)
-    executor = _compile_everywhere(compiled, args)
-    if validate:
-        _validate(compiled, executor, args)
+    with _normally():
+        executor = _compile_everywhere(compiled, args)
+        if validate:
+            _validate(compiled, executor, args)
     return compiled
 
 
@@ -107,6 +109,8 @@ class DistributedModel:
         self._names = _parameter_names(module, call)
         self._lock = threading.RLock()
         """Of several threads, one evaluates: programs keep the division of the last graph for the next."""
+        self.trains = True
+        """Whether gradients are expected to be taken of what a module in training mode returns."""
         self.captures = 0
         """How many programs were captured: one, and one more for each branch of the model that graphs made it take."""
 
@@ -118,9 +122,10 @@ class DistributedModel:
             RankError: the ranks were given different graphs.
             OutOfMemory: this rank could not get the memory it needs.
         """
-        leaves, tree = self._flatten(graph)
-        with self._lock:
-            return self._result(graph, leaves, tree)
+        with _normally() as finished:
+            leaves, tree = self._flatten(graph)
+            with self._lock:
+                return finished(self._result(graph, leaves, tree))
 
     def _result(self, graph: tuple[Any, ...], leaves: list[Leaf], tree: Tree) -> Any:
         for executor in self._matching(leaves, tree):
@@ -263,18 +268,32 @@ class DistributedModel:
         return Executor(program, self.world, Fit(program, self.memory, self._lowered))
 
     def _evaluate(self, executor: Executor, leaves: list[Leaf]) -> Any:
+        carry, capture = self._carry(executor, leaves), executor.program.capture
+        later = capture.differentiates and not (self.trains and self._is_training)
         try:
-            results = executor(leaves, self._is_differentiable(executor))
+            results = executor(leaves, any(carry), later)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
             raise OutOfMemory(self._explain_memory(executor, leaves)) from error
-        return executor.program.capture.result.unflatten(results)
+        given = zip(results, carry, strict=True)
+        return capture.result.unflatten([r.detach() if isinstance(r, Tensor) and not c else r for r, c in given])
 
-    def _is_differentiable(self, executor: Executor) -> bool:
-        """Whether results carry gradients: a model that takes its gradients itself does so for training only."""
-        training = self._module is not None and self._module.training
-        return torch.is_grad_enabled() and (training or not executor.program.capture.differentiates)
+    @property
+    def _is_training(self) -> bool:
+        return self._module is not None and self._module.training
+
+    def _carry(self, executor: Executor, leaves: list[Leaf]) -> list[bool]:
+        """Which results carry gradients: those that do in the stock model, if it is in the mode of the capture.
+
+        In the other mode, a model that takes its gradients itself has results that carry gradients for training only.
+        """
+        capture = executor.program.capture
+        if not torch.is_grad_enabled():
+            return [False] * len(capture.origins)
+        if self._is_training is not capture.training:
+            return [self._is_training or not capture.differentiates] * len(capture.origins)
+        return [o is not None and o.carry(leaves) for o in capture.origins]
 
     def _explain_memory(self, executor: Executor, leaves: list[Leaf]) -> str:
         """What an evaluation that ran out of memory was predicted to need, and what to do."""
@@ -295,6 +314,22 @@ class DistributedModel:
             with one_at_a_time(), compiling() as notify, as_written():
                 lower(program, notify)
         return program
+
+
+@contextmanager
+def _normally() -> Iterator[Callable[[Any], Any]]:
+    """Leave inference mode, in which nothing could be kept for later calls; what is given back is as made in it."""
+    if not torch.is_inference_mode_enabled():
+        yield lambda result: result
+        return
+
+    def finished(result: Any) -> Any:
+        leaves, tree = flatten(result)
+        with torch.inference_mode():
+            return tree.unflatten([x.clone() if isinstance(x, Tensor) else x for x in (leaf.tensor for leaf in leaves)])
+
+    with torch.inference_mode(False), torch.no_grad():
+        yield finished
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -40,6 +40,7 @@ from .errors import CaptureError, DistcompileError
 from .fakes import Fakes, fake
 from .host import BuildsNoIndices, LeftTorch
 from .mutations import NoRule, without_mutations
+from .origins import Origins, origins
 from .runtime.precision import Precision, as_written, nothing_kept, precision
 from .shadows import Comparison
 from .threads import one_at_a_time, quiet, refusing_compiled_code, replaced, traced_apart
@@ -72,6 +73,10 @@ class Capture:
     of the result."""
     differentiates: bool = False
     """Whether the call takes gradients itself (forces)."""
+    training: bool = False
+    """Whether the model was in training mode."""
+    origins: tuple[Origins | None, ...] = ()
+    """For each result, whether it carries gradients in that mode, and to what."""
     precision: Precision = ()
     """What autocast did when the call was captured: under another one it is another program."""
     loops: tuple[str, ...] = ()
@@ -182,6 +187,8 @@ def capture(
         tuple(dict.fromkeys(cures.comparisons)),
         conditions,
         cures.differentiates,
+        model is not None and model.training,
+        origins(functional, trace.fakes, trace.returned),
         precision(),
         tuple(cures.conversions.loops.of(trace.rows)),
     )
@@ -192,6 +199,8 @@ class _Trace:
     graph_module: fx.GraphModule
     fakes: list[Tensor]
     result: Tree
+    returned: list[Any]
+    """The values of the result, before they were nodes."""
     mode: Fakes
 
     @property
@@ -234,14 +243,14 @@ def _trace(
     if not cures.keeps_all_values:
         mode.widest = 9 * max((n for leaf in leaves for n in leaf.tensor.shape), default=1)  # a matrix for each row
     fakes = [fake(mode, leaf.tensor, i) for i, leaf in enumerate(leaves)]
-    result: list[Tree] = []
+    result: list[tuple[Tree, list[Any]]] = []
 
     def flat_call(*tensors: Tensor) -> list[Any]:
         with maybe_enable_thunkify():  # most of what is asked of sizes is asked by shape rules: not for the graph
             out = call(*tree.unflatten(tensors))
         out_leaves, out_tree = flatten(out)  # copies containers: the user's stay as they are
-        result.append(out_tree)
-        return [leaf.tensor for leaf in out_leaves]
+        result.append((out_tree, [leaf.tensor for leaf in out_leaves]))
+        return result[-1][1]
 
     with (
         mode,
@@ -254,7 +263,7 @@ def _trace(
         traced = make_fx(
             flat_call, decompositions.TABLE, "real", _allow_non_fake_inputs=True, record_stack_traces=True
         )(*fakes)
-    return _Trace(traced, fakes, result[-1], mode)
+    return _Trace(traced, fakes, *result[-1], mode)
 
 
 def _keep_conditions(trace: _Trace) -> tuple[sympy.Symbol, ...]:
