@@ -106,7 +106,7 @@ class DistributedModel:
         self._executors: list[Executor] = []
         self._whole: set[tuple[tuple[int, ...], ...]] = set()
         """Shapes of graphs that a branch of the model is for in which there is nothing to divide."""
-        self._names = _parameter_names(module, call)
+        self._names = _parameter_names(call)
         self._lock = threading.RLock()
         """Of several threads, one evaluates: programs keep the division of the last graph for the next."""
         self.trains = True
@@ -366,10 +366,11 @@ def _module_of(call: Any) -> nn.Module | None:
     return owner if isinstance(owner, nn.Module) else None
 
 
-def _parameter_names(module: nn.Module | None, call: Callable[..., Any]) -> list[str]:
+def _parameter_names(call: Callable[..., Any]) -> list[str]:
     """What the model calls its positional inputs, for messages."""
     try:
-        parameters = inspect.signature(module.forward if module is not None else call).parameters
+        function = call.func if isinstance(call, functools.partial) else call
+        parameters = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters
     except (TypeError, ValueError):
         return []
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

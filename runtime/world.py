@@ -230,6 +230,13 @@ class ProcessGroupWorld(World):
     def __repr__(self) -> str:
         return f"ProcessGroupWorld(rank={self.rank}, size={self.size})"
 
+    def __deepcopy__(self, memo: Any) -> ProcessGroupWorld:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[[], World], tuple[()]]:
+        """In another process, the ranks that there are there."""
+        return default_world, ()
+
     def run(self, work: Callable[[Communicator], T]) -> list[T]:
         comm = _ProcessGroupCommunicator(self.rank, self.size, self._group)
         with _using.setdefault(self._group, threading.RLock()), active(comm):
