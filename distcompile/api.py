@@ -6,16 +6,18 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensor
 
 from .account import collectives, stretches
-from .capture import capture, quiet
+from .capture import capture
 from .errors import (
     CaptureError,
     GuardError,
@@ -38,6 +40,7 @@ from .rows import differs_in_few_rows, fitted, has_more_rows
 from .runtime.executor import Executor, Prepared, agree, device_of, fingerprint
 from .runtime.precision import as_written, precision
 from .runtime.world import World, default_world
+from .threads import is_inside, one_at_a_time, quiet
 from .tree import Leaf, Tree, flatten
 from .validate import CHECKED, compare, gradients, smaller_graph, warn_unchecked
 
@@ -87,10 +90,11 @@ def compile(
         model, example_graph, model_kwargs=model_kwargs, world=world, lowering=lowering, memory=memory
     )
     args = arguments(example_graph)
-    if executor is None:
-        _warn_of_nothing(compiled, args)
-    elif validate:
-        _validate(compiled, executor, args)
+    with _normally():
+        if executor is None:
+            _warn_of_nothing(compiled, args)
+        elif validate:
+            _validate(compiled, executor, args)
     return compiled
 
 
@@ -120,7 +124,8 @@ def compiled_for(
     call = functools.partial(model, **(model_kwargs or {}))
     module = model if isinstance(model, nn.Module) else _module_of(model)
     compiled = DistributedModel(call, module, world or default_world(), memory, lowering)
-    return compiled, _compile_everywhere(compiled, arguments(example_graph))
+    with _normally():
+        return compiled, _compile_everywhere(compiled, arguments(example_graph))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +150,11 @@ class DistributedModel:
         self._undividable: list[_Example] = []
         """Graphs in which there was nothing to divide: of a few atoms, or for a branch of the model without edges."""
         self._undivided_calls = 0
-        self._names = _parameter_names(module, call)
+        self._names = _parameter_names(call)
+        self._lock = threading.RLock()
+        """Of several threads, one evaluates: programs keep the division of the last graph for the next."""
+        self.trains = True
+        """Whether gradients are expected to be taken of what a module in training mode returns."""
         self.captures = 0
         """How many programs were captured: one, and one more for each branch of the model that graphs made it take."""
 
@@ -157,7 +166,12 @@ class DistributedModel:
             RankError: the ranks were given different graphs.
             OutOfMemory: this rank could not get the memory it needs.
         """
-        leaves, tree = self._flatten(graph)
+        with _normally() as finished:
+            leaves, tree = self._flatten(graph)
+            with self._lock:
+                return finished(self._result(graph, leaves, tree))
+
+    def _result(self, graph: tuple[Any, ...], leaves: list[Leaf], tree: Tree) -> Any:
         for executor in self._matching(leaves, tree):
             try:
                 return self._evaluate(executor, fitted(executor.program, leaves))
@@ -189,13 +203,14 @@ class DistributedModel:
     def _serving(self, graph: tuple[Any, ...]) -> tuple[Executor, list[Leaf], Prepared | None]:
         """A program, the graph object's leaves, and what was made of them to see that the program serves."""
         leaves, tree = self._flatten(graph)
-        for executor in self._matching(leaves, tree):
-            given = fitted(executor.program, leaves)
-            try:
-                return executor, given, executor.prepare(given)
-            except GuardError:
-                continue
-        return self._capture(graph), leaves, None
+        with self._lock:
+            for executor in self._matching(leaves, tree):
+                given = fitted(executor.program, leaves)
+                try:
+                    return executor, given, executor.prepare(given)
+                except GuardError:
+                    continue
+            return self._capture(graph), leaves, None
 
     def on(self, world: World) -> DistributedModel:
         """The same programs on another world; nothing is captured again."""
@@ -244,10 +259,11 @@ class DistributedModel:
         except NoIndexSpaceError:
             return []
         prepared = found or executor.prepare(leaves)
-        division = executor.layout(prepared).division
         free = free_here(self.world, device_of(leaves))
         assert isinstance(executor.fit, Fit)  # which keeps the tilings that it made
-        program, _ = executor.fit.choose(prepared.sizes, division, free)
+        with self._lock:
+            division = executor.layout(prepared).division
+            program, _ = executor.fit.choose(prepared.sizes, division, free)
         moved = [c for c in collectives(program) if c.space]
         predicted = needs(program, prepared.sizes, division)
         return [
@@ -264,7 +280,7 @@ class DistributedModel:
 
     def _flatten(self, graph: tuple[Any, ...]) -> tuple[list[Leaf], Tree]:
         leaves, tree = flatten(graph, counts=True)
-        if any(isinstance(leaf.tensor, FakeTensor | torch.SymInt) for leaf in leaves):
+        if is_inside() or any(isinstance(leaf.tensor, FakeTensor | torch.SymInt) for leaf in leaves):
             raise CaptureError(
                 "The model that is to be captured is a compiled one already, or calls one (distribute() changes a "
                 "calculator's model in place). Compile the stock model, or use the compiled one as it is."
@@ -307,8 +323,9 @@ class DistributedModel:
 
     def _captured(self, graph: tuple[Any, ...], leaves: list[Leaf]) -> Executor:
         if self.lowering == "inductor":
-            get_ready()
-        with seldom_collected():
+            with one_at_a_time():
+                get_ready()
+        with one_at_a_time(), seldom_collected():  # garbage is collected as seldom in other threads, and that is all
             captured = capture(self._call, self._module, graph, [leaf.path for leaf in leaves])
             program = Program(captured, captured.graph_module)
             with as_written(), quiet():
@@ -325,18 +342,32 @@ class DistributedModel:
         return Executor(program, self.world, Fit(program, self.memory, self._lowered))
 
     def _evaluate(self, executor: Executor, leaves: list[Leaf]) -> Any:
+        carry, capture = self._carry(executor, leaves), executor.program.capture
+        later = capture.differentiates and not (self.trains and self._is_training)
         try:
-            results = executor(leaves, self._is_differentiable(executor))
+            results = executor(leaves, any(carry), later)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
             raise OutOfMemory(self._explain_memory(executor, leaves)) from error
-        return executor.program.capture.result.unflatten(results)
+        given = zip(results, carry, strict=True)
+        return capture.result.unflatten([r.detach() if isinstance(r, Tensor) and not c else r for r, c in given])
 
-    def _is_differentiable(self, executor: Executor) -> bool:
-        """Whether results carry gradients: a model that takes its gradients itself does so for training only."""
-        training = self._module is not None and self._module.training
-        return torch.is_grad_enabled() and (training or not executor.program.capture.differentiates)
+    @property
+    def _is_training(self) -> bool:
+        return self._module is not None and self._module.training
+
+    def _carry(self, executor: Executor, leaves: list[Leaf]) -> list[bool]:
+        """Which results carry gradients: those that do in the stock model, if it is in the mode of the capture.
+
+        In the other mode, a model that takes its gradients itself has results that carry gradients for training only.
+        """
+        capture = executor.program.capture
+        if not torch.is_grad_enabled():
+            return [False] * len(capture.origins)
+        if self._is_training is not capture.training:
+            return [self._is_training or not capture.differentiates] * len(capture.origins)
+        return [o is not None and o.carry(leaves) for o in capture.origins]
 
     def _explain_memory(self, executor: Executor, leaves: list[Leaf]) -> str:
         """What an evaluation that ran out of memory was predicted to need, and what to do."""
@@ -354,7 +385,7 @@ class DistributedModel:
 
     def _lowered(self, program: Program) -> Program:
         if self.lowering == "inductor":
-            with compiling() as notify, as_written():
+            with one_at_a_time(), compiling() as notify, as_written():
                 lower(program, notify)
         return program
 
@@ -383,6 +414,22 @@ def _warn_of_nothing(compiled: DistributedModel, args: tuple[Any, ...]) -> None:
         )
 
 
+@contextmanager
+def _normally() -> Iterator[Callable[[Any], Any]]:
+    """Leave inference mode, in which nothing could be kept for later calls; what is given back is as made in it."""
+    if not torch.is_inference_mode_enabled():
+        yield lambda result: result
+        return
+
+    def finished(result: Any) -> Any:
+        leaves, tree = flatten(result)
+        with torch.inference_mode():
+            return tree.unflatten([x.clone() if isinstance(x, Tensor) else x for x in (leaf.tensor for leaf in leaves)])
+
+    with torch.inference_mode(False), torch.no_grad():
+        yield finished
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether an error is one of the several that Python and torch have for memory that is not to be had."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
@@ -401,10 +448,11 @@ def _module_of(call: Any) -> nn.Module | None:
     return owner if isinstance(owner, nn.Module) else None
 
 
-def _parameter_names(module: nn.Module | None, call: Callable[..., Any]) -> list[str]:
+def _parameter_names(call: Callable[..., Any]) -> list[str]:
     """What the model calls its positional inputs, for messages."""
     try:
-        parameters = inspect.signature(module.forward if module is not None else call).parameters
+        function = call.func if isinstance(call, functools.partial) else call
+        parameters = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters
     except (TypeError, ValueError):
         return []
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -469,7 +517,8 @@ def _validate(compiled: DistributedModel, executor: Executor, args: tuple[Any, .
 def _check(compiled: DistributedModel, executor: Executor, leaves: list[Leaf], tree: Tree, where: str) -> None:
     found = executor(leaves)
     with torch.enable_grad():
-        outside = compiled._is_differentiable(executor)
+        # A model that takes its gradients itself is differentiated from outside for training, and hardly ever else.
+        outside = compiled._is_training or not executor.program.capture.differentiates
         given = _differentiable(leaves, outside)
         try:
             expected, _ = flatten(compiled._call(*tree.unflatten([leaf.tensor.clone() for leaf in given])))

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from .aliases import ALIASES
-from .api import DistributedModel, Lowering, compile
+from .api import DistributedModel, Lowering
+from .entries import (
+    Options,
+    Received,
+    Watch,
+    enter,
+    entries,
+    now,
+    only_receiving,
+    warn_undistributed,
+    watching,
+)
+from .holders import calculators_in, models_in
 from .load import load
-from .runtime.world import World, default_world
+from .runtime.world import World
 from .told import told
-from .tree import flatten
 
 
 def load_calculator(name: str) -> Any:
@@ -40,8 +51,12 @@ def distribute(
 ) -> Any:
     """Switch every model that an ASE calculator holds to a compiled one; compiled at its first call.
 
+    Of a model, ``forward`` and every other method that computes with its weights are compiled. Models that the
+    calculator is given later are switched at its next call. A copy of the calculator, or one that was sent to another
+    process, is switched too, and compiles anew.
+
     Args:
-        calculator: any ASE calculator that holds an ``nn.Module``; changed in place.
+        calculator: any ASE calculator that holds an ``nn.Module``, or other calculators that do; changed in place.
         world: who executes; the default process group if there is one, else one rank.
         memory: bytes that a rank may use for one evaluation.
         lowering: as for `distcompile.compile`.
@@ -52,42 +67,109 @@ def distribute(
     Raises:
         TypeError: the calculator holds no ``nn.Module``.
     """
-    modules = _modules(calculator)
-    if not modules:
+    options = Options(world, memory, lowering)
+    if not _switch(calculator, options):
         raise TypeError(
             f"{type(calculator).__name__} holds no torch.nn.Module in its attributes, so there is no model to "
-            "distribute. Pass the calculator that wraps the model itself."
+            "distribute. Pass the calculator that wraps the model itself; if it makes its model when it is first "
+            "used, use it once before."
         )
-    for module in modules:
-        if not isinstance(module.forward, _Forward):
-            module.forward = _Forward(module, world or default_world(), memory, lowering)  # type: ignore[method-assign]
+    if callable(getattr(type(calculator), "calculate", None)) and not isinstance(calculator.calculate, _Calculate):
+        calculator.calculate = _Calculate(calculator, options)
+        _forget(calculator)  # the next results are of the switched models
     return calculator
+
+
+def _forget(calculator: Any) -> None:
+    """Drop the results that calculators keep, each its own."""
+    for one in calculators_in(calculator):
+        if callable(getattr(one, "reset", None)):
+            one.reset()
+        elif hasattr(one, "results"):
+            one.atoms, one.results = None, {}
+
+
+def _switch(calculator: Any, options: Options) -> list[nn.Module]:
+    """Put entries into all models of a calculator; returns the models."""
+    modules = models_in(calculator)
+    for module in modules:
+        enter(module, options)
+    return modules
+
+
+class _Calculate:
+    """Takes the place of a calculator's ``calculate``: switches models that are new, says what was not distributed."""
+
+    def __init__(self, calculator: Any, options: Options) -> None:
+        self.__setstate__((calculator, options, vars(calculator).get("calculate")))
+
+    def __getstate__(self) -> Any:
+        return self._calculator, self._options, self._own
+
+    def __setstate__(self, state: Any) -> None:
+        self._calculator, self._options, self._own = state
+        self._known: list[nn.Module] = []
+        """Models that were seen to compute nothing elsewhere."""
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """The stock method."""
+        if self._own is not None:
+            return self._own  # type: ignore[no-any-return]
+        return type(self._calculator).calculate.__get__(self._calculator)  # type: ignore[no-any-return]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        modules = _switch(self._calculator, self._options)
+        result = self._run(modules, args, kwargs)
+        made = _switch(self._calculator, self._options)
+        return result if _same(made, modules) else self._run(made, args, kwargs)  # made by the calculation itself
+
+    def _run(self, modules: list[nn.Module], args: Any, kwargs: Any) -> Any:
+        if _same(modules, self._known):
+            return self.__wrapped__(*args, **kwargs)
+        found: set[str] = set()
+        start = now()
+        with watching(Watch(modules, found.update)):
+            result = self.__wrapped__(*args, **kwargs)
+        who = type(self._calculator).__name__
+        if found:
+            warn_undistributed(who, found)
+        elif not any(entry.last and entry.last[0] > start for m in modules for entry in entries(m)):
+            methods = [f"{type(m).__name__}.{entry.name}" for m in modules for entry in entries(m)]
+            warnings.warn(
+                f"{who} computed without a call of a model that distcompile distributes, so it ran whole on every "
+                f"rank. Found were {', '.join(methods)}: let it call one of these, with tensors.",
+                stacklevel=2,
+            )
+        else:
+            self._known = modules
+        return result
+
+
+def _same(one: Sequence[nn.Module], other: Sequence[nn.Module]) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
 def statistics(calculator: Any) -> list[dict[str, Any]]:
     """`DistributedModel.stats` of a distributed calculator's last evaluation; empty before the first."""
-    for module in _modules(calculator):
-        if isinstance(module.forward, _Forward) and module.forward.last is not None:
-            model, args = module.forward.last
-            return model.stats(*args)
-    return []
+    ran = [entry.last for module in models_in(calculator) for entry in entries(module) if entry.last is not None]
+    if not ran:
+        return []
+    _, model, args = max(ran, key=lambda last: last[0])
+    return model.stats(*args)
 
 
 def received(calculator: Any, atoms: Any) -> tuple[DistributedModel, tuple[Any, ...]]:
     """The compiled model that a distributed calculator calls for a structure, and what it calls it with.
 
-    The model is not called: this takes what the calculator itself does, its neighbour list and its graph object.
+    The model is not called: this takes what the calculator itself does, its neighbour list and its graph object. Of
+    several models, it is the first that is called.
     """
-    forwards = [m.forward for m in _modules(calculator) if isinstance(m.forward, _Forward)]
-    for forward in forwards:
-        forward.only_receives = True
     try:
-        calculate(calculator, atoms)
-    except _Received as found:
+        with only_receiving():
+            calculate(calculator, atoms)
+    except Received as found:
         return found.model, found.graph
-    finally:
-        for forward in forwards:
-            forward.only_receives = False
     raise TypeError(f"{type(calculator).__name__} did not call its model.")
 
 
@@ -96,74 +178,5 @@ def calculate(calculator: Any, atoms: Any) -> None:
     wanted = [p for p in ("energy", "forces", "stress", "magmoms") if p in calculator.implemented_properties]
     if not atoms.pbc.all() and "stress" in wanted:
         wanted.remove("stress")  # ASE refuses a stress without a cell
-    calculator.reset()
+    _forget(calculator)
     calculator.calculate(atoms.copy(), wanted, ["positions", "numbers", "cell", "pbc"])
-
-
-class _Received(BaseException):
-    """Takes what a calculator calls its model with past whatever the calculator does with exceptions."""
-
-    def __init__(self, model: DistributedModel, graph: tuple[Any, ...]) -> None:
-        super().__init__()
-        self.model, self.graph = model, graph
-
-
-class _Forward:
-    """Takes the place of a module's ``forward``; one compiled model for each set of keyword options."""
-
-    def __init__(self, module: nn.Module, world: World, memory: int | None, lowering: Lowering) -> None:
-        self._stock = module.forward
-        self._options: dict[str, Any] = {"world": world, "memory": memory, "lowering": lowering}
-        self._models: dict[str, DistributedModel] = {}
-        self.last: tuple[DistributedModel, tuple[Any, ...]] | None = None
-        self.only_receives = False
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with_tensors = {name: value for name, value in kwargs.items() if flatten(value)[0]}
-        options = {name: value for name, value in kwargs.items() if name not in with_tensors}
-        graph = (*args, with_tensors) if with_tensors else args
-        key = repr(sorted(options.items()))
-        if key not in self._models:
-            stock = _WithTensors(self._stock) if with_tensors else self._stock
-            self._models[key] = compile(stock, graph, model_kwargs=options, **self._options)
-        model = self._models[key]
-        if self.only_receives:
-            raise _Received(model, graph)
-        self.last = (model, graph)
-        # A model that takes its forces itself returns plain numbers, in training mode too; the calculator counts on it.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not model.differentiates):
-            return model(*graph)
-
-
-class _WithTensors:
-    """Calls a forward whose last positional argument holds the keyword arguments that are tensors."""
-
-    def __init__(self, forward: Callable[..., Any]) -> None:
-        self._forward = forward
-        self.__self__ = getattr(forward, "__self__", None)
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        *positional, keywords = args
-        return self._forward(*positional, **keywords, **options)
-
-
-def _modules(calculator: Any) -> list[nn.Module]:
-    """The models of a calculator: its modules with weights, if any has, not what prepares their graphs."""
-    found = list(_outermost(calculator))
-    return [module for module in found if next(module.parameters(), None) is not None] or found
-
-
-def _outermost(holder: Any, depth: int = 3) -> Iterator[nn.Module]:
-    """The outermost modules in an object's attributes and their containers."""
-    if isinstance(holder, nn.Module):
-        yield holder
-    elif depth:
-        if isinstance(holder, dict):
-            inside = list(holder.values())
-        elif isinstance(holder, list | tuple):
-            inside = list(holder)
-        else:
-            inside = list(getattr(holder, "__dict__", {}).values())
-        for value in inside:
-            if not isinstance(value, str | bytes | int | float | type):
-                yield from _outermost(value, depth - 1)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -33,7 +32,6 @@ from torch.fx.experimental.symbolic_shapes import (
     PropagateUnbackedSymInts,
     ShapeEnv,
 )
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from . import decompositions
@@ -42,8 +40,10 @@ from .errors import CaptureError, DistcompileError
 from .fakes import Fakes, fake
 from .host import BuildsNoIndices, LeftTorch
 from .mutations import NoRule, without_mutations
+from .origins import Origins, origins
 from .runtime.precision import Precision, as_written, nothing_kept, precision
-from .shadows import Comparison, replaced
+from .shadows import Comparison
+from .threads import one_at_a_time, quiet, refusing_compiled_code, replaced, traced_apart
 from .tree import Leaf, Tree, flatten
 
 
@@ -73,6 +73,10 @@ class Capture:
     of the result."""
     differentiates: bool = False
     """Whether the call takes gradients itself (forces)."""
+    training: bool = False
+    """Whether the model was in training mode."""
+    origins: tuple[Origins | None, ...] = ()
+    """For each result, whether it carries gradients in that mode, and to what."""
     precision: Precision = ()
     """What autocast did when the call was captured: under another one it is another program."""
     loops: tuple[str, ...] = ()
@@ -140,7 +144,13 @@ def capture(
     if not leaves:
         raise CaptureError("The example holds no tensors: pass the graph object that the model's forward takes.")
     try:
-        with functorch_config.patch(fake_tensor_propagate_real_tensors=True), quiet(), nothing_kept(), _mended():
+        with (
+            one_at_a_time(),
+            functorch_config.patch(fake_tensor_propagate_real_tensors=True),  # which torch keeps for each thread
+            quiet(),
+            nothing_kept(),
+            _mended(),
+        ):
             cures = Cures()
             trace: _Trace | None = None
             while trace is None or cures.learn(trace.shape_env, trace.sizes, trace.rows):
@@ -177,6 +187,8 @@ def capture(
         tuple(dict.fromkeys(cures.comparisons)),
         conditions,
         cures.differentiates,
+        model is not None and model.training,
+        origins(functional, trace.fakes, trace.returned),
         precision(),
         tuple(cures.conversions.loops.of(trace.rows)),
     )
@@ -187,6 +199,8 @@ class _Trace:
     graph_module: fx.GraphModule
     fakes: list[Tensor]
     result: Tree
+    returned: list[Any]
+    """The values of the result, before they were nodes."""
     mode: Fakes
 
     @property
@@ -229,20 +243,27 @@ def _trace(
     if not cures.keeps_all_values:
         mode.widest = 9 * max((n for leaf in leaves for n in leaf.tensor.shape), default=1)  # a matrix for each row
     fakes = [fake(mode, leaf.tensor, i) for i, leaf in enumerate(leaves)]
-    result: list[Tree] = []
+    result: list[tuple[Tree, list[Any]]] = []
 
     def flat_call(*tensors: Tensor) -> list[Any]:
         with maybe_enable_thunkify():  # most of what is asked of sizes is asked by shape rules: not for the graph
             out = call(*tree.unflatten(tensors))
         out_leaves, out_tree = flatten(out)  # copies containers: the user's stay as they are
-        result.append(out_tree)
-        return [leaf.tensor for leaf in out_leaves]
+        result.append((out_tree, [leaf.tensor for leaf in out_leaves]))
+        return result[-1][1]
 
-    with mode, cures.applied(model, fakes), torch.enable_grad(), _helpers_recorded(), sdpa_kernel(SDPBackend.MATH):
+    with (
+        mode,
+        cures.applied(model, fakes),
+        torch.enable_grad(),
+        _helpers_recorded(),
+        refusing_compiled_code(),
+        torch.autograd.set_multithreading_enabled(False),  # backward in this thread, too, whatever the device
+    ):
         traced = make_fx(
             flat_call, decompositions.TABLE, "real", _allow_non_fake_inputs=True, record_stack_traces=True
         )(*fakes)
-    return _Trace(traced, fakes, result[-1], mode)
+    return _Trace(traced, fakes, *result[-1], mode)
 
 
 def _keep_conditions(trace: _Trace) -> tuple[sympy.Symbol, ...]:
@@ -345,6 +366,7 @@ def _mended() -> Iterator[None]:
 
     stock = torch._meta_registrations._linalg_broadcast_batch_dims_name
     with (
+        traced_apart(),
         replaced(torch._meta_registrations, "_linalg_broadcast_batch_dims_name", broadcast),
         replaced(proxy_tensor, "HANDLED_TYPES", _Followed(proxy_tensor.HANDLED_TYPES)),
         replaced(proxy_tensor, "_extract_tensor_metadata", lambda value: None),
@@ -358,22 +380,6 @@ class _Followed(tuple[type, ...]):
     def __contains__(self, kind: Any) -> bool:
         is_weight = issubclass(kind, nn.Parameter) and kind.__torch_dispatch__ is nn.Parameter.__torch_dispatch__
         return is_weight or super().__contains__(kind)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence what torch logs while it takes the example's side of a branch: we record and check that ourselves."""
-    import logging
-
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _explained(error: Exception) -> CaptureError:

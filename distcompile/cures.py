@@ -27,12 +27,13 @@ from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
 
-from .functions import substitute
+from .functions import attention, substitute
 from .host import LeftTorch, Place, as_host_function, leaves_torch, places_of
 from .kept import nothing_kept
 from .runtime.halo import stop_gradient
-from .shadows import Comparison, Conversions, Namespace, compared, mathematics, replaced, size_of, symbolic_mathematics
-from .torchscript import ScriptedModule, scripted_function
+from .shadows import Comparison, Conversions, Namespace, compared, mathematics, size_of, symbolic_mathematics
+from .threads import for_this_thread, replaced
+from .torchscript import scripts_as_python
 
 TRIED = 8
 """How many functions around a failure are tried as single steps: each takes a capture up to there."""
@@ -61,18 +62,18 @@ class Cures:
         """Apply every cure to `model` and to all Python code that uses torch, for the time of one capture."""
         with ExitStack() as stack:
             stack.enter_context(nothing_kept(model))
-            if model is not None:
-                stack.enter_context(_scripted_parts_as_python(model))
-            instead = mathematics()
+            stack.enter_context(scripts_as_python())
+            instead, builtin = mathematics(), {"len": for_this_thread(size_of, len)}
             for module in _modules_with_torch():
-                stack.enter_context(_python_globals(vars(module), {"len": size_of}, instead))
+                stack.enter_context(_python_globals(vars(module), builtin, instead))
             for space in self.conversions.namespaces():
                 stack.enter_context(_python_globals(space, self.conversions.shadows(), {}))
             stack.enter_context(symbolic_mathematics(instead))
             stack.enter_context(self.conversions.watched())
             self.comparisons.clear()
             stack.enter_context(compared(self.comparisons))
-            stack.enter_context(torch.backends.opt_einsum.flags(enabled=False))
+            stack.enter_context(replaced(type(torch.backends.opt_einsum), "enabled", False))
+            stack.enter_context(replaced(nn.functional, "scaled_dot_product_attention", attention))
             for place in self._host:
                 stack.enter_context(as_host_function(place, only_indices=place is self._failing))
             constructors = _Constructors(self.bincounts, leaves)
@@ -229,28 +230,6 @@ def _is_outside_of_gradients(func: Any, args: tuple[Any, ...], result: Tensor) -
 _STOPS = (Tensor.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
 
 
-@contextmanager
-def _scripted_parts_as_python(model: nn.Module) -> Iterator[None]:
-    """Stand-ins for scripted submodules, and for scripted functions that modules hold as attributes."""
-    swapped: list[tuple[dict[str, Any], str, Any]] = []
-    for parent in list(model.modules()):
-        if isinstance(parent, torch.jit.ScriptModule):
-            continue
-        for name, child in list(parent._modules.items()):
-            if isinstance(child, torch.jit.ScriptModule):
-                swapped.append((parent._modules, name, child))
-                parent._modules[name] = ScriptedModule(child)
-        for name, value in list(vars(parent).items()):
-            if isinstance(value, torch.jit.ScriptFunction):
-                swapped.append((vars(parent), name, value))
-                vars(parent)[name] = scripted_function(value)
-    try:
-        yield
-    finally:
-        for space, name, scripted in swapped:
-            space[name] = scripted
-
-
 def _modules_with_torch() -> list[Any]:
     """Python modules, other than torch's and ours, that compute with torch: the model's, its graph's, any helper's."""
     return [
@@ -267,16 +246,14 @@ def _is_torch(value: Any) -> bool:
 
 @contextmanager
 def _python_globals(space: Namespace, shadows: dict[str, Any], instead: dict[Any, Any]) -> Iterator[None]:
-    """Shadow builtins, swap TorchScript functions and functions that `instead` names in one module's globals."""
-    before = {k: v for k, v in list(space.items()) if isinstance(v, torch.jit.ScriptFunction)}
-    swapped = {name: scripted_function(function) for name, function in before.items()}
+    """Shadow builtins, and swap functions that `instead` names, in one module's globals."""
     known = {k: v for k, v in list(space.items()) if isinstance(v, BuiltinFunctionType) and v in instead}
-    swapped |= {name: instead[function] for name, function in known.items()}
+    swapped = {name: for_this_thread(instead[function], function) for name, function in known.items()}
     added = {name: shadow for name, shadow in shadows.items() if name not in space}
     space.update(swapped | added)
     try:
         yield
     finally:
-        space.update(before | known)
+        space.update(known)
         for name in added:
             del space[name]

@@ -30,6 +30,7 @@ _REDUCES = (torch.index_reduce, Tensor.index_reduce, Tensor.index_reduce_)
 _TRIANGLES = (torch.triu_indices, torch.tril_indices)
 _TAKES = (torch.take_along_dim, Tensor.take_along_dim)
 _DETERMINANTS = (torch.det, torch.linalg.det, Tensor.det)
+_ATTENTIONS = (nn.functional.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
 
 
 def substitute(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
@@ -54,6 +55,8 @@ def substitute(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return lambda: _triangle(function is torch.triu_indices, *args, **kwargs)
     if function in _DETERMINANTS and args and args[0].requires_grad and args[0].shape[-2:] == (3, 3):
         return lambda: _determinant(args[0])
+    if function in _ATTENTIONS:
+        return lambda: attention(*args, **kwargs)
     if function is Tensor.data_ptr:
         return lambda: _address(args[0])
     if function is torch.complex:
@@ -157,6 +160,23 @@ def _taken(input: Tensor, indices: Tensor, dim: int) -> Tensor:
         return one.expand([one.shape[d] if d == dim or other.shape[d] == 1 else other.shape[d] for d in range(n)])
 
     return like(input, indices).gather(dim, like(indices, input))
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **options: Any,
+) -> Tensor:
+    """Fused attention by products and a softmax: fused operators choose among themselves by sizes."""
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        nothing = torch.zeros_like(attn_mask, dtype=query.dtype)
+        attn_mask = nothing.masked_fill(~attn_mask, -math.inf)
+    written_out = torch.ops.aten._scaled_dot_product_attention_math.default
+    return written_out(query, key, value, attn_mask, dropout_p, is_causal, **options)[0]  # type: ignore[no-any-return]
 
 
 def _reduced(

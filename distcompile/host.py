@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .runtime.host import HostCall, host, is_result, on_example, register
+from .threads import for_this_thread
 from .tree import flatten
 
 
@@ -89,7 +90,7 @@ def as_host_function(place: Place, only_indices: bool) -> Iterator[None]:
     """Replace a function by one that is captured as a single step, if wanted only if it builds indices."""
     owner, name = place
     original = getattr(owner, name)
-    setattr(owner, name, _captured(original, only_indices))
+    setattr(owner, name, for_this_thread(_captured(original, only_indices), original))
     try:
         yield
     finally:

@@ -5,7 +5,8 @@
     self.cache[n] = distances              or in a dict of it
 
 Attributes that hold such tensors after a capture get back what they held before; so do lists and dicts in them.
-The captured program then computes at every call what the model computes at its first one.
+The captured program then computes at every call what the model computes at its first one. A model belongs to all
+threads: one that keeps tensors of a call is not for another thread to evaluate while it is captured.
 """
 
 from __future__ import annotations

@@ -7,8 +7,10 @@
     numpy.sqrt(n)        =>  the same, for NumPy calls the method ``sqrt`` of what it does not know
     cache[n]             =>  a key of its own, unlike every number
 
-Each module is given shadows of its own, for the time of a capture. ``int`` and ``float`` are also types, to be used as
-dtypes or in ``type(x) is int``: modules that convert no sizes keep the originals.
+Each module is given shadows of its own, for the time of a capture, and only the thread that captures notices: see
+`threads.py`. ``int`` and ``float`` are also types, to be used as dtypes or in ``type(x) is int``, and a name cannot
+stand for two of them: modules that convert no sizes keep the originals. In those that do, what other threads call does
+as ``int`` does.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from .loops import Loops
 from .sizes import SMALLEST_SPACE
+from .threads import replaced
 
 Namespace = dict[str, Any]
 """The globals of a module, or of code that was compiled at run time."""
@@ -67,6 +70,12 @@ class _Type(type):
 
     def __subclasscheck__(cls, other: type) -> bool:
         return issubclass(other, cls.__base__ or object)
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is cls.__base__
+
+    def __hash__(cls) -> int:
+        return hash(cls.__base__)
 
 
 class _IntType(_Type):
@@ -234,17 +243,3 @@ def symbolic_mathematics(instead: dict[Any, Any]) -> Iterator[None]:
             for kind in (torch.SymInt, torch.SymFloat):
                 stack.enter_context(replaced(kind, name, function))
         yield
-
-
-@contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute of a module or class for a while."""
-    before = vars(owner).get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if before is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)

@@ -8,45 +8,41 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
 from .errors import CaptureError
+from .threads import replaced
 
 
-class ScriptedModule(nn.Module):
-    """Stands in for a ``torch.jit.ScriptModule`` while a model is captured."""
-
-    def __init__(self, scripted: torch.jit.ScriptModule) -> None:
-        super().__init__()
-        object.__setattr__(self, "_scripted", scripted)  # not a submodule: its parameters stay where they are
-        forward: Any = scripted.forward
-        object.__setattr__(self, "_signature", forward.schema)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return run_graph(self._scripted.inlined_graph, [self._scripted, *_bind(self._signature, args, kwargs)])
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_scripted"], name)
+@contextmanager
+def scripts_as_python() -> Iterator[None]:
+    """Let this thread run scripted functions and methods as Python, wherever they are kept."""
+    script_method: Any = torch._C.ScriptMethod
+    with (
+        replaced(torch.jit.ScriptFunction, "__call__", _run_function),
+        replaced(script_method, "__call__", _run_method),
+    ):
+        yield
 
 
-def scripted_function(function: Any) -> Callable[..., Any]:
-    """Return a Python function that does what the ``torch.jit.ScriptFunction`` does."""
+def _run_function(function: Any, *args: Any, **kwargs: Any) -> Any:
     original = getattr(function, "_torchdynamo_inline", None)
     if original is not None:
-        return original  # type: ignore[no-any-return]
-    return lambda *args, **kwargs: run_graph(function.inlined_graph, _bind(function.schema, args, kwargs))
+        return original(*args, **kwargs)
+    return run_graph(function.inlined_graph, _bind(function.schema.arguments, args, kwargs))
 
 
-def _bind(schema: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
-    """Order the arguments of a call by a TorchScript schema, filling in defaults."""
-    names = [a for a in schema.arguments if a.name != "self"]
-    bound = list(args)
-    bound.extend(kwargs.get(a.name, a.default_value) for a in names[len(args) :])
-    return bound
+def _run_method(method: Any, *args: Any, **kwargs: Any) -> Any:
+    return run_graph(method.inlined_graph, [method.owner, *_bind(method.schema.arguments[1:], args, kwargs)])
+
+
+def _bind(arguments: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+    """Order the arguments of a call by those of a TorchScript schema, filling in defaults."""
+    return [*args, *(kwargs.get(a.name, a.default_value) for a in arguments[len(args) :])]
 
 
 def run_graph(graph: Any, inputs: Sequence[Any]) -> Any:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..cache import cache_folder
-from ..shadows import replaced
 from ..side_by_side import beside
+from ..threads import replaced
 
 INDUCTOR: dict[str, Any] = {
     "assert_indirect_indexing": False,  # pointers were checked on the whole graph

@@ -26,7 +26,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..cache import cache_folder
 from ..graphs import writes
-from ..shadows import replaced
+from ..threads import replaced, traced_apart
 from .cpp_library import OPTIMIZATION, compiled_together
 
 Code = Callable[[list[Any]], Sequence[Any]]
@@ -45,7 +45,7 @@ def generate(name: str, body: fx.GraphModule, examples: Callable[[], Examples]) 
     """
     from torch._inductor.codecache import PyCodeCache  # takes seconds to import
 
-    with torch.no_grad(), compiled_together(), _strides_multiplied_out():
+    with torch.no_grad(), traced_apart(), compiled_together(), _strides_multiplied_out():
         kept = cache_folder() / name
         if kept.exists() and (source := kept.read_text()):
             return PyCodeCache.load(source).call  # type: ignore[no-any-return]

@@ -109,10 +109,10 @@ Evaluation = Callable[[Communicator, Sequence[Tensor]], list[Tensor]]
 
 @dataclasses.dataclass(frozen=True)
 class Lockstep:
-    """An evaluation by several ranks of this process, as one differentiable step.
+    """An evaluation as one differentiable step, of which nothing is kept: its gradient evaluates once more.
 
-    A gradient needs the ranks to meet again, which they do only inside of ``World.run``. So the gradient is an
-    evaluation in lockstep itself, which evaluates once more and differentiates on every rank; hence to any order.
+    Of several ranks of this process a gradient needs that they meet again, which they do only inside of ``World.run``.
+    So the gradient is an evaluation in lockstep itself, which differentiates on every rank; hence to any order.
     """
 
     world: World

@@ -117,10 +117,11 @@ class Executor:
         self._fitted: Layout | None = None
         self._standing: Partition | None = None
 
-    def __call__(self, leaves: Sequence[Leaf], differentiable: bool = False) -> list[Tensor]:
+    def __call__(self, leaves: Sequence[Leaf], differentiable: bool = False, later: bool = False) -> list[Tensor]:
         """Evaluate the program on a whole graph object, given as its leaves; return the result's tensors, whole.
 
-        With `differentiable`, they carry gradients to the leaves and parameters that require them, to any order.
+        With `differentiable`, they carry gradients to the leaves and parameters that require them, to any order. If
+        these are hardly ever asked for, what they need is computed `later`, when they are.
 
         Raises:
             InputError: the graph object does not fit the program, or needs more memory than there is.
@@ -155,11 +156,12 @@ class Executor:
                     free_for_each = share([r.free for r in everyone])
                     self._run_as(self.fit(prepared.sizes, layouts[0].division, free_for_each))
                     self._fitted = layouts[0]
-            return self._run(comm, prepared, layouts[0], dict(zip(wanted, values, strict=False)))
+            given = dict(zip(wanted, values, strict=False)) if torch.is_grad_enabled() else {}
+            return self._run(comm, prepared, layouts[0], given)
 
         if not wanted:
             return self.world.run(work)[0]
-        if self.world.virtual:
+        if self.world.virtual or later:
             return Lockstep(self.world, work)(list(wanted.values()))
         return self.world.run(lambda comm: work(comm, list(wanted.values())))[0]
 

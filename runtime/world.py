@@ -205,6 +205,10 @@ class _LocalCommunicator(Communicator):
         return self._lockstep.meet(self.rank, "all_gather", value, lambda slots: [list(slots) for _ in slots])  # type: ignore[no-any-return]
 
 
+_using: dict[dist.ProcessGroup | None, threading.RLock] = {}
+"""Groups in which a thread has work going on: messages of two threads would be taken for each other."""
+
+
 class ProcessGroupWorld(World):
     """One rank a process over ``torch.distributed`` (gloo, nccl, mpi), as torchrun or SLURM start them.
 
@@ -227,9 +231,16 @@ class ProcessGroupWorld(World):
     def __repr__(self) -> str:
         return f"ProcessGroupWorld(rank={self.rank}, size={self.size})"
 
+    def __deepcopy__(self, memo: Any) -> ProcessGroupWorld:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[[], World], tuple[()]]:
+        """In another process, the ranks that there are there."""
+        return default_world, ()
+
     def run(self, work: Callable[[Communicator], T]) -> list[T]:
         comm = _ProcessGroupCommunicator(self.rank, self.size, self._group)
-        with active(comm):
+        with _using.setdefault(self._group, threading.RLock()), active(comm):
             return [work(comm)]
 
 
