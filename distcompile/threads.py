@@ -49,14 +49,12 @@ def is_inside() -> bool:
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Set an attribute for a while: of a module or class for this thread alone, of another object as it is.
 
-    A string, of which no stand-in is one, is another one for all threads: let it be none that a capture changes.
+    A module's string, of which no stand-in is one, is another one for all threads: let it be none that others read.
     """
     before = vars(owner).get(name, _MISSING)
-    if isinstance(value, str):
-        pass
-    elif isinstance(owner, type):
+    if isinstance(owner, type):
         value = _Attribute(value, inspect.getattr_static(owner, name, _MISSING), name)
-    elif isinstance(owner, ModuleType):
+    elif isinstance(owner, ModuleType) and not isinstance(value, str):
         value = for_this_thread(value, before)
     setattr(owner, name, value)
     try:
