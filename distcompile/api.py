@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
+from torch._C._functorch import peek_interpreter_stack
 from torch._subclasses import FakeTensor
 
 from .account import collectives, stretches
@@ -37,9 +38,10 @@ from .passes.lower import get_ready, lower
 from .printer import show_program
 from .progress import compiling
 from .rows import differs_in_few_rows, fitted, has_more_rows
+from .runtime.autograd import Lockstep
 from .runtime.executor import Executor, Prepared, agree, device_of, fingerprint
 from .runtime.precision import as_written, precision
-from .runtime.world import World, default_world
+from .runtime.world import LocalWorld, World, default_world
 from .threads import is_inside, one_at_a_time, quiet
 from .tree import Leaf, Tree, flatten
 from .validate import CHECKED, compare, gradients, smaller_graph, warn_unchecked
@@ -166,10 +168,31 @@ class DistributedModel:
             RankError: the ranks were given different graphs.
             OutOfMemory: this rank could not get the memory it needs.
         """
+        if peek_interpreter_stack() is not None:
+            return self._transformed(graph)
         with _normally() as finished:
             leaves, tree = self._flatten(graph)
             with self._lock:
                 return finished(self._result(graph, leaves, tree))
+
+    def _transformed(self, graph: tuple[Any, ...]) -> Any:
+        """A call within ``torch.func.grad``, ``jvp``, ``vmap`` and their like: one step, given plain tensors."""
+        leaves, tree = flatten(graph)
+        weights = [p for p in self._module.parameters() if p.requires_grad] if self._module is not None else []
+        trees: list[Tree] = []
+
+        def evaluation(_: Any, values: Sequence[Tensor]) -> list[Tensor]:
+            if any(w.requires_grad for w in values[len(leaves) :]):
+                raise UnsupportedOp(
+                    "Weights are not differentiated through a compiled model that is called within torch.func. Use "
+                    "torch.autograd.grad, or compile the function that transforms the model."
+                )
+            results, found = flatten(self(*tree.unflatten(values[: len(leaves)])))
+            trees.append(found)
+            return [result.tensor for result in results]
+
+        outputs = Lockstep(LocalWorld(1), evaluation)([*(leaf.tensor for leaf in leaves), *weights])
+        return trees[0].unflatten(outputs)
 
     def _result(self, graph: tuple[Any, ...], leaves: list[Leaf], tree: Tree) -> Any:
         for executor in self._matching(leaves, tree):

@@ -43,7 +43,7 @@ from .mutations import NoRule, without_mutations
 from .origins import Origins, origins
 from .runtime.precision import Precision, as_written, nothing_kept, precision
 from .shadows import Comparison
-from .threads import one_at_a_time, quiet, refusing_compiled_code, replaced, traced_apart
+from .threads import compiled_code_as_python, one_at_a_time, quiet, replaced, traced_apart
 from .tree import Leaf, Tree, flatten
 
 
@@ -81,6 +81,8 @@ class Capture:
     """What autocast did when the call was captured: under another one it is another program."""
     loops: tuple[str, ...] = ()
     """Lines of Python where numbers of rows became plain ones: those of the example."""
+    over_rows: tuple[str, ...] = ()
+    """Lines that map a function over rows by ``torch.func``, which may take other rows for fixed."""
 
     def size(self, value: Any) -> sympy.Expr:
         """The expression of a size, equal sizes in one symbol; includes what the example's branches took for equal."""
@@ -191,6 +193,7 @@ def capture(
         origins(functional, trace.fakes, trace.returned),
         precision(),
         tuple(cures.conversions.loops.of(trace.rows)),
+        cures.over_rows,
     )
 
 
@@ -257,7 +260,7 @@ def _trace(
         cures.applied(model, fakes),
         torch.enable_grad(),
         _helpers_recorded(),
-        refusing_compiled_code(),
+        compiled_code_as_python(),
         torch.autograd.set_multithreading_enabled(False),  # backward in this thread, too, whatever the device
     ):
         traced = make_fx(

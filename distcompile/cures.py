@@ -5,6 +5,7 @@
   within the model's modules they are shadowed by functions that leave sizes symbolic: `shadows.py`.
 - ``torch.tensor([tensor, ...])`` reads values, ``pad`` and ``masked_select`` bake sizes in: `functions.py`.
 - ``einsum`` of three operands and more chooses the order of its products by their sizes; it takes them in turn.
+- Transformed functions of fixed batches (``jacrev`` of an energy) are written out: `transforms.py`.
 - Tensors that the model keeps in its attributes are taken out again: `kept.py`.
 - A function that asks tensors for NumPy arrays or lists is captured as one step: `host.py`. So is one that builds
   indices by a loop over rows: `loops.py`.
@@ -34,6 +35,7 @@ from .runtime.halo import stop_gradient
 from .shadows import Comparison, Conversions, Namespace, compared, mathematics, size_of, symbolic_mathematics
 from .threads import for_this_thread, replaced
 from .torchscript import scripts_as_python
+from .transforms import Written
 
 TRIED = 8
 """How many functions around a failure are tried as single steps: each takes a capture up to there."""
@@ -50,6 +52,7 @@ class Cures:
         """Whether wide values of the example are kept too, because a branch hangs on them."""
         self.comparisons: list[Comparison] = []
         """Of sizes with 0 and 1, in the last capture."""
+        self._written = Written()
         self._host: list[Place] = []
         self._failure: Exception | None = None
         self._failing: Place | None = None
@@ -77,6 +80,7 @@ class Cures:
             for place in self._host:
                 stack.enter_context(as_host_function(place, only_indices=place is self._failing))
             constructors = _Constructors(self.bincounts, leaves)
+            stack.enter_context(self._written.out())
             stack.enter_context(self._gradients_noted(constructors))
             stack.enter_context(constructors)
             yield
@@ -86,13 +90,18 @@ class Cures:
         autograd: Any = torch.autograd  # where autograd.grad and Tensor.backward look it up
         original = autograd._engine_run_backward
 
-        def noted(*args: Any, **kwargs: Any) -> Any:
+        def noted(outputs: Any, gradients: Any, keep: Any, *args: Any, **kwargs: Any) -> Any:
             self.differentiates = True
             with constructors.in_backward():
-                return original(*args, **kwargs)
+                return original(outputs, gradients, keep or self._written.keeps_graph, *args, **kwargs)
 
         with replaced(autograd, "_engine_run_backward", noted):
             yield
+
+    @property
+    def over_rows(self) -> tuple[str, ...]:
+        """Lines that map a function over rows."""
+        return tuple(self._written.over_rows)
 
     def learn_from(self, error: LeftTorch) -> bool:
         """Remember the function that left torch; False if there is none to replace, or it was replaced already."""

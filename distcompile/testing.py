@@ -136,9 +136,9 @@ def check_model(
         _dtype(stock["graph"]),
         captures,
         seconds,
-        sum(n.op == "call_function" for n in first.graph_module.graph.nodes),
-        len(collectives(first.program)),
-        tuple(s.name for s in first.program.spaces if s.sharded),
+        sum(n.op == "call_function" for n in first.graph_module.graph.nodes) if first.captures else 0,
+        len(collectives(first.program)) if first.captures else 0,
+        tuple(s.name for s in first.program.spaces if s.sharded) if first.captures else (),
         tuple(differences),
     )
     if not report.ok:

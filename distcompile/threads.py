@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from types import FunctionType, ModuleType
 from typing import Any
 
+import torch._dynamo.config as dynamo_config
 import torch.fx._symbolic_trace as symbolic_trace
 from torch.fx.experimental.proxy_tensor import PythonKeyTracer
 
@@ -141,9 +142,10 @@ class _PatchesNothing(symbolic_trace._Patcher):
 
 
 @contextmanager
-def refusing_compiled_code() -> Iterator[None]:
-    """Let functions that ``torch.compile`` made refuse to run in this thread, as they do while torch traces."""
-    with replaced(symbolic_trace, "_is_fx_tracing_flag", True):
+def compiled_code_as_python() -> Iterator[None]:
+    """Let modules and functions that ``torch.compile`` made run as the Python that they are, in this thread."""
+    as_python = dynamo_config.patch(error_on_nested_fx_trace=False)
+    with replaced(symbolic_trace, "_is_fx_tracing_flag", True), as_python:
         yield
 
 

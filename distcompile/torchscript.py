@@ -151,6 +151,9 @@ _PRIMITIVES: dict[str, Callable[..., Any]] = {
     "aten::format": lambda s, *a: s.format(*a),
 }
 
+_OF_OBJECTS = {"aten::__is__", "aten::__isnot__"}
+"""What is asked of tensors as of any object."""
+
 # Sizes must be asked of the tensor itself: the operators of the same names return plain integers.
 _SIZES: dict[str, Callable[..., Any]] = {
     "aten::size": lambda a, *d: a.size(*d) if d else list(a.size()),
@@ -169,7 +172,7 @@ def _evaluate(node: Any, kind: str, args: list[Any]) -> Any:
     if kind in _SIZES:
         return _SIZES[kind](*args)
     on_tensors = any(isinstance(a, torch.Tensor) for a in args) and not isinstance(args[0], list | tuple | dict)
-    if kind in _PRIMITIVES and (not on_tensors or kind.startswith("prim::")):
+    if kind in _PRIMITIVES and (not on_tensors or kind.startswith("prim::") or kind in _OF_OBJECTS):
         return _PRIMITIVES[kind](*args)
     namespace, _, name = kind.partition("::")
     packet = getattr(getattr(torch.ops, namespace, None), name, None)

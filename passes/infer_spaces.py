@@ -198,6 +198,12 @@ def _ranges(program: Program, found: list[tuple[Access, fx.Node]], inputs: dict[
 def _baked(program: Program, access: Access, given: Input) -> NoReturn:
     """Refuse a table whose number of rows is the example's, not the graph's."""
     rows = program.shape(access.table)[access.dim]
+    if program.capture.over_rows:
+        raise NoIndexSpaceError(
+            f"No index space was found: a function is mapped over rows at {program.capture.over_rows[0]} (vmap, "
+            "jacrev, hessian), and torch's rules for batches take the number of other rows for fixed. "
+            "distcompile.hessian takes second derivatives row by row instead."
+        )
     loops = "".join(
         f"  It is read at {line}: a loop over rows, or something else that Python counts by a number of rows. Write it "
         "with tensors, or move it to a function of its own that returns indices.\n"

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..rules.base import arguments
+from ..rules.base import argument, arguments
 from ..rules.indexing import is_zero
 from .writer import Writer, ndim
 
@@ -36,7 +36,7 @@ def _slice(write: Writer, node: fx.Node) -> fx.Node | None:
     if _is_one_row(node, dim):
         here = _here(write, source, dim, number)
         return _found(write, source, dim, here, keep=True) if here is not None else None
-    end = (*arguments(node), None, None)[3]
+    end = argument(node, 3, "end", None)
     if number != 0 or not isinstance(end, fx.Node) or not _are_first(node.meta["val"], source, dim):
         return None
     first = write(aten.arange.default, end, dtype=torch.int64, device=source.meta["val"].device)

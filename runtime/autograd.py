@@ -20,8 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import Function
 
+from ..errors import UnsupportedOp
 from ..ir import Placement, Space
 from .shard import Order, gather_output
 from .world import Communicator, World, active, communicator
@@ -143,18 +145,49 @@ class Lockstep:
 
 
 class _Lockstep(Function):
-    @staticmethod
-    def forward(ctx: Any, step: Lockstep, *inputs: Tensor) -> Any:
-        ctx.step = step
-        ctx.save_for_backward(*inputs)
-        outputs = step.world.run(lambda comm: step.evaluation(comm, [x.detach() for x in inputs]))[0]
-        fixed = [o for o in outputs if not o.is_floating_point()]
-        ctx.mark_non_differentiable(*fixed)
-        return tuple(outputs)
+    """Transforms of ``torch.func`` take it, too: batches are evaluated one after the other."""
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:  # type: ignore[override]
+    def forward(step: Lockstep, *inputs: Tensor) -> Any:  # type: ignore[override]
+        return tuple(step.world.run(lambda comm: step.evaluation(comm, [x.detach() for x in inputs]))[0])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.step, *given = inputs
+        ctx.save_for_backward(*given)
+        ctx.save_for_forward(*given)
+        ctx.mark_non_differentiable(*(o for o in output if not o.is_floating_point()))
+        ctx.set_materialize_grads(False)  # so that what does not vary is told from what varies by nothing
+        ctx.like = [(o.shape, o.dtype, o.device) for o in output]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:  # type: ignore[override]
         inputs = ctx.saved_tensors
+        if any(g is not None and is_legacy_batchedtensor(g) for g in gradients):
+            raise UnsupportedOp(
+                "is_grads_batched does not reach a compiled model that takes its gradients later, or is on virtual "
+                "ranks. Take one gradient after the other, or use torch.func.jacrev or vmap."
+            )
+        zeros = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.like]
+        gradients = tuple(zero if g is None else g for g, zero in zip(gradients, zeros, strict=True))
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
         found = iter(ctx.step.gradient(wanted, len(inputs))([*inputs, *gradients]))
         return None, *[next(found) if needed else None for needed in ctx.needs_input_grad[1:]]
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *directions: Tensor | None) -> Any:  # type: ignore[override]
+        """The gradient in the other direction, which is linear in what it is given, differentiated by that."""
+        inputs = ctx.saved_tensors
+        moved = [i for i, d in enumerate(directions) if d is not None]
+        zeros = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.like]
+        back = ctx.step.gradient(moved, len(inputs))
+        forth = back.gradient(range(len(inputs), len(inputs) + len(zeros)), len(inputs) + len(zeros))
+        return tuple(forth([*inputs, *zeros, *(directions[i] for i in moved)]))  # type: ignore[list-item]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, step: Lockstep, *inputs: Tensor) -> Any:
+        pairs = list(zip(inputs, in_dims[1:], strict=True))
+        entries = [[x if d is None else x.select(d, i) for x, d in pairs] for i in range(info.batch_size)]
+        outputs = zip(*(_Lockstep.apply(step, *entry) for entry in entries), strict=True)
+        stacked = tuple(torch.stack(o) for o in outputs)
+        return stacked, (0,) * len(stacked)
