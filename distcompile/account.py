@@ -204,11 +204,11 @@ def _stretch(program: Program, nodes: list[fx.Node], known: Mapping[sympy.Symbol
 
 def _of_all_rows(program: Program, sizes: Mapping[str, int] | None) -> dict[sympy.Symbol, int]:
     """The values of all sizes of which every rank has all rows."""
-    hint = program.capture.shape_env.optimization_hint
+    hint = program.capture.hint
     whole = [s for s in program.spaces if not s.sharded]
     if sizes is not None:
         return {s.symbol: sizes[s.name] for s in whole}
-    return {s.symbol: int(hint((s.all_of or s).symbol, fallback=1)) for s in whole}
+    return {s.symbol: hint((s.all_of or s).symbol) for s in whole}
 
 
 def _product(program: Program, node: fx.Node, known: Mapping[sympy.Symbol, int]) -> float:

@@ -24,6 +24,7 @@ import torch
 import torch._functorch.config as functorch_config
 import torch._meta_registrations
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import UnsupportedOperatorException
 from torch.func import functionalize
 from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import PythonKeyTracer, make_fx, maybe_enable_thunkify
@@ -92,6 +93,12 @@ class Capture:
         """The expression of a size without the answers that only the example gave."""
         expr = value.node.expr if isinstance(value, torch.SymInt) else sympy.sympify(value)
         return self.shape_env.replace(expr)
+
+    def hint(self, size: sympy.Expr) -> int:
+        """How many there were in the example; where nobody knows, as many as it had of anything."""
+        largest = max((n for leaf in self.leaves for n in leaf.tensor.shape), default=1)
+        values = {symbol: sympy.Integer(n) for symbol, n in self.shape_env.real_tensor_prop_unbacked_vals.items()}
+        return int(self.shape_env.optimization_hint(size.xreplace(values), fallback=largest))
 
     def _resolve(self, expr: sympy.Expr, assumed: Mapping[sympy.Symbol, sympy.Expr]) -> sympy.Expr:
         while expr.free_symbols & assumed.keys():
@@ -393,6 +400,12 @@ def _explained(error: Exception) -> CaptureError:
     reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
     if isinstance(error, LeftTorch):
         reason = "forward itself asks for the values of a tensor (NumPy, a list); a function that it calls may do so"
+    elif isinstance(error, UnsupportedOperatorException):
+        library = str(error.func).partition(".")[0]
+        reason = (
+            f"torch follows no shapes through the operator {error.func} of the library {library!r}. Register them with "
+            "torch.library.register_fake, and a gradient with register_autograd, or use operators of torch"
+        )
     elif "INTERNAL ASSERT" in reason:
         reason = "torch cannot follow this operator when sizes, or numbers computed from tensors, are not known"
     return CaptureError(

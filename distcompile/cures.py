@@ -79,7 +79,7 @@ class Cures:
             stack.enter_context(replaced(nn.functional, "scaled_dot_product_attention", attention))
             for place in self._host:
                 stack.enter_context(as_host_function(place, only_indices=place is self._failing))
-            constructors = _Constructors(self.bincounts, leaves)
+            constructors = _Constructors(self.bincounts, self.conversions, leaves)
             stack.enter_context(self._written.out())
             stack.enter_context(self._gradients_noted(constructors))
             stack.enter_context(constructors)
@@ -190,10 +190,10 @@ class Bincounts:
 
 
 class _Constructors(TorchFunctionMode):
-    def __init__(self, bincounts: Bincounts, leaves: Sequence[Tensor]) -> None:
+    def __init__(self, bincounts: Bincounts, conversions: Conversions, leaves: Sequence[Tensor]) -> None:
         super().__init__()
         bincounts.start()
-        self._bincounts, self._leaves = bincounts, leaves
+        self._bincounts, self._conversions, self._leaves = bincounts, conversions, leaves
         self._in_backward = False
 
     @contextmanager
@@ -222,6 +222,8 @@ class _Constructors(TorchFunctionMode):
         if leaves_torch(func, args):
             raise LeftTorch
         result = func(*args, **kwargs)
+        if func is Tensor.item:
+            self._conversions.note_real(result, args[0])
         if self._in_backward or not isinstance(result, Tensor):
             return result
         if func in _STOPS or _is_outside_of_gradients(func, args, result):

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import segments, sparse_tensors
+
 _TENSORS = (torch.tensor, torch.as_tensor, torch.asarray)
 _PADS = (nn.functional.pad, torch._C._nn.pad, torch.constant_pad_nd)
 _SELECTS = (torch.masked_select, Tensor.masked_select)
@@ -65,6 +67,9 @@ def substitute(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return lambda: _segments(args[0], **kwargs)
     if function is torch.gradient and len(args) == 1 and isinstance(kwargs.get("spacing", 1), int | float):
         return lambda: _gradient(*args, **kwargs)
+    for library in (segments, sparse_tensors):
+        if (instead := library.written_out(function, args, kwargs)) is not None:
+            return instead
     for known, written_out in _WRITTEN_OUT:
         if function == known:
             return lambda: written_out(*args, **kwargs)

@@ -3,6 +3,7 @@
     len(x)               =>  x.shape[0]
     int(n), float(n)     =>  n, torch.sym_float(n)       for a size n; in modules that were seen to convert one
     int(x.sum())         =>  x.sum().item()              for a number that may be a size
+    ceil(x.max().item()) =>  x.max().ceil().long().item()   of a real number; int, floor and round likewise
     math.sqrt(n)         =>  torch.sym_sqrt(n)
     numpy.sqrt(n)        =>  the same, for NumPy calls the method ``sqrt`` of what it does not know
     cache[n]             =>  a key of its own, unlike every number
@@ -27,6 +28,8 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.reference import TensorReferenceAnalysis
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from .loops import Loops
@@ -55,6 +58,12 @@ def _is_number(value: Any) -> bool:
         and real.dtype in (torch.int32, torch.int64)
         and real.item() >= SMALLEST_SPACE
     )
+
+
+def _is_real(value: Any) -> bool:
+    """Whether a value is a tensor of one real number of the graph, of which the example's value is known."""
+    real = getattr(value, "real_tensor", None)
+    return isinstance(real, Tensor) and real.numel() == 1 and real.is_floating_point()
 
 
 def size_of(value: Any) -> Any:
@@ -87,12 +96,22 @@ class _IntType(_Type):
 
 class _NumberType(_IntType):
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        return args[0].item() if len(args) == 1 and _is_number(args[0]) else super().__call__(*args, **kwargs)
+        if len(args) == 1 and _is_number(args[0]):
+            return args[0].item()
+        if len(args) == 1 and (_is_real(args[0]) or isinstance(args[0], torch.SymFloat)):
+            number = args[0].item() if isinstance(args[0], Tensor) else args[0]
+            return math.trunc(number)
+        return super().__call__(*args, **kwargs)
 
 
 class _FloatType(_Type):
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         return torch.sym_float(args[0]) if _is_size(args) else builtins.float(*args, **kwargs)
+
+
+class _RealType(_FloatType):
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return args[0].item() if len(args) == 1 and _is_real(args[0]) else super().__call__(*args, **kwargs)
 
 
 class _Int(builtins.int, metaclass=_IntType):
@@ -105,6 +124,10 @@ class _Number(builtins.int, metaclass=_NumberType):
 
 class _Float(builtins.float, metaclass=_FloatType):
     """``float`` that leaves sizes symbolic."""
+
+
+class _Real(builtins.float, metaclass=_RealType):
+    """``float`` that leaves sizes symbolic, and real numbers of tensors, too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +181,8 @@ class Conversions:
         self._shadowed: set[int] = set()
         self._converts_tensors = False
         self._follows_tensors = True
+        self._reals: dict[sympy.Expr, Tensor] = {}
+        """Where the real numbers of the last capture are from."""
 
     def learn(self) -> bool:
         """Take over what was seen; True if another capture would profit."""
@@ -171,7 +196,7 @@ class Conversions:
 
     def shadows(self) -> dict[str, Any]:
         """What these namespaces are given."""
-        return {"int": _Number if self._follows_tensors else _Int, "float": _Float}
+        return {"int": _Number, "float": _Real} if self._follows_tensors else {"int": _Int, "float": _Float}
 
     def fix_numbers(self) -> bool:
         """After a capture that failed: take integers of tensors for the example's; True if that may mend it."""
@@ -182,13 +207,44 @@ class Conversions:
     def watched(self) -> Iterator[None]:
         """Note every size, or integer of a tensor, that Python code outside torch turns into a plain number."""
         self.loops.start()
+        self._reals.clear()
         with ExitStack() as stack:
             if self._follows_tensors:
-                stack.enter_context(replaced(Tensor, "__int__", self._watching(Tensor.__int__, _is_number)))
+                watching = self._watching(Tensor.__int__, lambda number: _is_number(number) or _is_real(number))
+                stack.enter_context(replaced(Tensor, "__int__", watching))
+                stack.enter_context(replaced(Tensor, "__float__", self._watching(Tensor.__float__, _is_real)))
+                for name in ("ceil", "floor", "trunc", "round"):
+                    method = self._counting(name, getattr(torch.SymFloat, f"__{name}__", None))
+                    stack.enter_context(replaced(torch.SymFloat, f"__{name}__", method))
             for kind, names in ((torch.SymInt, ("__int__", "__index__")), (torch.SymFloat, ("__int__", "__float__"))):
                 for name in names:
-                    stack.enter_context(replaced(kind, name, self._watching(getattr(kind, name), is_backed)))
+                    matters = self._is_known if name == "__int__" else is_backed
+                    stack.enter_context(replaced(kind, name, self._watching(getattr(kind, name), matters)))
             yield
+
+    def note_real(self, number: Any, tensor: Tensor) -> None:
+        """Remember of which tensor a real number is."""
+        if isinstance(number, torch.SymFloat) and self._follows_tensors:
+            self._reals[number.node.expr] = tensor
+
+    def _is_known(self, number: torch.SymInt | torch.SymFloat) -> bool:
+        """Whether a number is made of sizes, or of real numbers of tensors."""
+        return is_backed(number) or number.node.expr.free_symbols <= self._reals.keys()
+
+    def _counting(self, name: str, original: Callable[..., Any] | None) -> Callable[..., Any]:
+        """``ceil`` and its like of a real number: it may be the length of a list, as an integer of a tensor may."""
+
+        def method(number: torch.SymFloat, *digits: Any) -> Any:
+            expr = number.node.expr
+            if not digits and expr.free_symbols <= self._reals.keys():
+                self._converts_tensors = True
+                real: Any = sympy_interp(TensorReferenceAnalysis, self._reals, expr)
+                whole = getattr(real.detach(), name)().to(torch.int64)
+                if _is_number(whole):
+                    return whole.item()
+            return original(number, *digits) if original is not None else getattr(math, name)(builtins.float(number))
+
+        return method
 
     def _watching(self, original: Callable[[Any], Any], matters: Callable[[Any], bool]) -> Callable[[Any], Any]:
         def watched(number: Any) -> Any:

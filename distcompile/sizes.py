@@ -9,7 +9,7 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
-from torch.utils._sympy.functions import FloorDiv, Max, Min
+from torch.utils._sympy.functions import FloorDiv, Max, Min, PowByNatural
 
 SMALLEST_SPACE = 4
 """Dimensions shorter than this are never index spaces: vectors, cells and counts of graphs have 1 to 3 rows."""
@@ -18,6 +18,8 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     sympy.Mul: operator.mul,
     sympy.Add: operator.add,
     FloorDiv: operator.floordiv,
+    sympy.Pow: operator.pow,
+    PowByNatural: operator.pow,
     Min: torch.sym_min,
     Max: torch.sym_max,
 }
@@ -33,7 +35,7 @@ def size_nodes(graph: fx.Graph, expr: sympy.Expr, leaf: Callable[[sympy.Symbol],
 
     Args:
         graph: where to add nodes.
-        expr: sums, products, quotients and extremes of symbols and integers.
+        expr: sums, products, quotients, powers and extremes of symbols and integers.
         leaf: the node that holds the value of a symbol, or None if there is none.
     """
     if expr.is_Integer:

@@ -43,14 +43,17 @@ def bytes_per_row(program: Program, node: fx.Node) -> float:
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor):
         return math.inf
-    widths = [s for s in program.shape(node) if program.space_of(s) is None]  # a space of its own may be 2*edges
-    size = math.prod(int(s) if s.is_Integer else _factor(s) for s in widths)
-    return size * value.element_size()
+    return math.prod(_width(program, size) for size in program.shape(node)) * value.element_size()
 
 
-def _factor(size: object) -> int:
-    """The number in front of a symbol: 3 of ``3*edges``."""
-    number = size.as_coeff_Mul()[0]  # type: ignore[attr-defined]
+def _width(program: Program, size: sympy.Expr) -> int:
+    """Entries of a row in a dimension: 3 in ``3*edges``; of a length of each graph, as many as the example had."""
+    if size.is_Integer:
+        return int(size)
+    space = program.space_of(size)  # of its own may be 2*edges
+    if space is not None:
+        return 1 if space.sharded else program.capture.hint((space.all_of or space).symbol)
+    number = size.as_coeff_Mul()[0]
     return int(number) if number.is_Integer else 1
 
 

@@ -149,7 +149,9 @@ class _Lockstep(Function):
 
     @staticmethod
     def forward(step: Lockstep, *inputs: Tensor) -> Any:  # type: ignore[override]
-        return tuple(step.world.run(lambda comm: step.evaluation(comm, [x.detach() for x in inputs]))[0])
+        outputs = step.world.run(lambda comm: step.evaluation(comm, [x.detach() for x in inputs]))[0]
+        # A result that is a weight itself would be taken for an input that is handed on.
+        return tuple(o.view_as(o) if any(o is x for x in inputs) else o for o in outputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

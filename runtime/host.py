@@ -93,7 +93,7 @@ def on_example(call: HostCall, tensors: Sequence[Tensor], sizes: Sequence[Any]) 
             "the model. Compute them with torch operators."
         )
     hints = [int(s.node.hint) if isinstance(s, torch.SymInt) else int(s) for s in sizes]
-    with _outside_of_tracing(), torch.enable_grad():
+    with outside_of_tracing(), torch.enable_grad():
         given = zip(values, tensors, strict=True)
         found = call([v.detach().requires_grad_(t.requires_grad) for v, t in given if v is not None], hints)
     if any(result.requires_grad for result in found[0]):
@@ -105,6 +105,7 @@ def on_example(call: HostCall, tensors: Sequence[Tensor], sizes: Sequence[Any]) 
 
 
 @contextmanager
-def _outside_of_tracing() -> Iterator[None]:
+def outside_of_tracing() -> Iterator[None]:
+    """Compute with values rather than note operators."""
     with torch._C.DisableTorchFunction(), unset_fake_temporarily(), disable_proxy_modes_tracing(), torch.no_grad():
         yield

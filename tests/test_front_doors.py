@@ -1,4 +1,4 @@
-"""Torch's other ways in: scripted, loaded and compiled modules, classes of TorchScript, transforms of ``torch.func``."""
+"""Torch has other ways in: scripted, loaded and compiled modules, TorchScript classes, transforms of ``torch.func``."""
 
 from __future__ import annotations
 
