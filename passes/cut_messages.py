@@ -46,7 +46,8 @@ class HaloRows:
         sums = [n for n in module.graph.nodes if n.target is halo_reduce and len(n.args) == 5]
         self.reductions = [n for n in sums if self._is_here(n)]
         whole = {p.name for p in program.pointers if not p.target.sharded}
-        self._given = {i.name for i in program.inputs if i.kind == "rows" or (i.kind == "pointer" and i.name in whole)}
+        given = [i for i in program.inputs if i.kind in ("rows", "owned") or (i.kind == "pointer" and i.name in whole)]
+        self._given = {i.name for i in given}
 
     def _is_here(self, node: fx.Node) -> bool:
         plan = next(i for i in self.program.inputs if i.name == node.args[1].name)  # type: ignore[union-attr]

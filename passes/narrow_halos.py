@@ -124,6 +124,8 @@ class _Rewriter:
     def _given(self, node: fx.Node) -> fx.Node:
         """The same input of the graph, its halo rows."""
         given = next(i for i in self.inputs if i.name == node.name)
+        if given.kind == "owned":
+            given = dataclasses.replace(given, space=self.space)
         return self._like(self._placeholder(f"{node.name}_halo", given), node)
 
     def _placeholder(self, name: str, given: Input) -> fx.Node:

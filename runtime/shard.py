@@ -77,7 +77,8 @@ def _input(
             whole = given.space.some_of.name
             return numbers[whole][plans[name].halo] - len(plans[whole].owned)
         case "owned":
-            return plans[name].owned.to(next(v.device for v in values if isinstance(v, Tensor)))
+            assert given.space is not None
+            return _rows_here(given.space, plans).to(next(v.device for v in values if isinstance(v, Tensor)))
         case "order":
             return orders[name][0]
         case "counts":
