@@ -18,7 +18,7 @@ from torch._C._functorch import peek_interpreter_stack
 from torch._subclasses import FakeTensor
 
 from .account import collectives, stretches
-from .capture import capture
+from .capture import capture, told_in_words
 from .errors import (
     CaptureError,
     GuardError,
@@ -351,7 +351,7 @@ class DistributedModel:
         with one_at_a_time(), seldom_collected():  # garbage is collected as seldom in other threads, and that is all
             captured = capture(self._call, self._module, graph, [leaf.path for leaf in leaves])
             program = Program(captured, captured.graph_module)
-            with as_written(), quiet():
+            with as_written(), quiet(), told_in_words():
                 for compiler_pass in PIPELINE:
                     program = compiler_pass(program)
             self.captures += 1

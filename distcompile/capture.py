@@ -24,6 +24,7 @@ import torch
 import torch._functorch.config as functorch_config
 import torch._meta_registrations
 from torch import Tensor, fx, nn
+from torch._dynamo.exc import UserError
 from torch._subclasses.fake_tensor import UnsupportedOperatorException
 from torch.func import functionalize
 from torch.fx.experimental import proxy_tensor
@@ -96,9 +97,14 @@ class Capture:
 
     def hint(self, size: sympy.Expr) -> int:
         """How many there were in the example; where nobody knows, as many as it had of anything."""
-        largest = max((n for leaf in self.leaves for n in leaf.tensor.shape), default=1)
-        values = {symbol: sympy.Integer(n) for symbol, n in self.shape_env.real_tensor_prop_unbacked_vals.items()}
-        return int(self.shape_env.optimization_hint(size.xreplace(values), fallback=largest))
+        known = self._known(size)
+        return known if known is not None else max((n for leaf in self.leaves for n in leaf.tensor.shape), default=1)
+
+    def _known(self, size: sympy.Expr) -> int | None:
+        """How many there were in the example; None where nobody knows: values of wide tensors are not kept."""
+        env = self.shape_env
+        found = size.xreplace(env.real_tensor_prop_unbacked_vals).xreplace(env.backed_var_to_val)
+        return int(found) if found.is_Integer else None
 
     def _resolve(self, expr: sympy.Expr, assumed: Mapping[sympy.Symbol, sympy.Expr]) -> sympy.Expr:
         while expr.free_symbols & assumed.keys():
@@ -125,8 +131,8 @@ class Capture:
 
     def _same_factors(self, one: sympy.Expr, other: sympy.Expr) -> dict[sympy.Symbol, sympy.Expr]:
         """Sizes of two matrices that have as many elements: those that are as long in the example are the same."""
-        sides = [{self.shape_env.size_hint(s): s for s in side.args} for side in (one, other) if side.is_Mul]
-        if len(sides) < 2 or not all(s.is_Symbol for s in (*one.args, *other.args)):
+        sides = [{self._known(s): s for s in side.args} for side in (one, other) if side.is_Mul]
+        if len(sides) < 2 or not all(s.is_Symbol for s in (*one.args, *other.args)) or any(None in s for s in sides):
             return {}
         both = sides[0].keys() & sides[1].keys()
         told_apart = all(len(side) == len(both) for side in (*sides, one.args, other.args))
@@ -390,6 +396,19 @@ class _Followed(tuple[type, ...]):
     def __contains__(self, kind: Any) -> bool:
         is_weight = issubclass(kind, nn.Parameter) and kind.__torch_dispatch__ is nn.Parameter.__torch_dispatch__
         return is_weight or super().__contains__(kind)
+
+
+@contextmanager
+def told_in_words() -> Iterator[None]:
+    """Turn what torch raises where a number of the graph is not known into an error for users."""
+    try:
+        yield
+    except (GuardOnDataDependentSymNode, UserError) as error:
+        raise CaptureError(
+            "What follows of the captured call hangs on a size that only values of the graph tell: "
+            f"{str(error).splitlines()[0]}\nTake sizes from tensor.shape, or compute the list of which it is the length "
+            "from integers of the graph."
+        ) from error
 
 
 def _explained(error: Exception) -> CaptureError:
