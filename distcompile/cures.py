@@ -4,6 +4,7 @@
 - ``len(tensor)``, ``int(x.shape[0])``, ``float(x.shape[0])`` and ``math.sqrt(x.shape[0])`` would give plain numbers;
   within the model's modules they are shadowed by functions that leave sizes symbolic: `shadows.py`.
 - ``torch.tensor([tensor, ...])`` reads values, ``pad`` and ``masked_select`` bake sizes in: `functions.py`.
+- What ``torch.compile`` made of the model, or of a function that it calls, is run as the Python that it was made of.
 - ``einsum`` of three operands and more chooses the order of its products by their sizes; it takes them in turn.
 - Tensors that the model keeps in its attributes are taken out again: `kept.py`.
 - A function that asks tensors for NumPy arrays or lists is captured as one step: `host.py`. So is one that builds
@@ -73,6 +74,7 @@ class Cures:
             self.comparisons.clear()
             stack.enter_context(compared(self.comparisons))
             stack.enter_context(replaced(type(torch.backends.opt_einsum), "enabled", False))
+            stack.enter_context(torch._dynamo.config.patch(error_on_nested_fx_trace=False))
             stack.enter_context(replaced(nn.functional, "scaled_dot_product_attention", attention))
             for place in self._host:
                 stack.enter_context(as_host_function(place, only_indices=place is self._failing))
