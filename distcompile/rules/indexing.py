@@ -98,7 +98,7 @@ def select_rows(ctx: Context, node: fx.Node) -> Placement:
     (access,) = accesses(node)
     _local_dim(ctx, access)
     table = ctx.dims(access.table)
-    return Placement((*table[: access.dim], *ctx.dims(access.index), *table[access.dim + 1 :]))
+    return Placement(one_row_dimension((*table[: access.dim], *ctx.dims(access.index), *table[access.dim + 1 :])))
 
 
 @rule(aten.gather.default)
