@@ -80,6 +80,7 @@ class Cures:
                 stack.enter_context(as_host_function(place, only_indices=place is self._failing))
             constructors = _Constructors(self.bincounts, leaves)
             stack.enter_context(self._gradients_noted(constructors))
+            stack.enter_context(_functions_followed(constructors))
             stack.enter_context(constructors)
             yield
 
@@ -187,7 +188,16 @@ class _Constructors(TorchFunctionMode):
         super().__init__()
         bincounts.start()
         self._bincounts, self._leaves = bincounts, leaves
-        self._in_backward = False
+        self._in_backward = self._in_function = False
+
+    @contextmanager
+    def in_function(self) -> Iterator[None]:
+        """Within a function of the model that has a gradient of its own."""
+        before, self._in_function = self._in_function, True
+        try:
+            yield
+        finally:
+            self._in_function = before
 
     @contextmanager
     def in_backward(self) -> Iterator[None]:
@@ -215,11 +225,27 @@ class _Constructors(TorchFunctionMode):
         if leaves_torch(func, args):
             raise LeftTorch
         result = func(*args, **kwargs)
-        if self._in_backward or not isinstance(result, Tensor):
+        if self._in_backward or self._in_function or not isinstance(result, Tensor):
             return result
         if func in _STOPS or _is_outside_of_gradients(func, args, result):
             return stop_gradient(result)
         return result
+
+
+@contextmanager
+def _functions_followed(constructors: _Constructors) -> Iterator[None]:
+    """What a model's own function computes carries gradients, although torch switches them off while it computes.
+
+    It is replaced in the base class, since models keep ``apply = Function.apply``.
+    """
+    base: Any = torch.autograd.Function.__base__
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        with constructors.in_function():
+            return super(base, cls).apply(*args, **kwargs)  # type: ignore[misc]
+
+    with replaced(base, "apply", classmethod(apply)):
+        yield
 
 
 def _is_outside_of_gradients(func: Any, args: tuple[Any, ...], result: Tensor) -> bool:
