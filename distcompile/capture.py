@@ -406,8 +406,8 @@ def told_in_words() -> Iterator[None]:
     except (GuardOnDataDependentSymNode, UserError) as error:
         raise CaptureError(
             "What follows of the captured call hangs on a size that only values of the graph tell: "
-            f"{str(error).splitlines()[0]}\nTake sizes from tensor.shape, or compute the list of which it is the length "
-            "from integers of the graph."
+            f"{str(error).splitlines()[0]}\nTake sizes from tensor.shape, or compute the list of which it is the "
+            "length from integers of the graph."
         ) from error
 
 

@@ -4,6 +4,7 @@
 - ``len(tensor)``, ``int(x.shape[0])``, ``float(x.shape[0])`` and ``math.sqrt(x.shape[0])`` would give plain numbers;
   within the model's modules they are shadowed by functions that leave sizes symbolic: `shadows.py`.
 - ``torch.tensor([tensor, ...])`` reads values, ``pad`` and ``masked_select`` bake sizes in: `functions.py`.
+- What ``torch.compile`` made of the model, or of a function that it calls, is run as the Python that it was made of.
 - ``einsum`` of three operands and more chooses the order of its products by their sizes; it takes them in turn.
 - Transformed functions of fixed batches (``jacrev`` of an energy) are written out: `transforms.py`.
 - Tensors that the model keeps in its attributes are taken out again: `kept.py`.
@@ -82,6 +83,7 @@ class Cures:
             constructors = _Constructors(self.bincounts, self.conversions, leaves)
             stack.enter_context(self._written.out())
             stack.enter_context(self._gradients_noted(constructors))
+            stack.enter_context(_functions_followed(constructors))
             stack.enter_context(constructors)
             yield
 
@@ -194,7 +196,16 @@ class _Constructors(TorchFunctionMode):
         super().__init__()
         bincounts.start()
         self._bincounts, self._conversions, self._leaves = bincounts, conversions, leaves
-        self._in_backward = False
+        self._in_backward = self._in_function = False
+
+    @contextmanager
+    def in_function(self) -> Iterator[None]:
+        """Within a function of the model that has a gradient of its own."""
+        before, self._in_function = self._in_function, True
+        try:
+            yield
+        finally:
+            self._in_function = before
 
     @contextmanager
     def in_backward(self) -> Iterator[None]:
@@ -224,11 +235,27 @@ class _Constructors(TorchFunctionMode):
         result = func(*args, **kwargs)
         if func is Tensor.item:
             self._conversions.note_real(result, args[0])
-        if self._in_backward or not isinstance(result, Tensor):
+        if self._in_backward or self._in_function or not isinstance(result, Tensor):
             return result
         if func in _STOPS or _is_outside_of_gradients(func, args, result):
             return stop_gradient(result)
         return result
+
+
+@contextmanager
+def _functions_followed(constructors: _Constructors) -> Iterator[None]:
+    """What a model's own function computes carries gradients, although torch switches them off while it computes.
+
+    It is replaced in the base class, since models keep ``apply = Function.apply``.
+    """
+    base: Any = torch.autograd.Function.__base__
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        with constructors.in_function():
+            return super(base, cls).apply(*args, **kwargs)  # type: ignore[misc]
+
+    with replaced(base, "apply", classmethod(apply)):
+        yield
 
 
 def _is_outside_of_gradients(func: Any, args: tuple[Any, ...], result: Tensor) -> bool:

@@ -5,6 +5,7 @@ pad(x, (1, 2))            =>  cat([zeros, x, zeros], -1)
 masked_select(x, mask)    =>  x[mask]
 x[mask] = y               =>  x.masked_fill_(mask, 0).index_put_(mask.nonzero(as_tuple=True), y, accumulate=True)
 x.index_reduce(0, i, y)   =>  x.scatter_reduce(0, i.reshape(-1, 1).expand_as(y), y)
+x.scatter_add(0, i, y)    =>  the same, for as many i as there are y
 triu_indices(n, n)        =>  (arange(n) - arange(n)[:, None] >= 0).nonzero().T
 allclose(x, y)            =>  bool(isclose(x, y).all())        equal(x, y) likewise
 var_mean(x, 1)            =>  var(x, 1), mean(x, 1)
@@ -32,6 +33,11 @@ _REDUCES = (torch.index_reduce, Tensor.index_reduce, Tensor.index_reduce_)
 _TRIANGLES = (torch.triu_indices, torch.tril_indices)
 _TAKES = (torch.take_along_dim, Tensor.take_along_dim)
 _DETERMINANTS = (torch.det, torch.linalg.det, Tensor.det)
+_SCATTERS = tuple(
+    getattr(space, name + suffix)
+    for name in ("scatter_add", "scatter_reduce", "scatter")
+    for space, suffix in ((torch, ""), (Tensor, ""), (Tensor, "_"))
+)
 _ATTENTIONS = (nn.functional.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
 
 
@@ -53,6 +59,8 @@ def substitute(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return lambda: _written(*args)
     if function in _TAKES and len(args) + len(kwargs) == 3:
         return lambda: _taken(*args, **kwargs)
+    if function in _SCATTERS and len(args) + len(kwargs) > 3:
+        return lambda: _in_step(function, *args, **kwargs)
     if function in _TRIANGLES and any(isinstance(size, torch.SymInt) for size in (*args[:2], *kwargs.values())):
         return lambda: _triangle(function is torch.triu_indices, *args, **kwargs)
     if function in _DETERMINANTS and args and args[0].requires_grad and args[0].shape[-2:] == (3, 3):
@@ -165,6 +173,13 @@ def _taken(input: Tensor, indices: Tensor, dim: int) -> Tensor:
         return one.expand([one.shape[d] if d == dim or other.shape[d] == 1 else other.shape[d] for d in range(n)])
 
     return like(input, indices).gather(dim, like(indices, input))
+
+
+def _in_step(function: Any, input: Tensor, dim: int, index: Tensor, src: Any, *args: Any, **kwargs: Any) -> Any:
+    """An index that is as long as what is scattered in the example is so always: torch allows it to be shorter."""
+    for length, others in zip(index.shape, getattr(src, "shape", ()), strict=False):
+        bool(length == others)
+    return function(input, dim, index, src, *args, **kwargs)
 
 
 def attention(

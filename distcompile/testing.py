@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from .account import collectives
-from .api import arguments, compile
-from .errors import ValidationError
+from .api import DistributedModel, arguments, compile
+from .errors import NoIndexSpaceError, ValidationError
 from .runtime.world import LocalWorld
 from .tree import flatten
 from .validate import coarsest
@@ -119,31 +119,37 @@ def check_model(
     dtype = coarsest([*[leaf.tensor for leaf in flatten(graph)[0]], *stock["graph"].values()])
     allowed = relative or RELATIVE.get(dtype, 0.0)
     start = time.perf_counter()
-    first = compile(model, graph, model_kwargs=kwargs, world=LocalWorld(1), validate=not others)
+    compiled = compile(model, graph, model_kwargs=kwargs, world=LocalWorld(1), validate=not others)
     seconds = time.perf_counter() - start
     differences = []
-    captures = first.captures
     for n in ranks:
-        compiled = first.on(LocalWorld(n))
+        compiled = compiled.on(LocalWorld(n))
         for name, g in graphs.items():
             found = {leaf.path: leaf.tensor for leaf in flatten(compiled(*arguments(g)))[0]}
             differences += [
                 _difference(name, n, path, found.get(path), expected, allowed) for path, expected in stock[name].items()
             ]
-        captures += compiled.captures - first.captures
     report = Report(
         type(model).__name__,
         _dtype(stock["graph"]),
-        captures,
+        compiled.captures,
         seconds,
-        sum(n.op == "call_function" for n in first.graph_module.graph.nodes) if first.captures else 0,
-        len(collectives(first.program)) if first.captures else 0,
-        tuple(s.name for s in first.program.spaces if s.sharded) if first.captures else (),
+        *_what_runs(compiled),
         tuple(differences),
     )
     if not report.ok:
         raise ValidationError(f"The compiled model does not reproduce the stock model.\n{report}")
     return report
+
+
+def _what_runs(compiled: DistributedModel) -> tuple[int, int, tuple[str, ...]]:
+    """Numbers of operators and of collectives, and index spaces; none if there was nothing to divide in any graph."""
+    try:
+        program = compiled.program
+    except NoIndexSpaceError:
+        return 0, 0, ()
+    operators = sum(n.op == "call_function" for n in program.graph.graph.nodes)
+    return operators, len(collectives(program)), tuple(s.name for s in program.spaces if s.sharded)
 
 
 def _stock(model: Any, graph: Any, kwargs: dict[str, Any]) -> dict[str, Tensor]:

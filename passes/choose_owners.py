@@ -48,8 +48,11 @@ def choose_owners(program: Program) -> Program:
 
 
 def _from(program: Program, space: Space) -> list[Pointer]:
-    """The pointers that say where rows of a space are: its own, else those of a list that it was joined into."""
-    own = [p for p in program.pointers if p.source == space]
+    """The pointers that say where rows of a space are: its own, else those of a list that it was joined into.
+
+    A pointer into such a list says nothing: where its rows are follows from where the space's are.
+    """
+    own = [p for p in program.pointers if p.source == space and space not in p.target.blocks]
     return own or [p for p in program.pointers if space in p.source.blocks and p.target != space]
 
 

@@ -191,7 +191,9 @@ def _index_put(write: Writer, node: fx.Node) -> fx.Node | None:
         return write(aten.index_put.default, base, [rows, write(distinct_rows, columns, rows)], values, True)
     if found is None:
         matrix = _matrix_index(node)
-        return added_within_rows(write, base, 0, matrix, values) if matrix is not None and accumulate else None
+        if matrix is not None and accumulate:
+            return added_within_rows(write, base, 0, matrix, values)
+        return _added_by_several(write, node) if accumulate else None
     dim, index = found
     constant = not accumulate and _is_one_row(values, base, dim)
     if _is_mask(index):
@@ -348,6 +350,14 @@ def _added(write: Writer, node: fx.Node) -> fx.Node | None:
         source = write(aten.mul.Scalar, source, scale)
     add = _scatter_add if node.target is aten.scatter_add.default else _index_add
     return write(aten.add.Tensor, base, add(write, write.filled(base, 0), dim, index, source))
+
+
+def _added_by_several(write: Writer, node: fx.Node) -> fx.Node | None:
+    """The same where several indices say together into which element."""
+    base: Any = node.args[0]
+    if is_zero(base):
+        return None
+    return write(aten.add.Tensor, base, write(aten.index_put.default, write.filled(base, 0), *node.args[1:]))
 
 
 def _embedding_backward(write: Writer, node: fx.Node) -> fx.Node | None:

@@ -708,6 +708,17 @@ class Completed(Toy):
         return h + add_to(messages.reshape(2, -1, F).prod(0) - messages.split(len(w))[0] * two, ends[1], h)
 
 
+class PairsOfDirections(Toy):
+    """Twice as many edges as bonds: edges say of which bond they are, and bonds say an edge, wherever in the list."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        bonds = torch.tanh(self.mix(w[graph["edge_of_bond"]]))
+        twice = torch.cat([bonds, bonds.sin()]) * w * h[sender]
+        bonds = bonds + add_to(twice, graph["bond_of_edge"], bonds)
+        return h + add_to(bonds[graph["bond_of_edge"]] * w, receiver, h)
+
+
 class SelfLoops(Toy):
     """Every atom is a neighbour of its own: a list of edges followed by atoms, one of atoms, edges, edges back."""
 
@@ -1233,6 +1244,20 @@ def plain(**options: Any) -> list[Graph]:
     return [random_graph(n, seed=n, **{"cutoff": 2.6, **options}) for n in SIZES]
 
 
+def with_bonds() -> list[Graph]:
+    """Graphs whose edges are in any order, with the number of the bond of each, and of an edge of each bond."""
+    graphs = []
+    for half in plain(half=True):
+        n = half["edge_index"].shape[1]
+        order = torch.randperm(2 * n, generator=torch.Generator().manual_seed(n))
+        bond = torch.arange(n).repeat(2)[order]
+        both = torch.cat([half["edge_index"], half["edge_index"].flip(0)], 1)[:, order]
+        shifts = torch.cat([half["shifts"], -half["shifts"]])[order]
+        more = {"bond_of_edge": bond, "edge_of_bond": order.argsort()[:n]}
+        graphs.append({**half, "edge_index": both, "shifts": shifts, **more})
+    return graphs
+
+
 def few_with_edges() -> list[Graph]:
     """Graphs, of which in the last one only two atoms have edges."""
     *graphs, last = plain()
@@ -1461,6 +1486,9 @@ ADVERSARIES = {
     ),
     "half list completed, then cut": Adversary(
         lambda: Completed("after"), lambda: plain(half=True), frozenset({"atoms", "edges", "edges_edges", "edges2"})
+    ),
+    "both directions of bonds in any order": Adversary(
+        PairsOfDirections, with_bonds, frozenset({"atoms", "edges", "edges_edges"})
     ),
     "self loops": Adversary(SelfLoops, spaces=frozenset({"atoms", "edges", "edges_atoms", "atoms_edges_edges"})),
     "atoms and edges in one list": Adversary(AllRowsInOneList, spaces=frozenset({"atoms", "edges", "atoms_edges"})),

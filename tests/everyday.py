@@ -58,6 +58,16 @@ def mesh(model: Toy, graph: Graph, h: Tensor, w: Tensor, lengths: Tensor) -> Ten
     return h * potential[x, y, z][:, None] + fractional.sin().repeat(1, 2)
 
 
+def meshes(model: Toy, graph: Graph, h: Tensor, w: Tensor, lengths: Tensor) -> Tensor:
+    """Meshes of as many points as the cell is long, one for each feature, written one after another."""
+    n = graph["cell"].norm(dim=1).ceil().long()
+    x, y, z = ((graph["positions"].detach() * 2).floor().long() % n).T
+    charges = torch.zeros(F, int(n[0]), int(n[1]), int(n[2]), dtype=h.dtype)
+    for i in range(F):
+        charges[i].index_put_((x, y, z), h[:, i], accumulate=True)
+    return h + charges.tanh()[:, x, y, z].T
+
+
 def flat_mesh(model: Toy, graph: Graph, h: Tensor, w: Tensor, lengths: Tensor) -> Tensor:
     """The same by one number for each point, with complex values."""
     places = (graph["positions"].detach() * 2).floor().long() % 4
@@ -96,6 +106,7 @@ EVERYDAY: dict[str, Update] = {
     "rows written by a constant list": atoms(lambda h: h.index_put((torch.tensor([0, 2]),), h.new_zeros(F))),
     "neighbours in a table": neighbours_in_a_table,
     "a mesh": mesh,
+    "several meshes": meshes,
     "a flat mesh of complex values": flat_mesh,
     "a histogram": histogram,
     "species in a loop": kind_by_kind,

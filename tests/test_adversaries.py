@@ -255,3 +255,24 @@ def test_scripted_parts() -> None:
     check_model(model, random_graph(20), random_graph(11, 3))
     assert isinstance(model.attenuated, torch.jit.ScriptFunction)
     assert isinstance(model.deep, torch.jit.ScriptModule)
+
+
+class Compiled(Toy):
+    """A compiled module, and a compiled function that the model holds as an attribute."""
+
+    def more(self) -> None:
+        self.deep = torch.compile(nn.Sequential(nn.Linear(6, 6), nn.Tanh()), backend="eager")
+        self.attenuated = torch.compile(attenuated, backend="eager", fullgraph=True)
+
+    update = Scripted.update
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_compiled_parts(whole: bool) -> None:
+    """What torch.compile made is followed as the Python that it was made of, be it a part or the model itself."""
+    model = Compiled().eval()
+    report = check_model(
+        torch.compile(model, backend="eager") if whole else model, random_graph(20), random_graph(11, 3), (1, 3)
+    )
+    assert report.captures == 1
+    assert isinstance(model.deep, torch._dynamo.OptimizedModule), "it is what it was"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -62,3 +63,21 @@ def test_a_graph_of_more_or_fewer_species_than_a_loop_was_captured_for(first: li
         for key, value in model(graph).items():
             torch.testing.assert_close(compiled(graph)[key], value.detach(), rtol=1e-10, atol=1e-11)
     assert compiled.captures == 3
+
+
+@pytest.mark.parametrize(
+    "scatter", [torch.scatter_add, Tensor.scatter_add_, lambda *a: torch.scatter_reduce(*a, "amax")]
+)
+def test_a_list_that_says_only_where_elements_go_is_as_long_as_they_are(scatter: Callable[..., Tensor]) -> None:
+    """torch allows it to be shorter, so nothing but the example says that it has an entry for each atom."""
+
+    def energies(graph: Graph) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        lengths = (graph["positions"][sender] - graph["positions"][receiver]).norm(dim=1)
+        each = torch.zeros(len(graph["positions"]), dtype=lengths.dtype).index_add(0, receiver, lengths.sin())
+        return scatter(torch.zeros(2, dtype=lengths.dtype), 0, graph["half"], each)
+
+    example, *others = ({**g, "half": torch.arange(len(g["positions"])) % 2} for g in (EXAMPLE, *OTHERS))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert check_model(energies, example, others, ranks=(1, 3), relative=2e-12).captures == 1

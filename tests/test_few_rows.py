@@ -18,6 +18,7 @@ from undividable import Given
 import distcompile
 from distcompile import InputError, LocalWorld, RankError
 from distcompile.errors import NoIndexSpaceError
+from distcompile.testing import check_model
 
 ORDERS: dict[str, list[int]] = {
     "references first": [1, 2, 3, 12, 1, 20, 2],
@@ -143,3 +144,15 @@ def test_ranks_that_are_given_different_atoms_are_told() -> None:
     for answer in run_ranks(2, one_atom_here_ten_there):
         assert isinstance(answer, RankError)
         assert "graph" in str(answer)
+
+
+@pytest.mark.parametrize("sizes", [(2, 20, 1), (1, 0, 2)])
+def test_the_conformance_kit_takes_any_structure_first(sizes: tuple[int, ...]) -> None:
+    """What it reports of the program is that of the first graph in which there is something to divide."""
+    first, *others = [random_graph(n, seed) for seed, n in enumerate(sizes)]
+    report = check_model(toys.Pair().eval(), first, others, (1, 3), relative=1e-10)
+    divided = max(sizes) > 2
+    assert report.ok
+    assert report.spaces == (("atoms", "edges") if divided else ())
+    assert (report.operators > 0) == divided
+    assert report.captures == divided, "once for all numbers of ranks"

@@ -77,6 +77,53 @@ class Forgetful(torch.autograd.Function):
         return gradient * Forgetful.calls
 
 
+class Scaled(torch.autograd.Function):
+    """A product with a weight, as a package writes it that has kernels for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x * weight
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        return gradient * weight, (gradient * x).sum(0)
+
+
+scaled = Scaled.apply
+
+
+class OfOwnFunction(nn.Module):
+    """An energy through it; torch computes such a function with gradients switched off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decay = nn.Parameter(torch.tensor([0.7], dtype=torch.float64))
+        self.weight = nn.Parameter(torch.tensor([1.3], dtype=torch.float64))
+
+    def forward(self, graph: Graph) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        vectors = graph["positions"][sender] + graph["shifts"] @ graph["cell"] - graph["positions"][receiver]
+        near = torch.exp(-vectors.norm(dim=1)[:, None] * self.decay)
+        density = torch.zeros(len(graph["positions"]), 1, dtype=near.dtype)
+        return (density.index_add(0, receiver, scaled(near, self.weight)) ** 2).sum()
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_function_with_a_gradient_of_its_own_carries_gradients(ranks: int) -> None:
+    """By positions, and by weights on both sides of it."""
+    model = OfOwnFunction()
+    compiled = distcompile.compile(model, random_graph(12), world=LocalWorld(ranks))
+    graph = random_graph(20, 1)
+    graph["positions"].requires_grad_()
+    by = (graph["positions"], model.decay, model.weight)
+    expected = torch.autograd.grad(model(graph), by)
+    for found, gradient in zip(torch.autograd.grad(compiled(graph), by), expected, strict=True):
+        assert float(gradient.abs().max()) > 0.1
+        torch.testing.assert_close(found, gradient, rtol=1e-11, atol=1e-12)
+
+
 def test_compile_compares_gradients_too() -> None:
     """Results agree, and what a caller would get who differentiates them does not."""
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from adversaries import F, Toy, add_to, with_bonds
 from divisions import cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import run_ranks
 from torch import Tensor, nn
-from toys import random_graph
+from toys import Graph, random_graph
 from undividable import UNDIVIDABLE, Adjacency, Given, with_matrix
 
 import distcompile
@@ -86,6 +87,25 @@ def test_a_matrix_of_atoms_by_atoms_that_is_given_is_given_whole() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*run on all rows")
+class HalfAsMany(Toy):
+    """A table of half as many rows as there are edges, which is another list's length, as the model checks."""
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        n_bonds = len(sender) // 2
+        edge = graph["edge_of_bond"] + torch.zeros(n_bonds, dtype=torch.int64)
+        bonds = w.new_zeros(n_bonds, F).index_add(0, graph["bond_of_edge"], w * h[sender])
+        bonds = bonds * self.mix(w[edge])
+        return h + add_to(bonds[graph["bond_of_edge"]] * w, receiver, h)
+
+
+@pytest.mark.filterwarnings("ignore:.*run on all rows")
+def test_values_of_all_rows_are_not_added_where_a_rank_s_own_rows_point() -> None:
+    """Nor are they one value for all rows: a gradient for each bond, added to the edge that it was read from."""
+    first, *others = with_bonds()
+    assert check_model(HalfAsMany().eval(), first, others, ranks=(1, 2, 3), relative=2e-12).captures == 1
+
+
 def test_memory_of_all_rows_is_counted() -> None:
     """A matrix of atoms by atoms is as large on four ranks as on one, and a graph that it does not fit is refused."""
     name, large = "all pairs by a product", random_graph(400, 5)

@@ -95,6 +95,12 @@ def end_by_end(model: Toy, graph: Graph, h: Tensor, w: Tensor, lengths: Tensor) 
     return h + add_to(torch.cat([w, -w]), graph["edge_index"].T.reshape(-1), h)
 
 
+def atoms_of_structures(model: Toy, graph: Graph, h: Tensor, w: Tensor, lengths: Tensor) -> Tensor:
+    """A table of structures by atoms, added up over atoms by atoms: a column and a row by mistake, say."""
+    batch = torch.zeros_like(graph["species"])
+    return h + torch.zeros(1, len(h), dtype=h.dtype).index_add(0, batch, h[:, :1] + h[:, 1]).T
+
+
 UNDIVIDABLE: dict[str, tuple[Update, str]] = {
     "a running sum over atoms": (atoms(lambda h: h.cumsum(0)), "runs along rows"),
     "a running sum over edges": (edges(lambda w: w.cumsum(0) / (1 + len(w))), "runs along rows"),
@@ -106,6 +112,7 @@ UNDIVIDABLE: dict[str, tuple[Update, str]] = {
     "all distances": (atoms(lambda h: h + torch.cdist(h, h).sum(1, True)), "every row"),
     "all pairs by a product": (atoms(lambda h: (h @ h.T) @ h), "every row with every row"),
     "all pairs by broadcasting": (atoms(lambda h: (h[:, None] - h[None]).tanh().sum(1)), "every row"),
+    "all pairs added up in a table": (atoms_of_structures, "every row"),
     "all pairs of positions": (damped_pairs, "every row"),
     "a matrix of atoms by atoms": (atoms(lambda h: h + torch.zeros(len(h), len(h)).to(h) @ h), "every row"),
     "a matrix that edges fill": (adjacency_made, "every row"),

@@ -98,7 +98,7 @@ def select_rows(ctx: Context, node: fx.Node) -> Placement:
     (access,) = accesses(node)
     _local_dim(ctx, access)
     table = ctx.dims(access.table)
-    return Placement((*table[: access.dim], *ctx.dims(access.index), *table[access.dim + 1 :]))
+    return Placement(one_row_dimension((*table[: access.dim], *ctx.dims(access.index), *table[access.dim + 1 :])))
 
 
 @rule(aten.gather.default)
@@ -145,8 +145,10 @@ def index_put(ctx: Context, node: fx.Node) -> Placement:
     found = accesses(node)
     if len(node.args) < 4 or not node.args[3]:
         return _overwritten(ctx, node, found)
-    for written, given in zip(reversed(_indexed(ctx, node)), reversed(ctx.dims(node.args[2])), strict=False):
-        if given:  # without rows, one value is written to all
+    values: Any = node.args[2]
+    places = zip(_indexed(ctx, node)[::-1], ctx.dims(values)[::-1], ctx.shape(values)[::-1], strict=False)
+    for written, given, size in places:
+        if given or size != 1:  # else one value is written to all
             _check_in_step(written, given)
     rows = broadcast(ctx, [a.index for a in found], max(rank(a.index) for a in found))
     return _scattered(ctx, node, found, any(rows))
