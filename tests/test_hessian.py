@@ -164,7 +164,10 @@ def test_what_cannot_be_meant_is_refused(model: nn.Module, said: str) -> None:
         distcompile.hessian(model, GRAPH)
 
 
-NAMES = ["half list completed", "attention", "neighbour matrix", "dataclass and named tuple", "two inputs", "padding"]
+NAMES = [
+    *("half list completed", "attention", "neighbour matrix", "dataclass and named tuple", "two inputs", "padding"),
+    "global statistics",  # whole values beside partial ones, in one sum
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
