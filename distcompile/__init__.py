@@ -18,6 +18,7 @@ from .errors import (
     CacheError,
     CaptureError,
     CheckpointError,
+    DerivativeError,
     DistcompileError,
     GuardError,
     InputError,
@@ -27,6 +28,7 @@ from .errors import (
     UnsupportedOp,
     ValidationError,
 )
+from .hessian import hessian
 from .runtime.world import LocalWorld, ProcessGroupWorld, is_first
 
 __version__ = "0.1.0"
@@ -35,6 +37,7 @@ __all__ = [
     "CacheError",
     "CaptureError",
     "CheckpointError",
+    "DerivativeError",
     "DistcompileError",
     "DistributedModel",
     "GuardError",
@@ -48,5 +51,6 @@ __all__ = [
     "ValidationError",
     "compile",
     "distribute",
+    "hessian",
     "is_first",
 ]

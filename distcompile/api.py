@@ -159,6 +159,8 @@ class DistributedModel:
         """Whether gradients are expected to be taken of what a module in training mode returns."""
         self.captures = 0
         """How many programs were captured: one, and one more for each branch of the model that graphs made it take."""
+        self.derived: dict[Any, DistributedModel] = {}
+        """Functions of the model that were compiled for it, such as its derivatives."""
 
     def __call__(self, *graph: Any) -> Any:
         """Evaluate the model on a whole graph object; the result is whole on every rank.
@@ -241,6 +243,16 @@ class DistributedModel:
         other.captures, other._undividable = self.captures, list(self._undividable)
         other._executors = [other._executor(e.program) for e in self._executors]
         return other
+
+    @property
+    def stock(self) -> Callable[..., Any]:
+        """The call that was compiled, as it was given."""
+        return self._call
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module that it runs, if that is known."""
+        return self._module
 
     @property
     def differentiates(self) -> bool:

@@ -76,11 +76,11 @@ def distribute(
         )
     if callable(getattr(type(calculator), "calculate", None)) and not isinstance(calculator.calculate, _Calculate):
         calculator.calculate = _Calculate(calculator, options)
-        _forget(calculator)  # the next results are of the switched models
+        forget(calculator)  # the next results are of the switched models
     return calculator
 
 
-def _forget(calculator: Any) -> None:
+def forget(calculator: Any) -> None:
     """Drop the results that calculators keep, each its own."""
     for one in calculators_in(calculator):
         if callable(getattr(one, "reset", None)):
@@ -178,5 +178,5 @@ def calculate(calculator: Any, atoms: Any) -> None:
     wanted = [p for p in ("energy", "forces", "stress", "magmoms") if p in calculator.implemented_properties]
     if not atoms.pbc.all() and "stress" in wanted:
         wanted.remove("stress")  # ASE refuses a stress without a cell
-    _forget(calculator)
+    forget(calculator)
     calculator.calculate(atoms.copy(), wanted, ["positions", "numbers", "cell", "pbc"])

@@ -155,11 +155,18 @@ class _Stock:
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         *positional, keywords = args if self._with_tensors else (*args, {})
-        _state.stock += 1
-        try:
+        with as_stock():
             return self._entry.__wrapped__(*positional, **keywords, **options)
-        finally:
-            _state.stock -= 1
+
+
+@contextmanager
+def as_stock() -> Iterator[None]:
+    """Let entries run the stock methods, in this thread."""
+    _state.stock += 1
+    try:
+        yield
+    finally:
+        _state.stock -= 1
 
 
 class Received(BaseException):

@@ -19,6 +19,10 @@ class UnsupportedOp(DistcompileError):  # noqa: N818  the public name is fixed b
     """An operator touches a distributed dimension in a way that no rule covers."""
 
 
+class DerivativeError(DistcompileError):
+    """Second derivatives cannot be taken: of which energy, or by what, is not known, or it carries no gradient."""
+
+
 class InputError(DistcompileError, ValueError):
     """A graph given to a compiled model does not fit it (dtype, shape, pointer range, NaN, species)."""
 

@@ -27,6 +27,21 @@ def compiling() -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
+@contextmanager
+def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
+    """A function to call after each of `total` things that take as long; the first rank shows a bar on a terminal."""
+    if not (is_first() and sys.stderr.isatty()):
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda: progress.advance(task)
+
+
 class Rate:
     """How fast steps are done. The first call starts the clock, so that compiling does not count."""
 

@@ -6,6 +6,7 @@
 
 A partial value goes through linear operators as it is. It becomes whole in front of the first operator that needs
 so, and in the results; one all_reduce serves all of them, and what is made of nothing but such values is whole too.
+A partial value that meets such a one is made whole first, or every rank would add it.
 """
 
 from __future__ import annotations
@@ -26,21 +27,29 @@ def insert_all_reduces(program: Program) -> Program:
     whole: dict[fx.Node, fx.Node] = {}
     for node in [n for n in module.graph.nodes if n.op != "output"]:
         parts = [n for n in node.all_input_nodes if n not in whole and _is_partial(n)]
+        if parts and _is_partial(node) and any(whole.get(n) is n for n in node.all_input_nodes):
+            whole.update({part: _made_whole(module.graph, part) for part in parts})
+            parts = []
         if not parts and _is_partial(node) and any(n in whole for n in node.all_input_nodes):
             node.args = fx.map_arg(node.args, lambda n: whole.get(n, n))
             node.meta[META] = _whole(node.meta[META])
             whole[node] = node
         found = node.meta[META]
         needy = [u for u in node.users if u.op == "output" or node.name in u.meta.get(WHOLE, ())]
-        if not (isinstance(found, Placement) and found.partial and needy):
-            continue
-        with module.graph.inserting_after(node):
-            how = () if found.reduction == "sum" else (found.reduction,)
-            whole[node] = module.graph.call_function(all_reduce, (node, *how))
-        whole[node].meta = {META: Placement(found.dims, rule="all_reduce"), "val": node.meta["val"]}
-        for user in needy:
-            user.replace_input_with(node, whole[node])
+        if isinstance(found, Placement) and found.partial and needy:
+            whole[node] = _made_whole(module.graph, node)
+            for user in needy:
+                user.replace_input_with(node, whole[node])
     return replace_graph(program, module)
+
+
+def _made_whole(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    found = node.meta[META]
+    with graph.inserting_after(node):
+        how = () if found.reduction == "sum" else (found.reduction,)
+        new = graph.call_function(all_reduce, (node, *how))
+    new.meta = {META: Placement(found.dims, rule="all_reduce"), "val": node.meta["val"]}
+    return new
 
 
 def _is_partial(node: fx.Node) -> bool:

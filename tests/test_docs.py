@@ -131,6 +131,7 @@ def test_the_torchrun_command(tmp_path: Path) -> None:
     [
         ("scale_calculator.py", 1, r"-\d+\.\d+ eV, largest force .*16 moments"),
         ("md_torchrun.py", 1, r"step 5: -\d+\.\d+ eV"),
+        ("vibrations.py", 1, r"24 modes, highest 4\d\d 1/cm"),
         ("own_model.py", 1, r"largest difference of a force: \d\.\de-1[5-9]"),
         ("torch_compile.py", 1, r"largest difference of a force: (\d\.\de-1[5-9]|0\.0e\+00)"),
         ("training_step.py", 2, r"step 19: loss \d+\.\d+"),
