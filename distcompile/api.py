@@ -18,16 +18,15 @@ from torch._C._functorch import peek_interpreter_stack
 from torch._subclasses import FakeTensor
 
 from .account import collectives, stretches
+from .against_stock import check
 from .capture import capture, told_in_words
 from .errors import (
     CaptureError,
     GuardError,
-    InputError,
     NoIndexSpaceError,
     OutOfMemory,
     RankError,
     UnsupportedOp,
-    ValidationError,
 )
 from .explain import explain
 from .fit import Fit, free_here, needs, rows_of_ranks
@@ -44,7 +43,7 @@ from .runtime.precision import as_written, precision
 from .runtime.world import LocalWorld, World, default_world
 from .threads import is_inside, one_at_a_time, quiet
 from .tree import Leaf, Tree, flatten
-from .validate import CHECKED, compare, gradients, smaller_graph, warn_unchecked
+from .validate import CHECKED
 
 Lowering = Literal["eager", "inductor"]
 """Who runs the body of a region: PyTorch, operator by operator, or C++ code that Inductor generates."""
@@ -96,7 +95,7 @@ def compile(
         if executor is None:
             _warn_of_nothing(compiled, args)
         elif validate:
-            _validate(compiled, executor, args)
+            check(compiled.stock, compiled.module, executor, *compiled._flatten(args))
     return compiled
 
 
@@ -529,68 +528,3 @@ def _digest(executor: Executor) -> str:
     return hashlib.sha256(
         f"{show_program(program)}{program.capture.numbers}{program.capture.texts}{weights}".encode()
     ).hexdigest()[:16]
-
-
-def _validate(compiled: DistributedModel, executor: Executor, args: tuple[Any, ...]) -> None:
-    leaves, tree = compiled._flatten(args)
-    prepared = executor.prepare(leaves)
-    if prepared.sizes[executor.program.spaces[0].name] <= 2 * CHECKED:
-        _check(compiled, executor, leaves, tree, "on the example")
-    cut = smaller_graph(executor.program, leaves, prepared.values)
-    if cut is None:
-        warn_unchecked("the example is too small, or its row numbers are computed rather than given")
-        return
-    reduced = [Leaf(leaf.path, tensor) for leaf, tensor in zip(leaves, cut, strict=True)]
-    try:
-        executor.prepare(reduced)
-    except (GuardError, InputError) as error:  # offsets, say, that are none of so few rows
-        warn_unchecked(str(error))
-        return
-    _check(compiled, executor, reduced, tree, "on a smaller graph cut out of the example")
-
-
-def _check(compiled: DistributedModel, executor: Executor, leaves: list[Leaf], tree: Tree, where: str) -> None:
-    found = executor(leaves)
-    with torch.enable_grad():
-        # A model that takes its gradients itself is differentiated from outside for training, and hardly ever else.
-        outside = compiled._is_training or not executor.program.capture.differentiates
-        given = _differentiable(leaves, outside)
-        try:
-            expected, _ = flatten(compiled._call(*tree.unflatten([leaf.tensor.clone() for leaf in given])))
-        except Exception as error:
-            raise ValidationError(
-                f"The stock model fails {where}, where the captured program does not: {type(error).__name__}: {error}. "
-                "Does it keep tensors from an earlier call (caches), of the sizes of that call?"
-            ) from error
-        compare([Leaf(e.path, f) for e, f in zip(expected, found, strict=True)], expected, where, leaves)
-        if outside and not any(bool(e.tensor.isnan().any()) for e in expected):
-            _check_gradients(compiled, executor, given, expected, where)
-
-
-def _check_gradients(
-    compiled: DistributedModel, executor: Executor, given: list[Leaf], expected: list[Leaf], where: str
-) -> None:
-    """Compare what a caller gets who differentiates the results, by the graph and by weights, with the stock model."""
-    named = compiled._module.named_parameters() if compiled._module is not None else ()
-    weights = [Leaf(f"weight {name}", p) for name, p in named if p.requires_grad]
-    try:
-        stock = gradients(expected, [*given, *weights])
-    except RuntimeError:
-        return  # nor can anybody else differentiate them: the model freed what that takes
-    if not stock:
-        return
-    mine = _differentiable(given, False)
-    results = executor(mine, True)
-    try:
-        found = gradients([Leaf(e.path, r) for e, r in zip(expected, results, strict=True)], [*mine, *weights])
-    except UnsupportedOp as error:
-        warnings.warn(f"Results cannot be differentiated from outside: {error}", stacklevel=5)
-        return
-    compare(found, stock, where, given)
-
-
-def _differentiable(leaves: Sequence[Leaf], every: bool) -> list[Leaf]:
-    """Copies of a graph object's tensors that require gradients where these do; all real numbers if `every`."""
-    wanted = [leaf.tensor.requires_grad or (every and leaf.tensor.is_floating_point()) for leaf in leaves]
-    copies = (leaf.tensor.detach().clone() for leaf in leaves)
-    return [Leaf(leaf.path, x.requires_grad_(w)) for leaf, x, w in zip(leaves, copies, wanted, strict=True)]
