@@ -25,7 +25,7 @@ from ..graphs import copy_graph
 from ..ir import Access, Input, Program, Range, Space
 from ..provenance import Elements
 from ..rules.base import user_line
-from ..rules.indexing import accesses
+from ..rules.indexing import accesses, is_zero
 from ..sizes import SMALLEST_SPACE
 from .joined_spaces import joined_spaces, terms
 from .largest_row import may_be_less, solved
@@ -93,7 +93,8 @@ def _check_enough(
     ends: dict[tuple[sympy.Expr, ...], set[str]] = defaultdict(set)
     for access, root in found:
         size, given = program.shape(access.table)[access.dim], inputs[root.name]
-        if size.is_Integer and size < SMALLEST_SPACE and given.kind == "rows" and _is_of_graph(access.table):
+        few = size.is_Integer and 1 < size < SMALLEST_SPACE  # one row may be that of the only structure
+        if few and given.kind == "rows" and _is_of_graph(access.table) and not is_zero(origins.node(given.source)):
             ends[program.shape(root)[0], size].add(origins.name(given.source))
     known = {program.shape(root)[0] for root in told}
     for (rows, size), names in ends.items():

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import functools
 import pickle
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import springs
 import torch
 from ase import Atoms
 from ase.build import bulk
@@ -319,8 +321,11 @@ def test_calculators_of_calculators(name: str, ranks: int) -> None:
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda calculator: pickle.loads(pickle.dumps(calculator))])
 @pytest.mark.parametrize("used", [True, False])
 @pytest.mark.parametrize("make", [Way, lambda: Way("a method"), lambda: SumCalculator([Way(), SpringCalculator()])])
-def test_copies_are_distributed(make: Callable[[], Any], used: bool, copied: Callable[[Any], Any]) -> None:
+def test_copies_are_distributed(
+    make: Callable[[], Any], used: bool, copied: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Over as many virtual ranks; they compile anew, and have weights of their own."""
+    monkeypatch.setitem(sys.modules, "springs", springs)  # other tests load the file once more
     ours = distcompile.distribute(make(), world=LocalWorld(2))
     expected = results(make(), crystal())
     if used:
