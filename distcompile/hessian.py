@@ -7,11 +7,10 @@ with a vector that is one in one place. Memory is that of one product, however m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from ase import Atoms
 from torch import Tensor, nn
 
 from .api import DistributedModel, arguments, compiled_for
@@ -21,6 +20,9 @@ from .errors import DerivativeError
 from .products import Choice
 from .progress import counting
 from .runtime.world import World
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 Rows = Sequence[int] | range | slice | None
 SHAKE = 0.02
@@ -63,6 +65,8 @@ def hessian(
             forces are not the gradient of the energy by a tensor of its graph.
         CaptureError, UnsupportedOp, ValidationError: as of `distcompile.compile`.
     """
+    from ase import Atoms  # which takes a while, and not everybody has a calculator
+
     if isinstance(graph, Atoms):
         return _of_calculator(model, graph, rows, positions, energy, world, memory)
     args = arguments(graph)
