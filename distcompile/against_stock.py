@@ -13,7 +13,7 @@ from torch import nn
 from .errors import GuardError, InputError, UnsupportedOp, ValidationError
 from .runtime.executor import Executor
 from .tree import Leaf, Tree, flatten
-from .validate import CHECKED, coarsest, compare, gradients, smaller_graph, warn_unchecked
+from .validate import CHECKED, compare, gradients, smaller_graph, warn_unchecked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +22,6 @@ class _Stock:
 
     call: Callable[..., Any]
     module: nn.Module | None
-
-    @property
-    def trains(self) -> bool:
-        """Whether it is in training mode."""
-        return self.module is not None and self.module.training
 
 
 def check(
@@ -64,10 +59,9 @@ def check(
 def _check(stock: _Stock, executor: Executor, leaves: list[Leaf], tree: Tree, where: str) -> None:
     found = executor(leaves)
     with torch.enable_grad():
-        # A model that takes its gradients itself is differentiated from outside for training, and hardly ever else:
-        # second derivatives, of which single precision may leave nothing (straight angles).
-        exact = coarsest([leaf.tensor for leaf in leaves]) is torch.float64
-        outside = not executor.program.capture.differentiates or (stock.trains and exact)
+        # Of a model that takes its gradients itself these would be second derivatives, which where the model is not
+        # smooth (straight angles) hang on the last bit.
+        outside = not executor.program.capture.differentiates
         given = _differentiable(leaves, outside)
         try:
             expected, _ = flatten(stock.call(*tree.unflatten([leaf.tensor.clone() for leaf in given])))

@@ -35,7 +35,7 @@ def _differs(shape: Sequence[int], known: Sequence[int]) -> bool:
         return True
     if max(known, default=0) < SMALLEST_SPACE and any(n >= SMALLEST_SPACE for n, _ in changed):
         return True
-    return len(changed) == 1 and changed[0][1] < SMALLEST_SPACE and changed[0][0] > 0
+    return len(changed) == 1 and changed[0][1] < SMALLEST_SPACE
 
 
 def has_more_rows(leaves: Sequence[Leaf], example: Sequence[Leaf]) -> bool:
