@@ -254,11 +254,6 @@ class DistributedModel:
         return self._module
 
     @property
-    def differentiates(self) -> bool:
-        """Whether the model is known to take its gradients itself, so that its results are plain numbers."""
-        return any(e.program.capture.differentiates for e in self._executors)
-
-    @property
     def program(self) -> Program:
         """The rewritten program of the example, tiled as it last ran.
 

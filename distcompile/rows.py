@@ -56,8 +56,8 @@ def _have_same_paths(leaves: Sequence[Leaf], example: Sequence[Leaf]) -> bool:
 def fitted(program: Program, leaves: Sequence[Leaf]) -> list[Leaf]:
     """The leaves, empty lists in the form that the program takes them in: a package may make them in another."""
     known = program.capture.leaves
-    if not _have_same_paths(leaves, known):
-        return list(leaves)
+    if all(leaf.tensor.numel() for leaf in leaves) or not _have_same_paths(leaves, known):
+        return list(leaves)  # as most graphs are, of which no size need be worked out
     sizes = program.capture.sizes
     rows = [[program.space_of(program.size(n)) is not None for n in shape] for shape in sizes]
     return [

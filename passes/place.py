@@ -87,7 +87,9 @@ class _Placer:
             new = copy_node(self.graph, node, self.here.__getitem__)
         self.here[node] = new
         self._note(new, Placement(dims, rule="input" if tensor else "size"))
-        undivided = tensor and any(not dim and self._counts_rows(n) for dim, n in zip(dims, value.shape, strict=True))
+        undivided = tensor and any(
+            not dim and self.whole.counts_rows(n) for dim, n in zip(dims, value.shape, strict=True)
+        )
         if sum(map(bool, dims)) > 1 or undivided:  # a value for every pair of rows, or for a part of them
             self.whole.of(node)
             del self.here[node]
@@ -131,11 +133,8 @@ class _Placer:
         """Refuse what would take a size for one of this rank's rows that is one of all rows."""
         sizes = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.SymInt)]
         known = isinstance(node.meta["val"], torch.Tensor) and (is_pointwise(node.target) or node.target in _MIXED)
-        if not known or any(self._counts_rows(n.meta["val"]) for n in sizes):
+        if not known or any(self.whole.counts_rows(n.meta["val"]) for n in sizes):
             raise Refused("an operator of a rank's own rows and of all rows")
-
-    def _counts_rows(self, size: Any) -> bool:
-        return self.whole.counted(size) != self.program.size(size)
 
     def _place(self, node: fx.Node, mixed: bool) -> Any:
         if node.op == "get_attr":

@@ -74,7 +74,11 @@ class Whole:
         """Whether a value of the program has rows that are divided."""
         values = node.meta.get("val")
         each = values if isinstance(values, list | tuple) else [values]
-        return any(self.counted(n) != self.program.size(n) for v in each if isinstance(v, Tensor) for n in v.shape)
+        return any(self.counts_rows(n) for v in each if isinstance(v, Tensor) for n in v.shape)
+
+    def counts_rows(self, size: Any) -> bool:
+        """Whether a size is made of the number of rows that are divided."""
+        return self.counted(size) != self.program.size(size)
 
     def run(self, node: fx.Node) -> fx.Node:
         """The same operator on all rows."""
