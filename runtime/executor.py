@@ -199,7 +199,9 @@ class Executor:
         module = SimpleNamespace(**{**self._constants, **parameters})
         with torch.set_grad_enabled(bool(given) and torch.is_grad_enabled()), as_written():
             local = shard_inputs(self._inputs, self._shapes, values, self._spaces, plans, layout.sizes, layout.orders)
-            if graph is self.program.graph and self._has_limits and not all(len(p.owned) for p in plans.values()):
+            # Regions see to their own rows; what every rank computes of all rows is of none where nobody has any.
+            some = layout.sizes.values() if graph is not self.program.graph else (len(p.owned) for p in plans.values())
+            if self._has_limits and not all(some):
                 results = OfNothing(graph, vars(module)).run(*local)
             else:
                 results = type(graph).forward(module, *local)  # type: ignore[arg-type]

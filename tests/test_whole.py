@@ -47,6 +47,17 @@ def test_every_output_is_exact_on_any_number_of_ranks(name: str) -> None:
     assert report.spaces[:2] == ("atoms", "edges")
 
 
+@pytest.mark.filterwarnings("ignore:.*run on all rows")
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_of_no_atoms_a_maximum_among_all_is_of_none(ranks: int) -> None:
+    """Attention among no atoms: torch has no largest of no rows, so the rows of which there are some decide."""
+    model, program, _ = compiled("attention of all to all")
+    nothing = random_graph(0, 0)
+    found, expected = program.on(LocalWorld(ranks))(nothing), model(nothing)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+
+
 @pytest.mark.parametrize("name", sorted(UNDIVIDABLE.keys() - {"all distances"}))  # cdist has no second derivative
 def test_gradients_taken_outside_count_a_whole_stretch_once(name: str) -> None:
     """Of weights, for a loss on forces, and of positions: a stretch that every rank runs is differentiated once."""
