@@ -20,7 +20,7 @@ test: lint unit unit-e3nn06
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p distcompile -p distcompile.passes -p distcompile.runtime
+	$(BIN)/mypy -p distcompile
 
 unit: env
 	$(BIN)/python -m pytest tests $(SIDE_BY_SIDE) --durations=15
@@ -36,10 +36,10 @@ models: env env-e3nn06
 	rm docs/models.part1 docs/models.part2
 
 env: $(VENV)/dependencies
-	$(BIN)/pip install --quiet --no-deps --config-settings editable_mode=strict --editable .
+	$(BIN)/pip install --quiet --no-deps --editable .
 
 env-e3nn06: $(VENV_E3NN06)/dependencies
-	$(VENV_E3NN06)/bin/pip install --quiet --no-deps --config-settings editable_mode=strict --editable .
+	$(VENV_E3NN06)/bin/pip install --quiet --no-deps --editable .
 
 # torch comes first and stays: what is installed later must accept the pinned version.
 $(VENV)/dependencies: pyproject.toml constraints.txt

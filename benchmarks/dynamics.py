@@ -27,8 +27,8 @@ from springs import SpringCalculator
 
 import distcompile
 from distcompile import LocalWorld
-from distcompile.calculator import distribute
-from distcompile.dynamics import Ensemble, Md, Optimizer, Output, Relaxation, relax, run_md
+from distcompile.app.dynamics import Ensemble, Md, Optimizer, Output, Relaxation, relax, run_md
+from distcompile.calculators.calculator import distribute
 
 RANKS = (0, 1, 3)
 """0 is the stock calculator."""

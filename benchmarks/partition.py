@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from systems import System, bulk, film, liquid, nanoparticle, slab
 
 from distcompile.ir import Pointer, Space
-from distcompile.runtime.partition import bisect, metis, partition, scaled, scored
-from distcompile.runtime.plan import divide
-from distcompile.runtime.readers import readers
+from distcompile.runtime.division.partition import bisect, metis, partition, scaled, scored
+from distcompile.runtime.division.plan import divide
+from distcompile.runtime.division.readers import readers
 
 SYSTEMS: dict[str, Callable[[int], System]] = {
     "bulk": lambda n: bulk(round((n / 8) ** (1 / 3))),

@@ -58,21 +58,21 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from systems import System, liquid
 
 import distcompile
-from distcompile.account import collectives
 from distcompile.ir import Access, Pointer, Program, Space
+from distcompile.ir.tree import flatten
 from distcompile.passes import PIPELINE
-from distcompile.passes.levels import rows_of, source_of
-from distcompile.passes.place import place
-from distcompile.passes.pointers import pointer_root
-from distcompile.passes.reassociate import reassociate
-from distcompile.passes.store_or_recompute import bytes_per_row
+from distcompile.passes.simplify.reassociate import reassociate
+from distcompile.passes.spaces.place import place
+from distcompile.passes.spaces.pointers import pointer_root
+from distcompile.predict.account import collectives
+from distcompile.rules.cost import bytes_per_row
 from distcompile.rules.indexing import accesses
-from distcompile.runtime.executor import Executor, Prepared
-from distcompile.runtime.partition import Partition
-from distcompile.runtime.plan import Division
-from distcompile.runtime.precision import as_written
-from distcompile.runtime.readers import readers
-from distcompile.tree import flatten
+from distcompile.rules.levels import rows_of, source_of
+from distcompile.runtime.division.partition import Partition
+from distcompile.runtime.division.plan import Division
+from distcompile.runtime.division.readers import readers
+from distcompile.runtime.execution.executor import Executor, Prepared
+from distcompile.runtime.execution.precision import as_written
 
 ENERGY = ("['energy']", "['e']", "['inferred_total_energy']", "[0]")
 """How models name their energy."""

@@ -42,7 +42,7 @@ ENOUGH = 60.0
 def measure(name: str, sizes: list[int], mode: str, threads: int) -> Iterator[dict[str, Any]]:
     """Run in a process of its own: seconds and bytes of one evaluation of each size."""
     import distcompile
-    from distcompile.runtime.memory import available
+    from distcompile.runtime.execution.memory import available
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
@@ -137,7 +137,7 @@ def rocksalt(cells: tuple[int, int, int]) -> Any:
 def in_single_precision(graph: Any) -> tuple[Any, ...]:
     """What a model is called with, in single precision."""
 
-    from distcompile.tree import flatten
+    from distcompile.ir.tree import flatten
 
     leaves, tree = flatten(graph)
     narrow = [leaf.tensor.float() if leaf.tensor.dtype == torch.float64 else leaf.tensor for leaf in leaves]

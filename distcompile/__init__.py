@@ -5,15 +5,9 @@ dmodel = distcompile.compile(model, example_graph)     # then dmodel(graph), on 
 
 from __future__ import annotations
 
-from pathlib import Path
-
-# Installed, passes/ and runtime/ lie inside this package; in a source checkout they lie beside it. A Python started in
-# the checkout imports the package from there, whatever is installed.
-if not (Path(__file__).parent / "passes").exists():
-    __path__.append(str(Path(__file__).parent.parent))
-
 from .api import DistributedModel, compile
-from .calculator import distribute
+from .calculators.calculator import distribute
+from .derivatives.hessian import hessian
 from .errors import (
     CacheError,
     CaptureError,
@@ -28,7 +22,6 @@ from .errors import (
     UnsupportedOp,
     ValidationError,
 )
-from .hessian import hessian
 from .runtime.world import LocalWorld, ProcessGroupWorld, is_first
 
 __version__ = "0.1.0"

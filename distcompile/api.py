@@ -17,33 +17,26 @@ from torch import Tensor, fx, nn
 from torch._C._functorch import peek_interpreter_stack
 from torch._subclasses import FakeTensor
 
-from .account import collectives, stretches
-from .against_stock import check
-from .capture import capture, told_in_words
-from .errors import (
-    CaptureError,
-    GuardError,
-    NoIndexSpaceError,
-    OutOfMemory,
-    RankError,
-    UnsupportedOp,
-)
-from .explain import explain
-from .fit import Fit, free_here, needs, rows_of_ranks
-from .garbage import seldom_collected
+from .capture.garbage import seldom_collected
+from .capture.threads import is_inside, one_at_a_time, quiet
+from .capture.trace import capture, told_in_words
+from .check.against_stock import check
+from .check.validate import CHECKED
+from .errors import CaptureError, GuardError, NoIndexSpaceError, OutOfMemory, RankError, UnsupportedOp
+from .few_rows import differs_in_few_rows, fitted, has_more_rows
 from .ir import Program
+from .ir.tree import Leaf, Tree, flatten
 from .passes import PIPELINE
-from .passes.lower import get_ready, lower
-from .printer import show_program
-from .progress import compiling
-from .rows import differs_in_few_rows, fitted, has_more_rows
-from .runtime.autograd import Lockstep
-from .runtime.executor import Executor, Prepared, agree, device_of, fingerprint
-from .runtime.precision import as_written, precision
+from .passes.lower.lower import get_ready, lower
+from .predict.account import collectives, stretches
+from .predict.fit import Fit, free_here, needs, rows_of_ranks
+from .runtime.execution.autograd import Lockstep
+from .runtime.execution.executor import Executor, Prepared, agree, device_of, fingerprint
+from .runtime.execution.precision import as_written, precision
 from .runtime.world import LocalWorld, World, default_world
-from .threads import is_inside, one_at_a_time, quiet
-from .tree import Leaf, Tree, flatten
-from .validate import CHECKED
+from .show.explain import explain
+from .show.printer import show_program
+from .show.progress import compiling
 
 Lowering = Literal["eager", "inductor"]
 """Who runs the body of a region: PyTorch, operator by operator, or C++ code that Inductor generates."""

@@ -17,8 +17,7 @@ from torch._dynamo import trace_rules
 
 from .api import DistributedModel, compiled_for
 
-for _package in ("distcompile", "distcompile.passes", "distcompile.runtime"):
-    trace_rules.add(_package)  # what runs a compiled graph is not for Dynamo to trace, also not in a backward pass
+trace_rules.add("distcompile")  # what runs a compiled graph is not for Dynamo to trace, also not in a backward pass
 
 OPTIONS = ("world", "lowering", "memory")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
 
 class DistcompileError(RuntimeError):
     """Base of all errors below."""
@@ -57,3 +60,11 @@ class CheckpointError(DistcompileError):
 
 class CacheError(DistcompileError):
     """Generated code cannot be kept, or others could have put code where it is kept."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """An error of somebody else's code: ``ValueError: no such atom (model.py, line 12)``."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    said = " ".join(str(error).split()).rstrip(".")
+    return f"{type(error).__name__}{': ' if said else ''}{said}{where}"

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .account import collectives
 from .api import DistributedModel, arguments, compile
+from .check.validate import coarsest
 from .errors import NoIndexSpaceError, ValidationError
+from .ir.tree import flatten
+from .predict.account import collectives
 from .runtime.world import LocalWorld
-from .tree import flatten
-from .validate import coarsest
 
 RELATIVE = {torch.float64: 1e-9, torch.float32: 1e-5}
 """Largest difference allowed, relative to the largest value of an output."""

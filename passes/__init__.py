@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..ir import Program
-from .bucket_messages import bucket_messages
-from .bundle_all_reduces import bundle_all_reduces
-from .choose_owners import choose_owners
-from .clean import clean
-from .hoist import hoist
-from .infer_spaces import infer_spaces
-from .insert_all_reduces import insert_all_reduces
-from .insert_halos import insert_halos
-from .join_parts import join_parts
-from .merge_sums import merge_sums
-from .narrow_halos import narrow_halos
-from .normalize import normalize
-from .overlap import overlap
-from .place import place
-from .reassociate import reassociate
-from .share_exchanges import share_exchanges
-from .sparse_constants import sparse_constants
-from .thin_messages import thin_messages
-from .tile import tile
+from .halos.bundle_all_reduces import bundle_all_reduces
+from .halos.insert_all_reduces import insert_all_reduces
+from .halos.insert_halos import insert_halos
+from .halos.merge_sums import merge_sums
+from .halos.narrow_halos import narrow_halos
+from .halos.share_exchanges import share_exchanges
+from .halos.thin_messages import thin_messages
+from .normalize.normalize import normalize
+from .schedule.bucket_messages import bucket_messages
+from .schedule.overlap import overlap
+from .schedule.tile import tile
+from .simplify.clean import clean
+from .simplify.join_parts import join_parts
+from .simplify.reassociate import reassociate
+from .simplify.sparse_constants import sparse_constants
+from .spaces.choose_owners import choose_owners
+from .spaces.hoist import hoist
+from .spaces.infer_spaces import infer_spaces
+from .spaces.place import place
 
 PIPELINE: tuple[Callable[[Program], Program], ...] = (
     normalize,

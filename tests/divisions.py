@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distcompile.ir import Pointer, Space
-from distcompile.runtime import plan
-from distcompile.runtime.partition import Partition
+from distcompile.runtime.division import plan
+from distcompile.runtime.division.partition import Partition
 
 ATOMS, EDGES, ANGLES = SPACES = tuple(Space(name, sympy.Symbol(name)) for name in ("atoms", "edges", "angles"))
 POINTERS = (

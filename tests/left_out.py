@@ -9,16 +9,16 @@ from torch import nn
 
 import distcompile
 from distcompile import DistributedModel, LocalWorld, api
-from distcompile.passes.bucket_messages import bucket_messages
-from distcompile.passes.bundle_all_reduces import bundle_all_reduces
-from distcompile.passes.join_parts import join_parts
-from distcompile.passes.merge_sums import merge_sums
-from distcompile.passes.narrow_halos import narrow_halos
-from distcompile.passes.overlap import overlap
-from distcompile.passes.reassociate import reassociate
-from distcompile.passes.share_exchanges import share_exchanges
-from distcompile.passes.sparse_constants import sparse_constants
-from distcompile.passes.thin_messages import thin_messages
+from distcompile.passes.halos.bundle_all_reduces import bundle_all_reduces
+from distcompile.passes.halos.merge_sums import merge_sums
+from distcompile.passes.halos.narrow_halos import narrow_halos
+from distcompile.passes.halos.share_exchanges import share_exchanges
+from distcompile.passes.halos.thin_messages import thin_messages
+from distcompile.passes.schedule.bucket_messages import bucket_messages
+from distcompile.passes.schedule.overlap import overlap
+from distcompile.passes.simplify.join_parts import join_parts
+from distcompile.passes.simplify.reassociate import reassociate
+from distcompile.passes.simplify.sparse_constants import sparse_constants
 
 OPTIONAL = (
     join_parts, sparse_constants, reassociate, merge_sums, bundle_all_reduces, share_exchanges, narrow_halos,

@@ -18,8 +18,9 @@ from ase.io import read, write
 from springs import SpringCalculator
 
 import distcompile
-from distcompile import LocalWorld, checkpoint
-from distcompile.dynamics import Ensemble, Md, Output, run_md
+from distcompile import LocalWorld
+from distcompile.app import checkpoint
+from distcompile.app.dynamics import Ensemble, Md, Output, run_md
 
 SPRINGS = Path(__file__).parent / "springs.py"
 NAME = "springs.py:SpringCalculator"
@@ -60,7 +61,7 @@ class Run:
         shutil.copy(SPRINGS, folder)
         environment = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK")}
         environment |= {"COLUMNS": "120", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-P", "-m", "distcompile.cli", "run", "oxide.extxyz", "--task", "md"]
+        command = [sys.executable, "-P", "-m", "distcompile.app.cli", "run", "oxide.extxyz", "--task", "md"]
         command += ["--calculator", NAME, "--ensemble", "nvt", "--checkpoint", "c.npz", "--checkpoint-every", "5"]
         command += ["--ranks", str(ranks), *arguments]
         self.folder = folder

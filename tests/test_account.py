@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import distcompile
-from distcompile import LocalWorld, fit
+from distcompile import LocalWorld
 from distcompile.ir import Program
-from distcompile.passes.tile import tile
-from distcompile.runtime import memory, messages
-from distcompile.runtime.memory import Free, left_in_groups, share
+from distcompile.passes.schedule.tile import tile
+from distcompile.predict import fit
+from distcompile.runtime.execution import memory
+from distcompile.runtime.execution.memory import Free, left_in_groups, share
+from distcompile.runtime.operators import messages
 from distcompile.runtime.world import communicator
 
 MODELS = {"Pair": {}, "Gnn": {}, "Eam": {"half": True}}

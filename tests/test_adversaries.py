@@ -34,10 +34,10 @@ from toys import CUTOFF, Graph, random_graph
 
 import distcompile
 from distcompile import DistributedModel, LocalWorld, testing
-from distcompile.runtime.halo import halo_reduce
-from distcompile.runtime.tiles import Region
+from distcompile.ir.tree import flatten
+from distcompile.runtime.execution.tiles import Region
+from distcompile.runtime.operators.halo import halo_reduce
 from distcompile.testing import check_model
-from distcompile.tree import flatten
 
 MODELS = ADVERSARIES | LAYERS | GRIDS
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import distcompile
 from distcompile import LocalWorld
-from distcompile.runtime import tiles
-from distcompile.runtime.blocks import in_order
-from distcompile.runtime.tiles import Region
-from distcompile.tree import flatten
+from distcompile.ir.tree import flatten
+from distcompile.runtime.execution import tiles
+from distcompile.runtime.execution.blocks import in_order
+from distcompile.runtime.execution.tiles import Region
 
 PATIENCE = 60.0
 """Seconds after which something is taken to wait for ever."""

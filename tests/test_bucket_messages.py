@@ -16,10 +16,10 @@ from toys import Graph, Result, random_graph
 
 import distcompile
 from distcompile import LocalWorld
-from distcompile.passes.bucket_messages import bucket_messages
-from distcompile.runtime.buckets import bucket, send
-from distcompile.runtime.halo import halo_exchange, halo_reduce
-from distcompile.runtime.messages import halo_exchange_start, halo_reduce_start, wait
+from distcompile.passes.schedule.bucket_messages import bucket_messages
+from distcompile.runtime.operators.buckets import bucket, send
+from distcompile.runtime.operators.halo import halo_exchange, halo_reduce
+from distcompile.runtime.operators.messages import halo_exchange_start, halo_reduce_start, wait
 from distcompile.runtime.world import _LocalCommunicator
 from distcompile.testing import check_model
 

@@ -16,8 +16,8 @@ import toys
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 import distcompile
-from distcompile import CacheError, cache
-from distcompile.passes import lower
+from distcompile import CacheError
+from distcompile.passes.lower import cache, lower
 
 CHOICE = "TORCHINDUCTOR_CACHE_DIR"
 

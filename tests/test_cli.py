@@ -19,14 +19,14 @@ from ase.io import read, write
 from springs import SpringCalculator
 from typer.testing import CliRunner
 
-from distcompile.cli import app
+from distcompile.app.cli import app
 
 
 def distcompile(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run ``distcompile ARGUMENTS`` in `folder`."""
     environment = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK")}
     environment |= {"COLUMNS": "120", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-P", "-m", "distcompile.cli", *arguments]
+    command = [sys.executable, "-P", "-m", "distcompile.app.cli", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180)
 
 

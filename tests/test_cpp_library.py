@@ -13,7 +13,7 @@ import toys
 
 import distcompile
 from distcompile import LocalWorld
-from distcompile.passes import cpp_library, lower
+from distcompile.passes.lower import cpp_library, lower
 
 pytestmark = pytest.mark.skipif(lower.compiler() is None, reason="no C++ compiler")
 

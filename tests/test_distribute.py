@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import distcompile
 from distcompile import LocalWorld, ProcessGroupWorld
-from distcompile.calculator import received, statistics
+from distcompile.calculators.calculator import received, statistics
 
 Graph = dict[str, Tensor]
 

@@ -19,10 +19,11 @@ from ase.optimize import FIRE
 from springs import SpringCalculator
 
 import distcompile
-from distcompile import CheckpointError, LocalWorld, SimulationError, checkpoint, dynamics
-from distcompile.dynamics import Ensemble, Md, Optimizer, Output, Relaxation, relax, run_md
-from distcompile.guards import Guard, unknown_species
-from distcompile.progress import Rate, stepping
+from distcompile import CheckpointError, LocalWorld, SimulationError
+from distcompile.app import checkpoint, dynamics
+from distcompile.app.dynamics import Ensemble, Md, Optimizer, Output, Relaxation, relax, run_md
+from distcompile.app.sanity import Guard, unknown_species
+from distcompile.show.progress import Rate, stepping
 
 
 def oxide(ranks: int = 0, make: Callable[[], Any] = SpringCalculator) -> Atoms:
@@ -515,7 +516,7 @@ def test_a_cell_is_needed(how: Md | Relaxation) -> None:
 def test_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps a second of 2 fs with 100 atoms; the first call starts the clock."""
     clock = iter([10.0, 15.0])
-    monkeypatch.setattr("distcompile.progress.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("distcompile.show.progress.time.perf_counter", lambda: next(clock))
     rate = Rate(30, atoms=100, timestep=2.0)
     assert rate(5) == ""
     assert rate(15) == "2 steps/s, 200 atoms*steps/s, 0.346 ns/day, 00:00:07 left"

@@ -14,7 +14,7 @@ from undividable import Given
 
 import distcompile
 from distcompile import LocalWorld
-from distcompile.account import stretches
+from distcompile.predict.account import stretches
 from distcompile.testing import check_model
 
 EXAMPLE, *OTHERS = (random_graph(n, seed) for n, seed in ((10, 0), (17, 1), (24, 3)))

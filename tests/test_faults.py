@@ -20,8 +20,9 @@ from processes import run_ranks
 from runs import Run, check_resumes, descendants, listening, one_message
 
 import distcompile
-from distcompile import LocalWorld, OutOfMemory, checkpoint, launch
-from distcompile.watch import SILENT, STOPPED, _fate
+from distcompile import LocalWorld, OutOfMemory
+from distcompile.app import checkpoint, launch
+from distcompile.app.watch import SILENT, STOPPED, _fate
 
 Start = Callable[..., Run]
 

@@ -16,11 +16,11 @@ from toys import Graph, random_graph
 
 import distcompile
 from distcompile import DistributedModel, LocalWorld, api, testing
-from distcompile.account import Collective, collectives
-from distcompile.capture import capture
-from distcompile.passes.bundle_all_reduces import bundle_all_reduces
-from distcompile.passes.narrow_halos import narrow_halos
-from distcompile.passes.thin_messages import thin_messages
+from distcompile.capture.trace import capture
+from distcompile.passes.halos.bundle_all_reduces import bundle_all_reduces
+from distcompile.passes.halos.narrow_halos import narrow_halos
+from distcompile.passes.halos.thin_messages import thin_messages
+from distcompile.predict.account import Collective, collectives
 from distcompile.testing import check_model
 
 SEVERAL = ("line graphs of line graphs", "tensor products", "charge equilibration", "sums at both ends")

@@ -19,10 +19,11 @@ from ase.io import read, write
 from springs import SpringCalculator
 from typer.testing import CliRunner
 
-from distcompile.cli import app
-from distcompile.dynamics import Ensemble, Md, Output, Relaxation, relax, run_md
-from distcompile.files import labelled, replacing, unwritable
-from distcompile.planning import DEVICES, read_device, write_device
+from distcompile.app.cli import app
+from distcompile.app.device_files import read_device, write_device
+from distcompile.app.dynamics import Ensemble, Md, Output, Relaxation, relax, run_md
+from distcompile.app.files import labelled, replacing, unwritable
+from distcompile.predict.planning import DEVICES
 
 SPRINGS = ["--calculator", "springs.py:SpringCalculator"]
 

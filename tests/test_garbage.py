@@ -7,8 +7,8 @@ import pytest
 import toys
 
 import distcompile
-from distcompile import capture
-from distcompile.garbage import SELDOM
+from distcompile.capture import trace as capture
+from distcompile.capture.garbage import SELDOM
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from distcompile.graphs import writes
-from distcompile.passes import generate, lower
+from distcompile.ir.graphs import writes
+from distcompile.passes.lower import generate, lower
 
 pytestmark = pytest.mark.skipif(lower.compiler() is None, reason="no C++ compiler")
 

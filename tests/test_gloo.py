@@ -21,7 +21,7 @@ from torch import Tensor
 
 import distcompile
 from distcompile import InputError, LocalWorld, RankError
-from distcompile.tree import flatten
+from distcompile.ir.tree import flatten
 
 TOYS = {"Pair": {}, "Gnn": {}, "Eam": {"half": True}, "ThreeBody": {"angles": True}}
 """The toy models, and the options of their graphs."""

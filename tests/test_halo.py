@@ -19,7 +19,8 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from distcompile import LocalWorld, RankError, UnsupportedOp
-from distcompile.runtime.halo import (
+from distcompile.runtime.division.plan import SpacePlan
+from distcompile.runtime.operators.halo import (
     all_reduce,
     all_reduces,
     halo_exchange,
@@ -31,7 +32,6 @@ from distcompile.runtime.halo import (
     halo_reduce_,
     halo_scatter,
 )
-from distcompile.runtime.plan import SpacePlan
 from distcompile.runtime.world import Communicator
 
 WIDTH = 3

@@ -20,8 +20,8 @@ from toys import CUTOFF, Eam, Gnn, Graph, Pair, Potential, ThreeBody, random_gra
 import distcompile
 from distcompile import DerivativeError, LocalWorld
 from distcompile.api import arguments
-from distcompile.candidates import derivatives
-from distcompile.tree import flatten
+from distcompile.derivatives.candidates import derivatives
+from distcompile.ir.tree import flatten
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -333,6 +333,6 @@ def test_on_processes() -> None:
 
 def test_a_bar_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for terminal in (False, True):
-        monkeypatch.setattr("distcompile.progress.sys.stderr.isatty", lambda t=terminal: t)
+        monkeypatch.setattr("distcompile.show.progress.sys.stderr.isatty", lambda t=terminal: t)
         distcompile.hessian(Returning(whole), GRAPH, rows=[0])
         assert ("Hessian" in capsys.readouterr().err) is terminal

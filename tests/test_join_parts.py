@@ -21,7 +21,7 @@ from toys import Graph, random_graph
 import distcompile
 from distcompile import LocalWorld, api, testing
 from distcompile.ir import Program
-from distcompile.passes.join_parts import join_parts
+from distcompile.passes.simplify.join_parts import join_parts
 from distcompile.testing import check_model
 
 aten = torch.ops.aten

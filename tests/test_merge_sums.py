@@ -13,11 +13,11 @@ from toys import Graph, random_graph
 
 import distcompile
 from distcompile import LocalWorld, api, testing
-from distcompile.passes.levels import continues, is_simple
-from distcompile.passes.merge_sums import merge_sums
-from distcompile.passes.narrow_halos import narrow_halos
-from distcompile.runtime.halo import halo_reduce
-from distcompile.runtime.tiles import Add, Region
+from distcompile.passes.halos.merge_sums import merge_sums
+from distcompile.passes.halos.narrow_halos import narrow_halos
+from distcompile.rules.levels import continues, is_simple
+from distcompile.runtime.execution.tiles import Add, Region
+from distcompile.runtime.operators.halo import halo_reduce
 from distcompile.testing import check_model
 
 

@@ -13,9 +13,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import distcompile
-from distcompile import LocalWorld, capture
-from distcompile.graphs import writes
-from distcompile.mutations import NoRule, without_mutations
+from distcompile import LocalWorld
+from distcompile.capture import trace as capture
+from distcompile.capture.mutations import NoRule, without_mutations
+from distcompile.ir.graphs import writes
 
 aten = torch.ops.aten
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 import distcompile
 from distcompile import LocalWorld
-from distcompile.runtime import buckets, messages
-from distcompile.runtime.messages import halo_reduce_start_, wait
-from distcompile.runtime.plan import Division, SpacePlan
-from distcompile.runtime.tiles import Region
+from distcompile.runtime.division.plan import Division, SpacePlan
+from distcompile.runtime.execution.tiles import Region
+from distcompile.runtime.operators import buckets, messages
+from distcompile.runtime.operators.messages import halo_reduce_start_, wait
 from distcompile.runtime.world import Communicator, communicator
 
 Events = dict[int, list[tuple[str, int]]]

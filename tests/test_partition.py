@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from toys import random_graph
 
-from distcompile.runtime.partition import bisect, metis, partition, scaled, scored
-from distcompile.runtime.readers import halo_rows, on_rank, readers
-from distcompile.runtime.refine import UNEVEN, refine
+from distcompile.runtime.division.partition import bisect, metis, partition, scaled, scored
+from distcompile.runtime.division.readers import halo_rows, on_rank, readers
+from distcompile.runtime.division.refine import UNEVEN, refine
 
 
 def loads(ranks: Tensor, work: Tensor, parts: int) -> Tensor:

@@ -16,8 +16,8 @@ from toys import Gnn, random_graph
 import distcompile
 from distcompile import LocalWorld
 from distcompile.ir import Input, Placement
-from distcompile.runtime.halo import halo_exchange
-from distcompile.runtime.shard import gather_output, local_numbers, shard_inputs
+from distcompile.runtime.division.shard import gather_output, local_numbers, shard_inputs
+from distcompile.runtime.operators.halo import halo_exchange
 from distcompile.runtime.world import Communicator
 
 

@@ -28,16 +28,17 @@ from typer.testing import CliRunner
 
 import distcompile
 from distcompile import LocalWorld, ProcessGroupWorld
-from distcompile.account import Collective, RowWork, Work, work
-from distcompile.calibrate import network, this_machine, timed
-from distcompile.cli import app
-from distcompile.forecast import EXAMPLE, MARGIN, few
-from distcompile.planning import Device, Host, read_device, step, traffic, weak, write_device
-from distcompile.runtime import buckets, messages
-from distcompile.runtime import executor as executors
-from distcompile.runtime.partition import Partition
+from distcompile.app.cli import app
+from distcompile.app.device_files import read_device, write_device
+from distcompile.app.forecast import EXAMPLE, MARGIN, few
+from distcompile.predict.account import Collective, RowWork, Work, work
+from distcompile.predict.calibrate import network, this_machine, timed
+from distcompile.predict.planning import Device, Host, step, traffic, weak
+from distcompile.predict.rank_counts import SpaceSurvey, Survey, survey
+from distcompile.runtime.division.partition import Partition
+from distcompile.runtime.execution import executor as executors
+from distcompile.runtime.operators import buckets, messages
 from distcompile.runtime.world import Communicator, communicator
-from distcompile.survey import SpaceSurvey, Survey, survey
 
 
 def test_messages_are_timed_where_no_other_machine_reaches(monkeypatch: pytest.MonkeyPatch) -> None:

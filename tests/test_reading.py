@@ -13,8 +13,8 @@ from ase.build import bulk
 from ase.constraints import FixSymmetry
 from ase.io import read, write
 
+from distcompile.app.reading import read_structure
 from distcompile.errors import StructureError
-from distcompile.reading import read_structure
 
 ONCE = (1, 1, 1)
 

@@ -18,8 +18,8 @@ from torch import Tensor, fx
 from distcompile import DistributedModel
 from distcompile.ir import META, Halo, Placement, Space
 from distcompile.rules.indexing import accesses
-from distcompile.runtime.halo import halo_exchange, halo_join, halo_reduce
-from distcompile.runtime.shard import shard_inputs
+from distcompile.runtime.division.shard import shard_inputs
+from distcompile.runtime.operators.halo import halo_exchange, halo_join, halo_reduce
 
 aten = torch.ops.aten
 

@@ -18,9 +18,9 @@ from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
 import distcompile
 from distcompile import LocalWorld
+from distcompile.check.verify import verify
 from distcompile.passes import PIPELINE
-from distcompile.printer import show_program
-from distcompile.verify import verify
+from distcompile.show.printer import show_program
 
 HELD = ("gnn", "mace", "chgnet")
 """Models whose texts are held."""

@@ -15,7 +15,7 @@ from toys import Graph, random_graph
 
 import distcompile
 from distcompile import LocalWorld, testing
-from distcompile.runtime.sparse import sparse_mm
+from distcompile.runtime.operators.sparse import sparse_mm
 from distcompile.testing import check_model
 
 aten = torch.ops.aten

@@ -18,7 +18,7 @@ from toys import Eam, Gnn, Graph, Pair, Potential, ThreeBody, gaussians, random_
 
 import distcompile
 from distcompile import CaptureError, LocalWorld
-from distcompile.threads import one_at_a_time, quiet, replaced
+from distcompile.capture.threads import one_at_a_time, quiet, replaced
 
 PATIENCE = 240
 """Seconds after which a test takes threads to hang."""

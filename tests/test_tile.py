@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 import distcompile
 from distcompile import LocalWorld
-from distcompile.passes import lower
-from distcompile.passes.store_or_recompute import choose, load_per_row, work_per_row
-from distcompile.runtime.tiles import Region, RegionSpec, Slice, Store
-from distcompile.tree import flatten
+from distcompile.ir.tree import flatten
+from distcompile.passes.lower import lower
+from distcompile.passes.schedule.store_or_recompute import choose
+from distcompile.rules.cost import load_per_row, work_per_row
+from distcompile.runtime.execution.tiles import Region, RegionSpec, Slice, Store
 
 
 def regions(model: distcompile.DistributedModel) -> list[Region]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distcompile.tree import flatten
+from distcompile.ir.tree import flatten
 
 
 class Named(NamedTuple):

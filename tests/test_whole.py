@@ -19,7 +19,7 @@ from undividable import UNDIVIDABLE, Adjacency, Given, with_matrix
 
 import distcompile
 from distcompile import DistributedModel, InputError, LocalWorld, UnsupportedOp
-from distcompile.runtime.whole import gather_rows, scatter_rows
+from distcompile.runtime.operators.whole import gather_rows, scatter_rows
 from distcompile.runtime.world import Communicator
 from distcompile.testing import check_model
 

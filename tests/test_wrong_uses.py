@@ -32,13 +32,13 @@ from distcompile import (
     UnsupportedOp,
     ValidationError,
 )
-from distcompile.calculator import load_calculator
-from distcompile.runtime import budget
-from distcompile.runtime.halo import all_reduce
-from distcompile.runtime.shard import shard_inputs
+from distcompile.calculators.calculator import load_calculator
+from distcompile.check.validate import compare
+from distcompile.ir.tree import Leaf
+from distcompile.runtime.division.shard import shard_inputs
+from distcompile.runtime.execution import budget
+from distcompile.runtime.operators.halo import all_reduce
 from distcompile.testing import check_model
-from distcompile.tree import Leaf
-from distcompile.validate import compare
 
 EXAMPLE, OTHER = plain()[:2]
 """10 atoms, and 17."""

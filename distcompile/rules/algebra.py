@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from ..ir import Dim, Placement
-from ..runtime.sparse import sparse_mm
+from ..runtime.operators.sparse import sparse_mm
 from .base import Context, Refused, argument, arguments, rank, rule, wrap
 
 aten = torch.ops.aten

@@ -8,18 +8,15 @@ raises `Refused` where an answer would be a guess.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import sympy
-import torch
 from torch import fx
 
-from .. import errors, runtime
 from ..errors import UnsupportedOp
 from ..ir import Dim, Factor, Placement, Program, Space, placement
+from ..ir.user_code import user_line
 
 Rule = Callable[["Context", fx.Node], Placement | tuple[Placement, ...]]
 
@@ -144,29 +141,3 @@ def unsupported(node: fx.Node, reason: str, placements: Iterable[str]) -> Unsupp
         "Write it with operators that act on each row alone, gathers and scatters, or register a placement rule "
         "for it with distcompile.rules.rule."
     )
-
-
-_OURS = tuple(str(Path(f).parent) + os.sep for f in (torch.__file__, errors.__file__, runtime.__file__))
-"""Where the files lie that no user wrote."""
-
-
-def user_frame(node: fx.Node) -> tuple[str, str]:
-    """The user's innermost frame ('File "...", line 3, in f') and its code; empty if the tracer recorded none."""
-    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").strip().splitlines()]
-    theirs = [
-        i
-        for i, line in enumerate(lines)
-        if line.startswith("File ") and not line.removeprefix('File "').startswith(_OURS)
-    ]
-    if not theirs:
-        return "", ""
-    code = lines[theirs[-1] + 1] if theirs[-1] + 1 < len(lines) else ""
-    return lines[theirs[-1]], code
-
-
-def user_line(node: fx.Node) -> str:
-    """Where in the user's code an operator comes from."""
-    frame, code = user_frame(node)
-    if not frame:
-        return "at: a line that the tracer did not record (often the backward of an operator)"
-    return f"at: {frame}\n      {code}"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..runtime.halo import stop_gradient
+from ..runtime.operators.halo import stop_gradient
 from .indexing import is_zero
 from .shape import VIEWS
 

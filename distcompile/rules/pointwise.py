@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from ..ir import Dim, Placement, Space
-from ..runtime.halo import stop_gradient
+from ..runtime.operators.halo import stop_gradient
 from .base import Context, Refused, argument, arguments, one_row_dimension, rank, rule
 
 aten = torch.ops.aten

@@ -23,7 +23,7 @@ from springs import SpringCalculator
 
 import distcompile
 from distcompile import LocalWorld, RankError
-from distcompile.dynamics import Ensemble, Md, Output, run_md
+from distcompile.app.dynamics import Ensemble, Md, Output, run_md
 
 
 def mace(folder: Path) -> Any:

@@ -12,8 +12,8 @@ from processes import run_ranks
 
 import distcompile
 from distcompile import testing
+from distcompile.ir.tree import flatten
 from distcompile.testing import FLOOR, RELATIVE, check_model
-from distcompile.tree import flatten
 
 
 @pytest.mark.parametrize("name", zoo.OTHERS)

@@ -1,0 +1,1 @@
+"""The command line: `cli` has its commands, `jobs` does them on every rank."""

@@ -1,0 +1,61 @@
+"""``distcompile doctor``: what this machine has, and which models work on it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+
+from ..calculators.aliases import PACKAGES
+
+Rows = list[tuple[str, str]]
+
+
+def machine() -> Rows:
+    """Versions, threads, devices and what they talk through."""
+    import torch
+    import torch.distributed as dist
+
+    from .. import __version__
+    from ..passes.lower.lower import compiler
+
+    found = [("distcompile", __version__), ("Python", platform.python_version()), ("torch", torch.__version__)]
+    found += [(name, _version(name)) for name in ("ase", "numpy", "pymetis")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    found.append(("processors", f"{os.cpu_count()}, torch uses {torch.get_num_threads()} threads a rank"))
+    found.append(("memory", f"{memory / 1e9:.1f} GB"))
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    found.append(("devices", ", ".join(devices) or "CPU only"))
+    available = {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available(), "mpi": dist.is_mpi_available()}
+    found += [(name, "available" if there else "not in this torch") for name, there in available.items()]
+    found.append(("C++ compiler", compiler() or 'none: lowering="inductor" calls operators instead'))
+    return found
+
+
+def models() -> Rows:
+    """Every package of models: version, and whether it can be imported."""
+    return [(package, _works(package, module)) for package, module in PACKAGES.items()]
+
+
+def _works(package: str, module: str) -> str:
+    version = _version(package)
+    if version == MISSING:
+        return version
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # whatever goes wrong in somebody's package
+        return (
+            f"{version}, cannot be imported: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        )
+    return f"{version}, works"
+
+
+MISSING = "not installed"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return MISSING

@@ -1,0 +1,154 @@
+"""What ``distcompile plan`` does: the whole graph, its division among each number of ranks, and what a step would take.
+
+The model is compiled on a few atoms of the structure and runs on a few more; at scale, only what its calculator does
+before it calls the model is done, and the division of the rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..calculators.calculator import calculate, distribute, load_calculator, received
+from ..errors import SimulationError
+from ..ir.tree import Leaf, flatten
+from ..predict.account import work
+from ..predict.calibrate import SIZES, this_machine, timed
+from ..predict.planning import DEVICES, Device, Host, Step, Traffic, step, traffic, weak
+from ..predict.rank_counts import Survey, survey
+from ..runtime.execution.executor import Executor, Prepared, fingerprint
+from ..runtime.world import LocalWorld
+from .device_files import read_device, write_device
+from .sanity import unknown_species
+
+EXAMPLE = 48
+"""Atoms on which the model is compiled, at most."""
+
+MARGIN = 3.0
+"""A between these atoms and their images: none are too close."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """One number of ranks."""
+
+    ranks: Survey
+    traffic: Traffic
+    host: Host
+    steps: tuple[Step, ...]
+    """By device."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """All numbers of ranks, one rank first, on all devices."""
+
+    formula: str
+    atoms: int
+    graph_bytes: int
+    """Of the graph object and what was computed from its integers, whole on every rank, and of parameters."""
+    devices: tuple[Device, ...]
+    columns: tuple[Column, ...]
+    weak: tuple[tuple[Step, ...], ...]
+    """By device: a step on each number of ranks, each with the rows it has on the most ranks."""
+
+
+def forecast(atoms: Any, calculator: str, ranks: list[int], devices: list[str], measured: Path | None) -> Forecast:
+    """Predict steps of a structure.
+
+    Args:
+        atoms: ASE atoms.
+        calculator: as `load_calculator` takes it.
+        ranks: numbers of ranks.
+        devices: names in `DEVICES`, or ``cpu`` for this machine.
+        measured: a file of `write_device` to take instead; written, for this machine, where there is none.
+
+    Raises:
+        ValueError: there is no such calculator, or the file holds no device.
+        TypeError: the calculator holds no model.
+        SimulationError: the model does not know a species.
+    """
+    known = {**DEVICES}
+    if measured is not None and measured.exists():
+        known["cpu"] = read_device(measured)
+    loaded = distribute(load_calculator(calculator), LocalWorld(1))
+    with _species_named(atoms, loaded):
+        calculate(loaded, few(atoms))
+        (model, graph), graph_seconds = timed(lambda: received(loaded, atoms))
+    (executor, prepared), checks = timed(lambda: model.prepared(*graph))
+    leaves, _ = flatten(graph)
+    _, digest = timed(lambda: fingerprint(leaves))
+    needed = work(executor.program)
+    if "cpu" not in known and (measured is not None or "cpu" in devices):
+        smaller = (received(loaded, few(atoms, n)) for n in sorted({min(n, len(atoms)) for n in SIZES}))
+        known["cpu"] = this_machine((m.prepared(*given) for m, given in smaller), needed)
+        if measured is not None:
+            write_device(measured, known["cpu"])
+    chosen = tuple(known[name] for name in (["cpu"] if measured is not None else devices))
+    columns = []
+    for parts in sorted({1, *ranks}):
+        held, seconds = _divided(executor, prepared, parts)
+        host = Host(graph_seconds, checks + digest, seconds if parts > 1 else 0.0)
+        steps = tuple(step(d, needed, held, host) for d in chosen)
+        columns.append(Column(held, traffic(needed, held), host, steps))
+    last = columns[-1]
+    numbers = [c.ranks.parts for c in columns]
+    return Forecast(
+        atoms.get_chemical_formula(empirical=True),
+        len(atoms),
+        _bytes(leaves, prepared, executor),
+        chosen,
+        tuple(columns),
+        tuple(tuple(weak(d, needed, last.ranks, last.host, numbers)) for d in chosen),
+    )
+
+
+def few(atoms: Any, number: int = EXAMPLE) -> Any:
+    """A few of a structure's atoms, with the distances that they have in it, as a structure of its own."""
+    if len(atoms) <= number:
+        return atoms
+    apart = atoms.get_distances(0, range(len(atoms)), mic=True, vector=True)
+    nearest = (apart**2).sum(1).argsort(kind="stable")[:number]
+    found = atoms[nearest]
+    found.positions = apart[nearest] - apart[nearest].min(0)
+    found.set_cell(found.positions.max(0) + MARGIN)
+    return found
+
+
+@contextlib.contextmanager
+def _species_named(atoms: Any, calculator: Any) -> Iterator[None]:
+    """Where a calculator fails for a species that it does not know, say which."""
+    try:
+        yield
+    except Exception as error:  # calculators raise whatever their tables raise
+        probe, species = few(atoms), np.unique(atoms.numbers)
+        probe.numbers[: len(species)] = species[: len(probe)]
+        probe.calc = calculator
+        unknown = unknown_species(probe)
+        if not unknown:
+            raise
+        raise SimulationError(unknown) from error
+
+
+def _divided(executor: Executor, prepared: Prepared, parts: int) -> tuple[Survey, float]:
+    """What each rank holds, and the seconds that a rank takes to see that atoms may stay and who sends what."""
+    first = executor.divide(prepared, parts)
+
+    def again() -> None:
+        executor.laid_out(prepared, executor.divide(prepared, parts, first.partition)).division.for_rank(0)
+
+    _, seconds = timed(again)
+    return survey(executor.program, prepared.sizes, first), seconds
+
+
+def _bytes(leaves: list[Leaf], prepared: Prepared, executor: Executor) -> int:
+    tensors = [leaf.tensor for leaf in (*leaves, *executor.constants())]
+    tensors += [v for v in prepared.values if isinstance(v, torch.Tensor)]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())

@@ -1,0 +1,278 @@
+"""What ``distcompile run`` does on every rank: read, load, distribute, then evaluate, relax or run a trajectory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ..calculators.calculator import calculate, distribute, load_calculator, statistics
+from ..errors import DistcompileError, OutOfMemory, RankError, SimulationError, StructureError, in_one_line
+from ..runtime.world import is_first
+from ..show.progress import stepping
+from .checkpoint import last, resume
+from .dynamics import Ensemble, Md, Output, Relaxation, relax, run_md
+from .files import consistent, labelled, replacing, unwritable
+from .launch import is_collective, restarts, say, stop, stop_together
+from .reading import missing, read_structure
+from .report import report_check, report_end, report_results
+from .sanity import Guard, unknown_species
+
+
+class Task(StrEnum):
+    """What is done with a structure."""
+
+    energy = "energy"
+    relax = "relax"
+    md = "md"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One call of ``distcompile run``."""
+
+    structure: Path
+    calculator: str
+    task: Task
+    repeat: tuple[int, int, int]
+    check: bool
+    output: Path | None
+    relaxation: Relaxation
+    md: Md
+    files: Output
+    resume: bool
+
+
+def problem_of(job: Job, pressed: bool, max_restarts: int) -> str:
+    """What is wrong with the options of a job, as far as can be said before it starts; empty if nothing is.
+
+    Args:
+        job: the job.
+        pressed: whether a pressure was given.
+        max_restarts: how many times ranks are started again.
+    """
+    md = job.task is Task.md
+    if not_there := missing(job.structure):
+        return not_there
+    if job.check and job.task is not Task.energy:
+        return "--check compares one evaluation: use it with --task energy."
+    if not md and (job.md.checkpoint is not None or job.resume):
+        return "Checkpoints are of trajectories: use --checkpoint and --resume with --task md."
+    if (job.resume or max_restarts) and job.md.checkpoint is None:
+        return "--resume and --max-restarts go on from a checkpoint: say which with --checkpoint."
+    if job.task is Task.energy and (job.files.trajectory is not None or job.files.log is not None):
+        return "One evaluation has no --trajectory and no --log: use --output, or --task relax or md."
+    if pressed and not ((md and job.md.ensemble is Ensemble.npt) or (job.task is Task.relax and job.relaxation.cell)):
+        return "--pressure acts on the cell: use it with --task md --ensemble npt or --task relax --relax-cell."
+    if md and job.md.temperature == 0 and job.md.ensemble is not Ensemble.nve:
+        return f"A thermostat cannot hold 0 K: use --temperature above 0 with --ensemble {job.md.ensemble}."
+    if job.files.trajectory is not None and job.files.trajectory.suffix != ".traj":
+        return f"--trajectory writes ASE's format: name it .traj, not {job.files.trajectory.name!r}."
+    return _files_problem(job)
+
+
+def _files_problem(job: Job) -> str:
+    """Which file of a job cannot be written, or would be lost; empty if none."""
+    checkpoint, trajectory = job.md.checkpoint, job.files.trajectory
+    if job.task is Task.md and checkpoint is not None and checkpoint.exists() and not job.resume:
+        return f"There is a checkpoint {checkpoint} already: go on from it with --resume, or delete it."
+    # What a rank wrote that was started again before its first checkpoint is written anew.
+    if trajectory is not None and trajectory.exists() and not job.resume and not restarts():
+        return f"There is a trajectory {trajectory} already: take another name, or delete it."
+    grow = [path.resolve() for path in (trajectory, job.files.log, checkpoint) if path is not None]
+    whole = [path.resolve() for path in (job.output, job.structure) if path is not None]
+    if len(set(grow)) < len(grow) or set(grow) & set(whole):
+        return "Two of the files of this run are the same file: give each a name of its own."
+    for path in (job.output, trajectory, job.files.log, checkpoint):
+        if path is not None and (problem := unwritable(path, replaced=path is not job.files.log)):
+            return problem
+    return _format_problem(job.output) if job.output is not None else ""
+
+
+def perform(job: Job) -> None:
+    """Do a job, on every rank; ends the process with a message if it cannot be done."""
+    first, problem, note = is_first(), "", ""
+    calculator: Any = None
+    stock: tuple[dict[str, Any], float] | None = None
+    try:
+        atoms, note = read_structure(job.structure, job.repeat)
+        calculator = load_calculator(job.calculator)
+    except (StructureError, ValueError) as error:
+        problem = str(error)
+    if job.check and first and not problem:
+        try:
+            stock = _evaluate(calculator, atoms)
+        except Exception as error:  # calculators raise whatever their tables raise
+            problem = (
+                f"The stock calculator fails on this structure: {in_one_line(error)}. Leave out --check to run without."
+            )
+    stop_together(problem)
+    if note:
+        print(note, flush=True)
+    with _explained(job.md.checkpoint):
+        try:
+            distribute(calculator)
+        except TypeError as error:  # no model inside
+            stop(str(error))
+        if job.resume and job.md.checkpoint is not None:  # before anything is compiled
+            resume(job.md.checkpoint, atoms.copy(), job.md.identity(job.calculator))
+        atoms.calc = calculator
+        Guard(atoms).check_distances(0)
+        first_time = _first_evaluation(atoms)
+        if job.task is Task.energy:
+            results, seconds = _evaluate(calculator, atoms)
+            rows = statistics(calculator)
+            if first:
+                report_results(atoms, results, rows, first_time, seconds)
+                if stock is not None:
+                    report_check(results, *stock, seconds)
+        else:
+            _move(job, atoms)
+            results = consistent(calculator.results)
+        if first and job.output is not None:
+            _write(job.output, atoms, results)
+
+
+def perform_plan(
+    structure: Path,
+    calculator: str,
+    ranks: str,
+    device: str,
+    measured: Path | None,
+    repeat: tuple[int, int, int],
+    plot: Path | None,
+) -> None:
+    """Predict steps on many ranks and print them; ends the process with a message if that cannot be done."""
+    from ..predict.planning import DEVICES
+    from .forecast import forecast
+    from .report_plan import plot_plan, report_plan
+
+    devices = device.split(",")
+    unknown = set(devices) - {*DEVICES, "cpu"}
+    if unknown:
+        stop(f"--device takes {', '.join(DEVICES)} and cpu, not {unknown.pop()!r}; others with --measured.")
+    try:
+        numbers = [int(n) for n in ranks.split(",")]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1:
+        stop(f"--ranks takes numbers of ranks, not {ranks!r}.")
+    for path in (measured, plot):
+        if path is not None and not (path is measured and path.is_file()) and (problem := unwritable(path)):
+            stop(problem)
+    with _explained(None):
+        atoms, note = read_structure(structure, repeat)
+        if note:
+            print(note, flush=True)
+        try:
+            found = forecast(atoms, calculator, numbers, devices, measured)
+        except (TypeError, ValueError) as error:
+            stop(str(error))
+        report_plan(found)
+        if plot is not None:
+            try:
+                with replacing(plot) as unfinished:
+                    plot_plan(found, unfinished)
+            except (ImportError, ValueError) as error:  # no matplotlib, or a format that it does not know
+                stop(f"{plot} cannot be drawn: {error}.")
+
+
+@contextlib.contextmanager
+def _explained(checkpoint: Path | None) -> Iterator[None]:
+    """Turn an error into a message; what ends a trajectory names the last checkpoint."""
+    try:
+        yield
+    except OutOfMemory as error:  # of one rank, which has to say it itself
+        say(str(error), True)
+        raise typer.Exit(1) from error
+    except SimulationError as error:
+        stop(f"{error} {last(checkpoint)}".strip())
+    except DistcompileError as error:
+        stop(str(error))
+    except OSError as error:
+        stop(f"A file cannot be read or written: {error}. {last(checkpoint)}".strip())
+    except Exception as error:
+        if isinstance(error, typer.Exit) or is_collective(error):  # said already, or another rank's
+            raise
+        stop(f"{in_one_line(error)}. {last(checkpoint)}".strip())
+
+
+def _first_evaluation(atoms: Any) -> float:
+    """Compile and evaluate; the seconds it took. A species that the model does not know is named."""
+    start = time.perf_counter()
+    try:
+        _evaluate(atoms.calc, atoms)
+    except (OutOfMemory, RankError):
+        raise
+    except Exception as error:  # calculators raise whatever their tables raise
+        if is_collective(error):
+            raise
+        unknown = unknown_species(atoms)
+        if not unknown and isinstance(error, DistcompileError):
+            raise
+        raise SimulationError(
+            unknown or f"Step 0: the calculator fails on this structure: {in_one_line(error)}."
+        ) from error
+    return time.perf_counter() - start
+
+
+def _move(job: Job, atoms: Any) -> None:
+    """Relax, or run a trajectory."""
+    if job.task is Task.relax:
+        with stepping("Relaxation", job.relaxation.steps, len(atoms)) as done:
+            converged, steps = relax(atoms, job.relaxation, job.files, done)
+        title = f"relaxed in {steps} steps" if converged else f"not relaxed after {steps} steps"
+    else:
+        if job.resume:
+            print(f"Resuming. {last(job.md.checkpoint)}", flush=True)
+        with stepping(job.md.ensemble.upper(), job.md.steps, len(atoms), job.md.timestep) as done:
+            start = run_md(atoms, job.md, job.files, done, calculator=job.calculator, resume=job.resume)
+        title = f"steps {start} to {max(start, job.md.steps)}, {job.md.ensemble.upper()}"
+    atoms.get_potential_energy()  # on every rank, so that the report of the first finds it
+    atoms.get_forces()
+    rows = statistics(atoms.calc)
+    if is_first():
+        report_end(atoms, title, rows)
+
+
+def _evaluate(calculator: Any, atoms: Any) -> tuple[dict[str, Any], float]:
+    """All results that the calculator has for a structure, and the seconds they took."""
+    start = time.perf_counter()
+    calculate(calculator, atoms)
+    seconds = time.perf_counter() - start
+    return consistent(calculator.results), seconds
+
+
+def _write(output: Path, atoms: Any, results: dict[str, Any]) -> None:
+    """Write a structure with its results in the place of what was there."""
+    from ase.io import write
+    from ase.io.formats import filetype
+
+    try:
+        with replacing(output) as unfinished:
+            write(unfinished, labelled(atoms, results), format=filetype(str(output), read=False))
+    except Exception as error:  # writers of ASE raise whatever their format makes them raise
+        stop(
+            f"Results cannot be written to {output}: {in_one_line(error)}. What was there still is. "
+            "Use .extxyz or .traj."
+        )
+    print(f"Results written to {output}.")
+
+
+def _format_problem(output: Path) -> str:
+    """Why ASE cannot write a file of that name; empty if it can."""
+    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+
+    try:
+        known = ioformats[filetype(str(output), read=False)]
+    except (UnknownFileTypeError, KeyError):
+        return f"Results cannot be written to {output}: ASE knows no format of that name. Use .extxyz or .traj."
+    if not known.can_write:
+        return f"Results cannot be written to {output}: ASE cannot write {known.name}. Use .extxyz or .traj."
+    return ""

@@ -1,0 +1,63 @@
+"""Trajectory and log of a simulation, written by the first rank; those of a run that goes on are continued."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ase import Atoms
+from ase.io.trajectory import Trajectory
+
+from ..runtime.world import is_first
+from .files import labelled, replacing
+
+
+def frames(path: Path | None, atoms: Atoms, kept: int = 0) -> Callable[[], None]:
+    """A function that adds a frame to a trajectory, with the results of this run only.
+
+    Args:
+        path: the trajectory; nothing is written if None.
+        atoms: the structure that moves, with its calculator.
+        kept: frames of the old file to keep: the steps after a checkpoint are run again.
+    """
+    if path is None or not is_first():
+        return lambda: None
+    continued = kept > 0 and path.exists()
+    if continued:
+        _cut(path, kept)
+    writer = Trajectory(path, "a" if continued else "w")
+    return lambda: writer.write(labelled(atoms, atoms.calc.results))
+
+
+def log_lines(path: Path | None, dynamics: Any, atoms: Atoms, stress: bool, kept: int = 0) -> Callable[[], None]:
+    """A function that adds a line of ASE's log of energies and temperature; lines of other runs stay before it.
+
+    Args:
+        path: the log; nothing is written if None.
+        dynamics: the integrator.
+        atoms: the structure that moves, with its calculator.
+        stress: whether to add the stress.
+        kept: lines of the last run in the file to keep, as in `frames`.
+    """
+    from ase.md.logger import MDLogger
+
+    if path is None or not is_first():
+        return lambda: None
+    continued = kept > 0 and path.exists()
+    if continued:
+        lines = path.read_text().splitlines(keepends=True)
+        header = max((n for n, line in enumerate(lines) if line.startswith("Time")), default=0)
+        with replacing(path) as unfinished:
+            unfinished.write_text("".join(lines[: header + 1 + kept]))
+    logger: Callable[[], None] = MDLogger(dynamics, atoms, str(path), header=not continued, stress=stress, mode="a")
+    return logger
+
+
+def _cut(path: Path, kept: int) -> None:
+    """Keep so many frames of a trajectory."""
+    with Trajectory(path) as old:
+        if len(old) > kept:
+            with replacing(path) as unfinished, Trajectory(unfinished, "w") as new:
+                for frame in range(kept):
+                    new.write(old[frame])

@@ -1,0 +1,172 @@
+"""``distcompile.distribute``: switch an ASE calculator's model to a compiled one, in place."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from ..api import DistributedModel, Lowering
+from ..errors import in_one_line
+from ..runtime.world import World
+from .aliases import ALIASES
+from .entries import Options, Received, Watch, enter, entries, now, only_receiving, warn_undistributed, watching
+from .holders import calculators_in, models_in
+from .load import load
+
+
+def load_calculator(name: str) -> Any:
+    """Build an ASE calculator from an alias or from ``package.module:factory`` or ``file.py:factory``.
+
+    Raises:
+        ValueError: there is no such factory, or it fails; the message says what was tried.
+    """
+    path = ALIASES.get(name, name)
+    if ":" not in path:
+        raise ValueError(
+            f"{name!r} is neither one of {', '.join(sorted(ALIASES))} nor an import path such as "
+            "'package.module:factory' or 'file.py:factory'."
+        )
+    factory = load(path)
+    try:
+        return factory()
+    except Exception as error:  # whatever goes wrong in somebody's package
+        raise ValueError(f"{path} makes no calculator: {in_one_line(error)}.") from error
+
+
+def distribute(
+    calculator: Any, world: World | None = None, memory: int | None = None, lowering: Lowering = "eager"
+) -> Any:
+    """Switch every model that an ASE calculator holds to a compiled one; compiled at its first call.
+
+    Of a model, ``forward`` and every other method that computes with its weights are compiled. Models that the
+    calculator is given later are switched at its next call. A copy of the calculator, or one that was sent to another
+    process, is switched too, and compiles anew.
+
+    Args:
+        calculator: any ASE calculator that holds an ``nn.Module``, or other calculators that do; changed in place.
+        world: who executes; the default process group if there is one, else one rank.
+        memory: bytes that a rank may use for one evaluation.
+        lowering: as for `distcompile.compile`.
+
+    Returns:
+        The same calculator. Energies, forces, stresses and moments are whole on every rank.
+
+    Raises:
+        TypeError: the calculator holds no ``nn.Module``.
+    """
+    options = Options(world, memory, lowering)
+    if not _switch(calculator, options):
+        raise TypeError(
+            f"{type(calculator).__name__} holds no torch.nn.Module in its attributes, so there is no model to "
+            "distribute. Pass the calculator that wraps the model itself; if it makes its model when it is first "
+            "used, use it once before."
+        )
+    if callable(getattr(type(calculator), "calculate", None)) and not isinstance(calculator.calculate, _Calculate):
+        calculator.calculate = _Calculate(calculator, options)
+        forget(calculator)  # the next results are of the switched models
+    return calculator
+
+
+def forget(calculator: Any) -> None:
+    """Drop the results that calculators keep, each its own."""
+    for one in calculators_in(calculator):
+        if callable(getattr(one, "reset", None)):
+            one.reset()
+        elif hasattr(one, "results"):
+            one.atoms, one.results = None, {}
+
+
+def _switch(calculator: Any, options: Options) -> list[nn.Module]:
+    """Put entries into all models of a calculator; returns the models."""
+    modules = models_in(calculator)
+    for module in modules:
+        enter(module, options)
+    return modules
+
+
+class _Calculate:
+    """Takes the place of a calculator's ``calculate``: switches models that are new, says what was not distributed."""
+
+    def __init__(self, calculator: Any, options: Options) -> None:
+        self.__setstate__((calculator, options, vars(calculator).get("calculate")))
+
+    def __getstate__(self) -> Any:
+        return self._calculator, self._options, self._own
+
+    def __setstate__(self, state: Any) -> None:
+        self._calculator, self._options, self._own = state
+        self._known: list[nn.Module] = []
+        """Models that were seen to compute nothing elsewhere."""
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """The stock method."""
+        if self._own is not None:
+            return self._own  # type: ignore[no-any-return]
+        return type(self._calculator).calculate.__get__(self._calculator)  # type: ignore[no-any-return]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        modules = _switch(self._calculator, self._options)
+        result = self._run(modules, args, kwargs)
+        made = _switch(self._calculator, self._options)
+        return result if _same(made, modules) else self._run(made, args, kwargs)  # made by the calculation itself
+
+    def _run(self, modules: list[nn.Module], args: Any, kwargs: Any) -> Any:
+        if _same(modules, self._known):
+            return self.__wrapped__(*args, **kwargs)
+        found: set[str] = set()
+        start = now()
+        with watching(Watch(modules, found.update)):
+            result = self.__wrapped__(*args, **kwargs)
+        who = type(self._calculator).__name__
+        if found:
+            warn_undistributed(who, found)
+        elif not any(entry.last and entry.last[0] > start for m in modules for entry in entries(m)):
+            methods = [f"{type(m).__name__}.{entry.name}" for m in modules for entry in entries(m)]
+            warnings.warn(
+                f"{who} computed without a call of a model that distcompile distributes, so it ran whole on every "
+                f"rank. Found were {', '.join(methods)}: let it call one of these, with tensors.",
+                stacklevel=2,
+            )
+        else:
+            self._known = modules
+        return result
+
+
+def _same(one: Sequence[nn.Module], other: Sequence[nn.Module]) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+
+
+def statistics(calculator: Any) -> list[dict[str, Any]]:
+    """`DistributedModel.stats` of a distributed calculator's last evaluation; empty before the first."""
+    ran = [entry.last for module in models_in(calculator) for entry in entries(module) if entry.last is not None]
+    if not ran:
+        return []
+    _, model, args = max(ran, key=lambda last: last[0])
+    return model.stats(*args)
+
+
+def received(calculator: Any, atoms: Any) -> tuple[DistributedModel, tuple[Any, ...]]:
+    """The compiled model that a distributed calculator calls for a structure, and what it calls it with.
+
+    The model is not called: this takes what the calculator itself does, its neighbour list and its graph object. Of
+    several models, it is the first that is called.
+    """
+    try:
+        with only_receiving():
+            calculate(calculator, atoms)
+    except Received as found:
+        return found.model, found.graph
+    raise TypeError(f"{type(calculator).__name__} did not call its model.")
+
+
+def calculate(calculator: Any, atoms: Any) -> None:
+    """Make a calculator evaluate all that it has for a structure."""
+    wanted = [p for p in ("energy", "forces", "stress", "magmoms") if p in calculator.implemented_properties]
+    if not atoms.pbc.all() and "stress" in wanted:
+        wanted.remove("stress")  # ASE refuses a stress without a cell
+    forget(calculator)
+    calculator.calculate(atoms.copy(), wanted, ["positions", "numbers", "cell", "pbc"])

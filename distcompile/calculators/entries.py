@@ -1,0 +1,297 @@
+"""Where a calculator enters its model: methods of a module that run as compiled programs.
+
+    module(graph), module.forward(graph)      compiled at the first call
+    module.energy(graph)                      compiled if it computes with the module's weights
+    module.predict(atoms)                     as it is: what it calls in turn is compiled
+
+Which method computes is found out by watching it, once: where a weight meets another tensor outside of a compiled
+program, the outermost method that was given tensors is compiled. If that cannot be captured, those that it calls are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
+
+from ..api import DistributedModel, Lowering, compile
+from ..capture.threads import is_inside
+from ..errors import CaptureError, NoIndexSpaceError, UnsupportedOp, ValidationError
+from ..ir.tree import flatten
+from ..runtime.world import World, default_world
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How models are compiled."""
+
+    world: World | None
+    """None for the one that there is where it is called, perhaps in another process."""
+    memory: int | None
+    lowering: Lowering
+
+
+class _State(threading.local):
+    """What a thread is about."""
+
+    stock = 0
+    """How many stock methods run on purpose: whatever they call is stock."""
+    looking: bool = False
+    """Whether a method is watched to find out if it computes."""
+    only_receives = False
+
+
+_state = _State()
+_order = itertools.count(1)
+
+
+class Entry:
+    """Takes the place of a method of a module; one compiled model for each set of keyword options.
+
+    A copy, or one that was pickled, compiles anew.
+    """
+
+    def __init__(self, module: nn.Module, name: str, options: Options) -> None:
+        self.__setstate__((module, name, options, vars(module).get(name)))
+
+    def __getstate__(self) -> Any:
+        return self.module, self.name, self._options, self._own
+
+    def __setstate__(self, state: Any) -> None:
+        self.module, self.name, self._options, self._own = state
+        self._models: dict[str, DistributedModel] = {}
+        self._lock = threading.RLock()
+        self._computes: bool | None = None
+        """Whether the method is compiled; None if nobody knows yet."""
+        self._refused = ""
+        """Why it cannot be, though it computes."""
+        self._too_small = 0
+        """Elements of the largest tensor with which nothing was found that could be divided."""
+        self.last: tuple[int, DistributedModel, tuple[Any, ...]] | None = None
+        """When it was called last, in the order of all calls, and what then ran."""
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """The stock method."""
+        if self._own is not None:
+            return self._own  # type: ignore[no-any-return]
+        return getattr(type(self.module), self.name).__get__(self.module)  # type: ignore[no-any-return]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if _state.stock or is_inside():
+            return self.__wrapped__(*args, **kwargs)
+        if self.name == "forward" or self._computes:
+            return self._compiled(args, kwargs)
+        if self._computes is None and _state.looking:
+            return self.__wrapped__(*args, **kwargs)  # the method that called this one is compiled, if anything is
+        return self._watched(args, kwargs)
+
+    def _watched(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the stock method, up to where it computes."""
+        largest = max((leaf.tensor.numel() for leaf in flatten((args, kwargs))[0]), default=0)
+        if self._computes is None and largest > self._too_small:
+            try:
+                with _looking(), watching(Watch([self.module], _interrupt)):
+                    return self.__wrapped__(*args, **kwargs)
+            except _Computes:
+                pass
+            try:
+                result = self._compiled(args, kwargs)
+            except NoIndexSpaceError as error:
+                self._too_small, self._refused = largest, _first_line(error)
+            except (CaptureError, UnsupportedOp, ValidationError) as error:
+                self._computes, self._refused = False, _first_line(error)
+            else:
+                self._computes = True
+                return result
+        where = f"{type(self.module).__name__}.{self.name}"
+        because = f" ({self._refused})" if self._refused else ""
+        with watching(Watch([self.module], lambda names: warn_undistributed(where + because, names))):
+            return self.__wrapped__(*args, **kwargs)
+
+    def _compiled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with_tensors = {name: value for name, value in kwargs.items() if flatten(value)[0]}
+        options = {name: value for name, value in kwargs.items() if name not in with_tensors}
+        graph = (*args, with_tensors) if with_tensors else args
+        with unwatched():
+            model = self._model(graph, options, bool(with_tensors))
+            if _state.only_receives:
+                raise Received(model, graph)
+            self.last = next(_order), model, graph
+            return model(*graph)
+
+    def _model(self, graph: tuple[Any, ...], options: dict[str, Any], with_tensors: bool) -> DistributedModel:
+        key = repr((sorted(options.items()), with_tensors))
+        with self._lock:
+            if key not in self._models:
+                how = dataclasses.asdict(self._options) | {"world": self._options.world or default_world()}
+                model = compile(_Stock(self, with_tensors), graph, model_kwargs=options, **how)
+                if self.name != "forward" and not model.captures:  # what computes may be what calls this method
+                    raise NoIndexSpaceError(model.explain().splitlines()[1])
+                model.trains = False  # a calculator differentiates hardly ever what its model differentiates
+                self._models[key] = model
+            return self._models[key]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")
+
+
+class _Stock:
+    """Calls a stock method; the last positional argument may hold the keyword arguments that are tensors."""
+
+    def __init__(self, entry: Entry, with_tensors: bool) -> None:
+        self._entry, self._with_tensors = entry, with_tensors
+        self.__self__ = entry.module
+        self.__wrapped__ = entry.__wrapped__
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        *positional, keywords = args if self._with_tensors else (*args, {})
+        with as_stock():
+            return self._entry.__wrapped__(*positional, **keywords, **options)
+
+
+@contextmanager
+def as_stock() -> Iterator[None]:
+    """Let entries run the stock methods, in this thread."""
+    _state.stock += 1
+    try:
+        yield
+    finally:
+        _state.stock -= 1
+
+
+class Received(BaseException):
+    """Takes what a calculator calls its model with past whatever the calculator does with exceptions."""
+
+    def __init__(self, model: DistributedModel, graph: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.model, self.graph = model, graph
+
+
+@contextmanager
+def only_receiving() -> Iterator[None]:
+    """Let entries raise `Received` instead of evaluating, in this thread."""
+    _state.only_receives = True
+    try:
+        yield
+    finally:
+        _state.only_receives = False
+
+
+def now() -> int:
+    """A number that is less than that of every later call of an entry."""
+    return next(_order)
+
+
+def enter(module: nn.Module, options: Options) -> list[Entry]:
+    """Put entries in place of a module's methods; those that are there already stay."""
+    for name in ("forward", *_methods(module)):
+        if not isinstance(getattr(module, name), Entry):
+            setattr(module, name, Entry(module, name, options))
+    return entries(module)
+
+
+def entries(module: nn.Module) -> list[Entry]:
+    """The entries of a module."""
+    return [value for value in vars(module).values() if isinstance(value, Entry)]
+
+
+def _methods(module: nn.Module) -> list[str]:
+    """Public methods that a model's own classes define, from the package that defines its forward."""
+    classes = [c for c in type(module).__mro__ if not c.__module__.startswith("torch.")]
+    package = next((c.__module__.partition(".")[0] for c in classes if "forward" in vars(c)), "")
+    found: dict[str, None] = {}
+    for one in classes:
+        if one.__module__.partition(".")[0] in (package, type(module).__module__.partition(".")[0]):
+            found |= {name: None for name, value in vars(one).items() if isinstance(value, FunctionType)}
+    return [name for name in found if not name.startswith("_") and name != "forward" and not hasattr(nn.Module, name)]
+
+
+class _Computes(BaseException):
+    """Ends a stock method that computes, past whatever it does with exceptions."""
+
+
+def _interrupt(_: set[str]) -> None:
+    raise _Computes
+
+
+@contextmanager
+def _looking() -> Iterator[None]:
+    _state.looking = True
+    try:
+        yield
+    finally:
+        _state.looking = False
+
+
+class Watch(TorchFunctionMode):
+    """Looks at every call of torch in a thread for weights that meet other tensors."""
+
+    def __init__(self, modules: list[nn.Module], found: Callable[[set[str]], None]) -> None:
+        """`found` is called with the names of the weights."""
+        super().__init__()
+        self._found = found
+        self._weights: dict[int, tuple[str, Tensor]] = {}
+        for module in modules:
+            named: list[tuple[str, Any]] = [*module.named_parameters()] or [*module.named_buffers()]
+            self._weights |= {id(x): (f"{type(module).__name__}.{name}", x) for name, x in named}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not isinstance(result, Tensor) or not (result.is_floating_point() or result.is_complex()):
+            return result
+        given = [one for a in (*args, *(kwargs or {}).values()) for one in (a if isinstance(a, list | tuple) else (a,))]
+        tensors = [one for one in given if isinstance(one, Tensor)]
+        names = {self._weights[id(x)][0] for x in tensors if id(x) in self._weights}
+        if names and all(id(x) in self._weights for x in tensors):
+            self._weights[id(result)] = min(names), result  # another form of a weight
+        elif names:
+            self._found(names)
+        return result
+
+
+@contextmanager
+def watching(watch: Watch) -> Iterator[None]:
+    """Watch what runs inside, and let no other watch look."""
+    with unwatched(), watch:
+        yield
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Take watches off what runs inside."""
+    modes = _get_current_function_mode_stack()
+    others = [mode for mode in modes if not isinstance(mode, Watch)]
+    if len(others) == len(modes):
+        yield
+        return
+    _exchange(modes, others)
+    try:
+        yield
+    finally:
+        _exchange(others, modes)
+
+
+def _exchange(modes: list[TorchFunctionMode], others: list[TorchFunctionMode]) -> None:
+    for _ in modes:
+        _pop_mode()
+    for mode in others:
+        _push_mode(mode)
+
+
+def warn_undistributed(where: str, names: set[str]) -> None:
+    """Say that something computed with weights outside of every compiled program."""
+    warnings.warn(
+        f"{where} computes with {', '.join(sorted(names))} outside of what distcompile distributes: this part runs "
+        "whole on every rank. Let it call the model, or a method of the model that takes and returns tensors.",
+        stacklevel=2,
+    )

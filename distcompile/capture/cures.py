@@ -1,0 +1,298 @@
+"""General cures for Python code that would bake the example's sizes into a captured graph.
+
+- TorchScript (modules and functions) is run as Python: `torchscript.py`.
+- ``len(tensor)``, ``int(x.shape[0])``, ``float(x.shape[0])`` and ``math.sqrt(x.shape[0])`` would give plain numbers;
+  within the model's modules they are shadowed by functions that leave sizes symbolic: `shadows.py`.
+- ``torch.tensor([tensor, ...])`` reads values, ``pad`` and ``masked_select`` bake sizes in: `functions.py`.
+- What ``torch.compile`` made of the model, or of a function that it calls, is run as the Python that it was made of.
+- ``einsum`` of three operands and more chooses the order of its products by their sizes; it takes them in turn.
+- Transformed functions of fixed batches (``jacrev`` of an energy) are written out: `transforms.py`.
+- Tensors that the model keeps in its attributes are taken out again: `kept.py`.
+- A function that asks tensors for NumPy arrays or lists is captured as one step: `host.py`. So is one that builds
+  indices by a loop over rows: `loops.py`.
+- ``torch.bincount(pointer)`` has a data-dependent length. Where the model compares that length with the size of
+  an index space, the length *is* that size: the counts of its last, unreferenced rows are zero.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import ExitStack, contextmanager
+from types import BuiltinFunctionType
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.overrides import TorchFunctionMode
+
+from ..ir import Comparison
+from ..runtime.operators.halo import stop_gradient
+from .functions import attention, substitute
+from .kept import nothing_kept
+from .leaving_torch import LeftTorch, Place, as_host_function, leaves_torch, places_of
+from .shadows import Conversions, Namespace, compared, mathematics, size_of, symbolic_mathematics
+from .threads import for_this_thread, replaced
+from .torchscript import scripts_as_python
+from .transforms import Written
+
+TRIED = 8
+"""How many functions around a failure are tried as single steps: each takes a capture up to there."""
+
+
+class Cures:
+    """What one capture learns about the model for the next: captures are repeated until nothing new is learnt."""
+
+    def __init__(self) -> None:
+        self.bincounts = Bincounts()
+        self.conversions = Conversions()
+        self.differentiates = False
+        self.keeps_all_values = False
+        """Whether wide values of the example are kept too, because a branch hangs on them."""
+        self.comparisons: list[Comparison] = []
+        """Of sizes with 0 and 1, in the last capture."""
+        self._written = Written()
+        self._host: list[Place] = []
+        self._failure: Exception | None = None
+        self._failing: Place | None = None
+        """A function that tracing fails in, or that loops over rows, tried as a single step."""
+        self._around: Iterator[Place] = iter(())
+        """Those around it, to be tried after it."""
+
+    @contextmanager
+    def applied(self, model: nn.Module | None, leaves: Sequence[Tensor]) -> Iterator[None]:
+        """Apply every cure to `model` and to all Python code that uses torch, for the time of one capture."""
+        with ExitStack() as stack:
+            stack.enter_context(nothing_kept(model))
+            stack.enter_context(scripts_as_python())
+            instead, builtin = mathematics(), {"len": for_this_thread(size_of, len)}
+            for module in _modules_with_torch():
+                stack.enter_context(_python_globals(vars(module), builtin, instead))
+            for space in self.conversions.namespaces():
+                stack.enter_context(_python_globals(space, self.conversions.shadows(), {}))
+            stack.enter_context(symbolic_mathematics(instead))
+            stack.enter_context(self.conversions.watched())
+            self.comparisons.clear()
+            stack.enter_context(compared(self.comparisons))
+            stack.enter_context(replaced(type(torch.backends.opt_einsum), "enabled", False))
+            stack.enter_context(replaced(nn.functional, "scaled_dot_product_attention", attention))
+            for place in self._host:
+                stack.enter_context(as_host_function(place, only_indices=place is self._failing))
+            constructors = _Constructors(self.bincounts, self.conversions, leaves)
+            stack.enter_context(self._written.out())
+            stack.enter_context(self._gradients_noted(constructors))
+            stack.enter_context(_functions_followed(constructors))
+            stack.enter_context(constructors)
+            yield
+
+    @contextmanager
+    def _gradients_noted(self, constructors: _Constructors) -> Iterator[None]:
+        autograd: Any = torch.autograd  # where autograd.grad and Tensor.backward look it up
+        original = autograd._engine_run_backward
+
+        def noted(outputs: Any, gradients: Any, keep: Any, *args: Any, **kwargs: Any) -> Any:
+            self.differentiates = True
+            with constructors.in_backward():
+                return original(outputs, gradients, keep or self._written.keeps_graph, *args, **kwargs)
+
+        with replaced(autograd, "_engine_run_backward", noted):
+            yield
+
+    @property
+    def over_rows(self) -> tuple[str, ...]:
+        """Lines that map a function over rows."""
+        return tuple(self._written.over_rows)
+
+    def learn_from(self, error: LeftTorch) -> bool:
+        """Remember the function that left torch; False if there is none to replace, or it was replaced already."""
+        place = next(places_of(error), None)
+        if place is None or place[1] in [name for _, name in self._host]:
+            return False
+        self._host.append(place)
+        return True
+
+    def search_around(self, failure: Exception) -> None:
+        """Where tracing fails, try the innermost function around it as a single step; if there is none, it fails."""
+        self._search(places_of(failure), failure)
+
+    def _search(self, places: Iterable[Place], failure: Exception | None) -> None:
+        known = [name for _, name in self._host]
+        self._around = itertools.islice((place for place in places if place[1] not in known), TRIED)
+        self._failure, self._failing = failure, None  # what was tried before helped, and stays
+        self.search_on()
+
+    def search_on(self) -> None:
+        """Try the next function around the failure, or loop, instead; after the last one, a loop stays as it is."""
+        if self._failing is not None:
+            self._host.remove(self._failing)
+        self._failing = next(self._around, None)
+        if self._failing is not None:
+            self._host.append(self._failing)
+        elif self._failure is not None:
+            raise self._failure from None
+
+    def learn(self, shape_env: ShapeEnv, sizes: Sequence[Sequence[sympy.Expr]], rows: Set[sympy.Symbol]) -> bool:
+        """Look back on a capture; True if another one would profit.
+
+        Args:
+            shape_env: of the capture.
+            sizes: of its inputs.
+            rows: those that may be numbers of rows, before the example fixed any.
+        """
+        learnt = [self.bincounts.learn(shape_env, sizes), self.conversions.learn()]
+        if not any(learnt) and (places := self.conversions.loops.learn(rows)):
+            self._search(places, None)
+            return True
+        return any(learnt)
+
+
+class Bincounts:
+    """Which input size each ``torch.bincount`` of the call has, learnt from a first capture."""
+
+    def __init__(self) -> None:
+        self._lengths: list[torch.SymInt | int] = []
+        self._known: dict[int, tuple[int, int]] = {}  # nth call -> (leaf, dimension)
+        self._calls = 0
+
+    def start(self) -> None:
+        """Begin to count calls anew."""
+        self._calls, self._lengths = 0, []
+
+    def __call__(
+        self, leaves: Sequence[Tensor], x: Tensor, weights: Tensor | None = None, minlength: int = 0
+    ) -> Tensor:
+        nth, self._calls = self._calls, self._calls + 1
+        if nth not in self._known:
+            counts = torch.bincount(x, weights, minlength)
+            self._lengths.append(counts.shape[0])
+            return counts
+        self._lengths.append(0)
+        leaf, dim = self._known[nth]
+        ones = torch.ones_like(x, dtype=torch.int64) if weights is None else weights
+        return ones.new_zeros(leaves[leaf].shape[dim]).index_add_(0, x, ones)
+
+    def learn(self, shape_env: ShapeEnv, sizes: Sequence[Sequence[sympy.Expr]]) -> bool:
+        """Read off the comparisons of a finished capture; True if another capture would profit."""
+        places = {size: (i, d) for i, shape in enumerate(sizes) for d, size in enumerate(shape) if size.is_Symbol}
+        new = False
+        for nth, length in enumerate(self._lengths):
+            if not isinstance(length, torch.SymInt):
+                continue
+            for check in shape_env.deferred_runtime_asserts.get(length.node._expr, []):
+                if not isinstance(check.expr, sympy.Eq | sympy.Ne):
+                    continue
+                for side in check.expr.args:
+                    place = places.get(shape_env.replace(side))
+                    if place is not None and nth not in self._known:
+                        self._known[nth] = place
+                        new = True
+        return new
+
+
+class _Constructors(TorchFunctionMode):
+    def __init__(self, bincounts: Bincounts, conversions: Conversions, leaves: Sequence[Tensor]) -> None:
+        super().__init__()
+        bincounts.start()
+        self._bincounts, self._conversions, self._leaves = bincounts, conversions, leaves
+        self._in_backward = self._in_function = False
+
+    @contextmanager
+    def in_function(self) -> Iterator[None]:
+        """Within a function of the model that has a gradient of its own."""
+        before, self._in_function = self._in_function, True
+        try:
+            yield
+        finally:
+            self._in_function = before
+
+    @contextmanager
+    def in_backward(self) -> Iterator[None]:
+        """Also for what a model's own functions do in their backward: a mode is off while it handles autograd.grad."""
+        before, self._in_backward = self._in_backward, True
+        try:
+            with self:
+                yield
+        finally:
+            self._in_backward = before
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        instead = substitute(func, args, kwargs)
+        if instead is not None:
+            return instead()
+        if func in (torch.bincount, Tensor.bincount):
+            return self._bincounts(self._leaves, *args, **kwargs)
+        if leaves_torch(func, args):
+            raise LeftTorch
+        result = func(*args, **kwargs)
+        if func is Tensor.item:
+            self._conversions.note_real(result, args[0])
+        if self._in_backward or self._in_function or not isinstance(result, Tensor):
+            return result
+        if func in _STOPS or _is_outside_of_gradients(func, args, result):
+            return stop_gradient(result)
+        return result
+
+
+@contextmanager
+def _functions_followed(constructors: _Constructors) -> Iterator[None]:
+    """What a model's own function computes carries gradients, although torch switches them off while it computes.
+
+    It is replaced in the base class, since models keep ``apply = Function.apply``.
+    """
+    base: Any = torch.autograd.Function.__base__
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        with constructors.in_function():
+            return super(base, cls).apply(*args, **kwargs)  # type: ignore[misc]
+
+    with replaced(base, "apply", classmethod(apply)):
+        yield
+
+
+def _is_outside_of_gradients(func: Any, args: tuple[Any, ...], result: Tensor) -> bool:
+    """Whether a value was made under ``torch.no_grad()`` of one that carries gradients."""
+    if torch.is_grad_enabled() or not result.is_floating_point() or getattr(func, "__name__", "_").endswith("_"):
+        return False
+    return any(isinstance(a, Tensor) and a.requires_grad for a in args)
+
+
+_STOPS = (Tensor.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
+
+
+def _modules_with_torch() -> list[Any]:
+    """Python modules, other than torch's and ours, that compute with torch: the model's, its graph's, any helper's."""
+    return [
+        module
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] not in ("torch", "functorch", "distcompile")
+        and any(_is_torch(value) for value in list(getattr(module, "__dict__", {}).values()))
+    ]
+
+
+def _is_torch(value: Any) -> bool:
+    return value is torch or value is Tensor or isinstance(value, torch.jit.ScriptFunction)
+
+
+@contextmanager
+def _python_globals(space: Namespace, shadows: dict[str, Any], instead: dict[Any, Any]) -> Iterator[None]:
+    """Shadow builtins, and swap functions that `instead` names, in one module's globals."""
+    known = {k: v for k, v in list(space.items()) if isinstance(v, BuiltinFunctionType) and v in instead}
+    swapped = {name: for_this_thread(instead[function], function) for name, function in known.items()}
+    added = {name: shadow for name, shadow in shadows.items() if name not in space}
+    space.update(swapped | added)
+    try:
+        yield
+    finally:
+        space.update(known)
+        for name in added:
+            del space[name]

@@ -1,0 +1,1 @@
+"""Comparisons: a program against its own invariants, and against the stock model."""

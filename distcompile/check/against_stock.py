@@ -1,0 +1,102 @@
+"""What `compile` does before it returns: the program is held against the stock model, in results and gradients."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import GuardError, InputError, UnsupportedOp, ValidationError
+from ..ir.tree import Leaf, Tree, flatten
+from ..runtime.execution.executor import Executor
+from .validate import CHECKED, compare, gradients, smaller_graph, warn_unchecked
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stock:
+    """The stock model."""
+
+    call: Callable[..., Any]
+    module: nn.Module | None
+
+
+def check(
+    call: Callable[..., Any], module: nn.Module | None, executor: Executor, leaves: list[Leaf], tree: Tree
+) -> None:
+    """Hold a program against the stock model: on the example, and on a smaller graph cut out of it.
+
+    Args:
+        call: the stock model's call.
+        module: the module behind it.
+        executor: of the program.
+        leaves: the example's tensors.
+        tree: puts them together as `call` takes them.
+
+    Raises:
+        ValidationError: results differ, or gradients that a caller takes of them.
+    """
+    stock = _Stock(call, module)
+    prepared = executor.prepare(leaves)
+    if prepared.sizes[executor.program.spaces[0].name] <= 2 * CHECKED:
+        _check(stock, executor, leaves, tree, "on the example")
+    cut = smaller_graph(executor.program, leaves, prepared.values)
+    if cut is None:
+        warn_unchecked("the example is too small, or its row numbers are computed rather than given")
+        return
+    reduced = [Leaf(leaf.path, tensor) for leaf, tensor in zip(leaves, cut, strict=True)]
+    try:
+        executor.prepare(reduced)
+    except (GuardError, InputError) as error:  # offsets, say, that are none of so few rows
+        warn_unchecked(str(error))
+        return
+    _check(stock, executor, reduced, tree, "on a smaller graph cut out of the example")
+
+
+def _check(stock: _Stock, executor: Executor, leaves: list[Leaf], tree: Tree, where: str) -> None:
+    found = executor(leaves)
+    with torch.enable_grad():
+        # Of a model that takes its gradients itself these would be second derivatives, which where the model is not
+        # smooth (straight angles) hang on the last bit.
+        outside = not executor.program.capture.differentiates
+        given = _differentiable(leaves, outside)
+        try:
+            expected, _ = flatten(stock.call(*tree.unflatten([leaf.tensor.clone() for leaf in given])))
+        except Exception as error:
+            raise ValidationError(
+                f"The stock model fails {where}, where the captured program does not: {type(error).__name__}: {error}. "
+                "Does it keep tensors from an earlier call (caches), of the sizes of that call?"
+            ) from error
+        compare([Leaf(e.path, f) for e, f in zip(expected, found, strict=True)], expected, where, leaves)
+        if outside and not any(bool(e.tensor.isnan().any()) for e in expected):
+            _check_gradients(stock, executor, given, expected, where)
+
+
+def _check_gradients(model: _Stock, executor: Executor, given: list[Leaf], expected: list[Leaf], where: str) -> None:
+    """Compare what a caller gets who differentiates the results, by the graph and by weights, with the stock model."""
+    named = model.module.named_parameters() if model.module is not None else ()
+    weights = [Leaf(f"weight {name}", p) for name, p in named if p.requires_grad]
+    try:
+        stock = gradients(expected, [*given, *weights])
+    except RuntimeError:
+        return  # nor can anybody else differentiate them: the model freed what that takes
+    if not stock:
+        return
+    mine = _differentiable(given, False)
+    results = executor(mine, True)
+    try:
+        found = gradients([Leaf(e.path, r) for e, r in zip(expected, results, strict=True)], [*mine, *weights])
+    except UnsupportedOp as error:
+        warnings.warn(f"Results cannot be differentiated from outside: {error}", stacklevel=6)
+        return
+    compare(found, stock, where, given)
+
+
+def _differentiable(leaves: Sequence[Leaf], every: bool) -> list[Leaf]:
+    """Copies of a graph object's tensors that require gradients where these do; all real numbers if `every`."""
+    wanted = [leaf.tensor.requires_grad or (every and leaf.tensor.is_floating_point()) for leaf in leaves]
+    copies = (leaf.tensor.detach().clone() for leaf in leaves)
+    return [Leaf(leaf.path, x.requires_grad_(w)) for leaf, x, w in zip(leaves, copies, wanted, strict=True)]

@@ -1,0 +1,1 @@
+"""Second derivatives of an energy: a function of the model is compiled that multiplies a vector with them."""

@@ -1,0 +1,136 @@
+"""A captured call: one graph of operators, and what has to hold for another call to be the same graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch import fx, nn
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._sympy.symbol import SymT, symbol_is_type
+
+from .tree import Leaf, Tree
+
+Precision = tuple[tuple[str, str], ...]
+"""Devices on which autocast is on, with the type that it casts to."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A size that the model compared with a number that torch takes to be no size: every size is 2 or more to it."""
+
+    size: sympy.Expr
+    name: str
+    """Of the comparison, as a method of integers: ``__eq__``, ``__lt__``, ..."""
+    number: int
+    outcome: bool
+
+    def holds(self, size: int) -> bool:
+        """Whether another size compares as the example's did."""
+        return bool(getattr(size, self.name)(self.number)) is self.outcome
+
+
+@dataclasses.dataclass(frozen=True)
+class Origins:
+    """What a result is computed from without a detach on the way."""
+
+    leaves: frozenset[int]
+    parameters: tuple[nn.Parameter, ...]
+
+    def carry(self, leaves: Sequence[Leaf]) -> bool:
+        """Whether any of it requires gradients in a call with these inputs."""
+        return any(leaves[i].tensor.requires_grad for i in self.leaves) or any(p.requires_grad for p in self.parameters)
+
+
+@dataclasses.dataclass(frozen=True)
+class Captured:
+    """One call of a model as a graph, and what has to hold for another call to be the same graph."""
+
+    graph_module: fx.GraphModule
+    """One placeholder per input tensor; returns the flat list of the result's tensors."""
+    leaves: tuple[Leaf, ...]
+    """The example's tensors with their paths (for messages); their sizes are hints only."""
+    sizes: tuple[tuple[sympy.Expr, ...], ...]
+    """Per leaf, its shape in the symbols of `shape_env`."""
+    numbers: tuple[tuple[str, int | float | bool], ...]
+    """Python numbers of the example: constants of this graph."""
+    texts: tuple[tuple[str, str], ...]
+    """Strings of the example that the model read."""
+    result: Tree
+    """The model's result with its tensors taken out."""
+    shape_env: ShapeEnv
+    checks: tuple[sympy.Basic, ...] = ()
+    """What the model, not a pass, asked of sizes and values, as the example answered: the same program if it holds."""
+    comparisons: tuple[Comparison, ...] = ()
+    """The same of whether sizes are 0 or 1."""
+    conditions: tuple[sympy.Symbol, ...] = ()
+    """Numbers that the model branched on, or took for sizes; the graph returns the tensors that hold them after those
+    of the result."""
+    differentiates: bool = False
+    """Whether the call takes gradients itself (forces)."""
+    training: bool = False
+    """Whether the model was in training mode."""
+    origins: tuple[Origins | None, ...] = ()
+    """For each result, whether it carries gradients in that mode, and to what."""
+    precision: Precision = ()
+    """What autocast did when the call was captured: under another one it is another program."""
+    loops: tuple[str, ...] = ()
+    """Lines of Python where numbers of rows became plain ones: those of the example."""
+    over_rows: tuple[str, ...] = ()
+    """Lines that map a function over rows by ``torch.func``, which may take other rows for fixed."""
+
+    def size(self, value: Any) -> sympy.Expr:
+        """The expression of a size, equal sizes in one symbol; includes what the example's branches took for equal."""
+        return self._resolve(self.raw_size(value), self._assumed)
+
+    def raw_size(self, value: Any) -> sympy.Expr:
+        """The expression of a size without the answers that only the example gave."""
+        expr = value.node.expr if isinstance(value, torch.SymInt) else sympy.sympify(value)
+        return self.shape_env.replace(expr)
+
+    def hint(self, size: sympy.Expr) -> int:
+        """How many there were in the example; where nobody knows, as many as it had of anything."""
+        known = self._known(size)
+        return known if known is not None else max((n for leaf in self.leaves for n in leaf.tensor.shape), default=1)
+
+    def _known(self, size: sympy.Expr) -> int | None:
+        """How many there were in the example; None where nobody knows: values of wide tensors are not kept."""
+        env = self.shape_env
+        found = size.xreplace(env.real_tensor_prop_unbacked_vals).xreplace(env.backed_var_to_val)
+        return int(found) if found.is_Integer else None
+
+    def _resolve(self, expr: sympy.Expr, assumed: Mapping[sympy.Symbol, sympy.Expr]) -> sympy.Expr:
+        while expr.free_symbols & assumed.keys():
+            expr = self.shape_env.replace(expr.xreplace(assumed))
+        return expr
+
+    @functools.cached_property
+    def _assumed(self) -> dict[sympy.Symbol, sympy.Expr]:
+        """Data-dependent sizes that the model compared with something and found equal on the example."""
+        assumed: dict[sympy.Symbol, sympy.Expr] = {}
+        for check in self.checks:
+            if not isinstance(check, sympy.Eq):
+                continue
+            # In the terms of what is known before, so that no two sizes stand for each other.
+            lhs, rhs = (self._resolve(self.shape_env.replace(side), assumed) for side in check.args)
+            for size, other in ((lhs, rhs), (rhs, lhs)):
+                is_free = size.is_Symbol and symbol_is_type(size, SymT.UNBACKED_INT) and size not in other.free_symbols
+                if is_free:
+                    assumed[size] = other
+                    break
+            else:
+                assumed |= self._same_factors(lhs, rhs)
+        return assumed
+
+    def _same_factors(self, one: sympy.Expr, other: sympy.Expr) -> dict[sympy.Symbol, sympy.Expr]:
+        """Sizes of two matrices that have as many elements: those that are as long in the example are the same."""
+        sides = [{self._known(s): s for s in side.args} for side in (one, other) if side.is_Mul]
+        if len(sides) < 2 or not all(s.is_Symbol for s in (*one.args, *other.args)) or any(None in s for s in sides):
+            return {}
+        both = sides[0].keys() & sides[1].keys()
+        told_apart = all(len(side) == len(both) for side in (*sides, one.args, other.args))
+        return {sides[0][n]: sides[1][n] for n in both if sides[0][n] != sides[1][n]} if told_apart else {}

@@ -1,0 +1,180 @@
+"""The program that passes rewrite."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, Literal
+
+import sympy
+import torch
+from torch import fx
+
+from .captured import Captured
+from .graphs import graph_module
+from .spaces import Pointer, Space
+
+
+@dataclasses.dataclass(frozen=True)
+class Access:
+    """A use of a pointer: rows of `table` read (gather) or added to (scatter) where it points."""
+
+    kind: Literal["gather", "scatter"]
+    node: fx.Node
+    table: fx.Node
+    dim: int
+    """The dimension of `table` that the pointer runs over."""
+    index: fx.Node
+    """The index operand; a view of the program input that holds the pointer."""
+    dense: bool = True
+    """The index has one dimension per row space only (not one entry per element as torch.gather takes)."""
+
+
+InputKind = Literal[
+    "size",
+    "number",
+    "rows",
+    "pointer",
+    "halo_size",
+    "interior",
+    "send_rows",
+    "splits",
+    "places",
+    "owned",
+    "order",
+    "counts",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """What the runtime passes for one placeholder of the program."""
+
+    name: str
+    kind: InputKind
+    source: int = -1
+    """For rows, pointers and numbers: which output of the index program."""
+    space: Space | None = None
+    """For sizes and halo plans: of which space. For pointers: the space pointed into. The places of some rows among a
+    rank's halo rows are of the space that has these some."""
+    label: str = ""
+    """How the user knows the value, for messages."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Where row numbers of a table may lie that is whole on every rank."""
+
+    source: int
+    """Index into the outputs of the index program, of the row numbers."""
+    rows: sympy.Expr
+    label: str
+    """How the user knows the row numbers, for messages."""
+    negative: bool
+    """Whether numbers may count from the end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """Where one tensor of the model's result comes from."""
+
+    source: Literal["graph", "index"]
+    position: int
+    """Index into the outputs of the graph, or of the index program."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A captured call on its way through the pipeline; each pass returns a new one.
+
+    `index_program` runs once on the whole graph object: everything that only moves or computes integers. Its
+    results are cut into rows for each rank; `graph` is what ranks run on them.
+    """
+
+    capture: Captured
+    graph: fx.GraphModule
+    tiled: fx.GraphModule | None = None
+    """The graph as calls of regions that run block by block; what ranks run unless they differentiate."""
+    index_program: fx.GraphModule | None = None
+    inputs: tuple[Input, ...] = ()
+    outputs: tuple[Output, ...] = ()
+    spaces: tuple[Space, ...] = ()
+    halo_spaces: tuple[Space, ...] = ()
+    """Spaces of halo rows, on which a rank computes what would cost more to send."""
+    some_spaces: tuple[Space, ...] = ()
+    """Some rows of a space: all that matter of a value that crosses."""
+    least: tuple[tuple[str, int], ...] = ()
+    """(space, bytes): what has to cross for each halo row, were work free: every value once, at its narrowest."""
+    pointers: tuple[Pointer, ...] = ()
+    ranges: tuple[Range, ...] = ()
+    conditions: tuple[tuple[sympy.Symbol, int], ...] = ()
+    """(symbol, index output): numbers that the model branched on, or took for sizes."""
+    merged: tuple[tuple[sympy.Symbol, sympy.Expr], ...] = ()
+    """Symbols that inference found to be the size of one space, with its representative."""
+    may_be_less: frozenset[sympy.Symbol] = frozenset()
+    """Numbers among these that may be less than their space has rows: the largest row number that anybody points at."""
+    read: tuple[tuple[torch.Tensor, int], ...] = ()
+    """(buffer, version): buffers of the model whose values were compiled in."""
+
+    @property
+    def row_spaces(self) -> tuple[Space, ...]:
+        """All spaces that values have rows of on a rank."""
+        return (*self.spaces, *self.halo_spaces)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the values that were compiled in still are those of the model."""
+        return all(buffer._version == version for buffer, version in self.read)
+
+    @functools.cached_property
+    def _merged(self) -> dict[sympy.Symbol, sympy.Expr]:
+        return dict(self.merged)
+
+    def size(self, value: Any) -> sympy.Expr:
+        """A size (int, SymInt or expression) in the symbols of the spaces."""
+        if isinstance(value, int):  # as most are
+            return sympy.Integer(value)
+        is_expression = not isinstance(value, torch.SymInt)  # of which a pass may have found more since
+        expr = self.capture.raw_size(value) if is_expression else self.capture.size(value)
+        while expr.free_symbols & self._merged.keys():
+            expr = self.capture.size(expr.xreplace(self._merged))
+        return expr
+
+    def shape(self, node: fx.Node) -> tuple[sympy.Expr, ...]:
+        """The shape of a tensor node in the symbols of the spaces."""
+        return tuple(self.size(n) for n in node.meta["val"].shape)
+
+    def space_of(self, size: sympy.Expr) -> Space | None:
+        """The space whose size `size` is, if any."""
+        return next((s for s in self.row_spaces if s.symbol == size), None)
+
+    def space(self, name: str) -> Space:
+        """The space called `name`."""
+        return next(s for s in self.spaces if s.name == name)
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether an operator draws random numbers: run again, or in another order, it gives others."""
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def copy_tiled(program: Program) -> fx.GraphModule:
+    """Return a copy of a program's tiled graph to rewrite. Regions are shared."""
+    assert program.tiled is not None
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(program.tiled.graph, {}))
+    return graph_module(program.tiled, graph)
+
+
+def replace_tiled(program: Program, module: fx.GraphModule) -> Program:
+    """Return `program` with a rewritten tiled graph, checked."""
+    module.graph.lint()
+    module.recompile()
+    return dataclasses.replace(program, tiled=module)
+
+
+def replace_graph(program: Program, module: fx.GraphModule, **changes: Any) -> Program:
+    """Return `program` with a rewritten graph, checked."""
+    module.graph.lint()
+    module.recompile()
+    return dataclasses.replace(program, graph=module, **changes)

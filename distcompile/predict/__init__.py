@@ -1,0 +1,1 @@
+"""Memory, messages and time of a program that has not run: `account` counts them, the others ask it."""

@@ -1,0 +1,313 @@
+"""What a program costs, from shapes alone: bytes of every collective, memory at its peak, work for each row."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from ..ir import META, WHOLE_RULE, Halo, Placement, Program, Space, placement
+from ..ir.text import short, short_name
+from ..ir.user_code import user_frame
+from ..passes.schedule.storage import storage
+from ..passes.spaces.place import WHY, placements
+from ..rules.cost import bytes_per_row, product_flops, product_length
+from ..rules.levels import rows_of
+from ..rules.shape import VIEWS
+from ..runtime.execution.tiles import Region
+from ..runtime.operators.halo import COLLECTIVES, MESSAGES, all_reduce, all_reduces
+from ..runtime.operators.whole import gather_rows
+
+_TO_OWNERS = ("halo_reduce", "halo_scatter")
+"""Kinds of collectives in which rows go from who read them to their owners."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective of a program."""
+
+    kind: str
+    space: str
+    """Whose rows cross; empty for sums over ranks."""
+    row_bytes: int
+    """Bytes per row (halo ops) or in all (all_reduce)."""
+    why: str
+    """The user's lines that need it."""
+
+    @property
+    def to_owners(self) -> bool:
+        """Whether rows go from who read them to their owners."""
+        return self.kind in _TO_OWNERS
+
+    @property
+    def to_all(self) -> bool:
+        """Whether every rank gets the rows of all others, not those of its halo."""
+        return self.kind == short_name(gather_rows)
+
+    def rows(self, owned: Mapping[str, int], halo: Mapping[str, int], sizes: Mapping[str, int]) -> int:
+        """Rows that a rank receives which owns some of each space, and has some halo rows of it."""
+        return sizes[self.space] - owned[self.space] if self.to_all else halo[self.space]
+
+
+def collectives(program: Program) -> list[Collective]:
+    """Every collective of `program`, in order."""
+    found = []
+    for node in program.graph.graph.nodes:
+        if node.target not in COLLECTIVES:
+            continue
+        value = node.meta["val"]
+        operand: Any = node.args[0]
+        if node.target in (all_reduce, all_reduces):
+            summed: list[fx.Node] = [operand] if isinstance(operand, fx.Node) else operand
+            lines = dict.fromkeys(place(n) for n in summed)
+            size = sum(_bytes(program, n, {}) for n in summed)
+            found.append(Collective(short(node), "", size, "summed at " + ", ".join(lines)))
+            continue
+        dim: Any = node.args[3 if node.target is gather_rows else 4]
+        widths = [n for i, n in enumerate(program.shape(node)) if i != dim]
+        row = math.prod(int(n) for n in widths if n.is_Integer) * value.element_size()
+        space = next(i for i in program.inputs if i.name == node.args[1].name).space  # type: ignore[union-attr]
+        readers = dict.fromkeys(place(u) for u in node.users)
+        why = "added at " + place(operand) if short(node) in _TO_OWNERS else "read at " + ", ".join(readers)
+        found.append(Collective(short(node), str(space), row, why))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class RowWork:
+    """What the operators of a program do for each row of a space in one evaluation."""
+
+    moved: float
+    """Bytes of operands and results, of those that have rows."""
+    flops: float
+    """Floating-point operations of matrix products."""
+
+
+NOTHING = RowWork(0.0, 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What an evaluation takes on a rank, by rows."""
+
+    rows: dict[str, RowWork]
+    """By space."""
+    operators: int
+    """Calls of operators, if each region has one block."""
+    messages: tuple[tuple[Collective, ...], ...]
+    """Halo exchanges and reductions; those of a tuple leave as one message."""
+    sums: tuple[Collective, ...]
+    """Over ranks."""
+    results: tuple[tuple[str, int], ...]
+    """Results that are put together on every rank: the space of their rows, and bytes of each."""
+
+
+def work(program: Program) -> Work:
+    """What an evaluation of a tiled program takes."""
+    assert program.tiled is not None
+    rows = {s.name: RowWork(0.0, 0.0) for s in program.row_spaces if s.sharded}
+    operators = sum(n.op == "call_function" for n in program.tiled.graph.nodes)
+    for region in program.tiled.children():
+        assert isinstance(region, Region)
+        for node in region.graph_module.graph.nodes:
+            if node.op == "call_function":
+                operators += 1
+                found = rows.get(region.spec.space, RowWork(0.0, 0.0))
+                moved = sum(_row(program, n, region.spec.space) for n in (node, *node.all_input_nodes))
+                rows[region.spec.space] = RowWork(
+                    found.moved + (0.0 if node.target in VIEWS else moved), found.flops + product_flops(program, node)
+                )
+    sums = tuple(c for c in collectives(program) if not c.space)
+    return Work(rows, operators, tuple(_messages(program)), sums, tuple(_results(program)))
+
+
+def _messages(program: Program) -> Iterator[tuple[Collective, ...]]:
+    """Halo exchanges and reductions by the message in which they leave."""
+    assert program.tiled is not None
+    spaces = {i.name: str(i.space) for i in program.inputs}
+    left: dict[tuple[str, str], list[Collective]] = {}
+    for c in [c for c in collectives(program) if not c.to_all]:
+        left.setdefault((c.kind, c.space), []).append(c)
+    shared: dict[Any, list[Collective]] = {}
+    for node in program.tiled.graph.nodes:
+        if node.target in MESSAGES:
+            kind = short(node).rstrip("_").removesuffix("_start")
+            found = left[kind, spaces[node.args[1].name]].pop(0)
+            shared.setdefault(node.kwargs.get("bucket", node), []).append(found)
+    return (tuple(message) for message in shared.values())
+
+
+def _row(program: Program, node: fx.Node, space: str) -> float:
+    """Bytes of a row of a value of a region's body; 0 for what every block reads whole."""
+    found = rows_of(node) if META in node.meta else None
+    size = bytes_per_row(program, node) if found is not None and found.space.name == space else 0.0
+    return size if math.isfinite(size) else 0.0
+
+
+def _results(program: Program) -> Iterator[tuple[str, int]]:
+    """What is put together on every rank: results, and rows that stretches which run whole are given."""
+    for c in collectives(program):
+        if c.to_all:
+            yield c.space, c.row_bytes
+    (output,) = [n for n in program.graph.graph.nodes if n.op == "output"]
+    for node in output.args[0]:
+        found = placement(node) if isinstance(node, fx.Node) and META in node.meta else None
+        if isinstance(found, Placement):
+            for space in [f for dim in found.dims for f in dim if isinstance(f, Space)]:
+                yield space.name, int(bytes_per_row(program, node))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+    """Operators that no rule divides, and what hangs on them: every rank runs them on all rows."""
+
+    operator: str
+    """The first one."""
+    why: str
+    line: str
+    """The user's."""
+    operators: int
+    work: RowWork
+    """Of all of them together."""
+
+
+def stretches(program: Program, sizes: Mapping[str, int] | None = None) -> list[Stretch]:
+    """What runs whole on every rank.
+
+    Args:
+        program: a program with placements.
+        sizes: rows of every space; of the example if None.
+    """
+    known = _of_all_rows(program, sizes)
+    members: dict[fx.Node, list[fx.Node]] = {}
+    first: dict[fx.Node, fx.Node] = {}
+    for node in program.graph.graph.nodes:
+        if any(p.rule == WHOLE_RULE for p in placements(node.meta.get(META, ()))):
+            before = next((first[n] for n in node.all_input_nodes if n in first), node)
+            first[node] = before
+            members.setdefault(before, []).append(node)
+    return [_stretch(program, nodes, known) for nodes in members.values()]
+
+
+def _stretch(program: Program, nodes: list[fx.Node], known: Mapping[sympy.Symbol, int]) -> Stretch:
+    begin = next((n for n in nodes if WHY in n.meta), nodes[0])
+    moved = sum(_bytes(program, n, known) for node in nodes for n in (node, *node.all_input_nodes))
+    flops = sum(_product(program, node, known) for node in nodes)
+    return Stretch(short(begin), begin.meta.get(WHY, ""), place(begin), len(nodes), RowWork(moved, flops))
+
+
+def _of_all_rows(program: Program, sizes: Mapping[str, int] | None) -> dict[sympy.Symbol, int]:
+    """The values of all sizes of which every rank has all rows."""
+    hint = program.capture.hint
+    whole = [s for s in program.spaces if not s.sharded]
+    if sizes is not None:
+        return {s.symbol: sizes[s.name] for s in whole}
+    return {s.symbol: hint((s.all_of or s).symbol) for s in whole}
+
+
+def _product(program: Program, node: fx.Node, known: Mapping[sympy.Symbol, int]) -> float:
+    """Floating-point operations of a matrix product of all rows; 0 for other operators."""
+    inner = product_length(program, node)
+    if inner is None:
+        return 0.0
+    length = inner.xreplace({k: sympy.Integer(v) for k, v in known.items()})
+    elements = _bytes(program, node, known) / node.meta["val"].element_size()
+    return 2 * (int(length) if length.is_Integer else 1) * elements
+
+
+def place(node: fx.Node) -> str:
+    """The user's line that an operator belongs to, short: ``layers.py:115 forward``."""
+    frame, _ = user_frame(node)
+    found = re.match(r'File "(.*)", line (\d+), in (.*)', frame)
+    if found is None:
+        return node.name
+    file, line, function = found.groups()
+    return f"{file.rpartition('/')[2]}:{line} {function}"
+
+
+def peak_bytes(program: Program, sizes: Mapping[str, int], halos: Mapping[str, int]) -> int:
+    """Bytes of live tensors at the peak of one rank's run of the graph, inputs included, parameters not.
+
+    A region holds its inputs and results whole and the values of its body for one block of rows a thread.
+
+    Args:
+        program: a tiled program.
+        sizes: owned rows of every space.
+        halos: halo rows of every sharded space.
+    """
+    assert program.tiled is not None
+    rows_here = {s.name: halos[s.halo_of.name] if s.halo_of else sizes[s.name] for s in program.row_spaces}
+    known = {s.symbol: rows_here[s.name] for s in program.row_spaces}
+    nodes = list(program.tiled.graph.nodes)
+    last: dict[fx.Node, int] = {}
+    for i, node in enumerate(nodes):
+        for used in node.all_input_nodes:
+            last[storage(used)] = i
+    dies: dict[int, list[fx.Node]] = {}
+    for node, i in last.items():
+        dies.setdefault(i, []).append(node)
+    live, peak = 0, 0
+    held: dict[fx.Node, int] = {}
+    for i, node in enumerate(nodes):
+        block = 0
+        if node.op == "call_module":
+            region = program.tiled.get_submodule(str(node.target))
+            assert isinstance(region, Region)
+            rows = rows_here[region.spec.space]
+            threads, length = region.schedule(rows)
+            block = int(min(threads * length, rows) * region.spec.row_bytes)
+            made = [n for n in _results_of(node) if storage(n) is n]  # which exist from the first block on
+        else:
+            made = [node] if storage(node) is node and not _is_result(node) else []
+        for new in made:
+            if new.op in ("placeholder", "call_function"):
+                held[new] = _bytes(program, new, known, halos)
+                live += held[new]
+        peak = max(peak, live + block)
+        for gone in dies.get(i, ()):
+            if gone.op != "placeholder":  # inputs stay with the caller
+                live -= held.get(gone, 0)
+    return peak
+
+
+def _results_of(call: fx.Node) -> list[fx.Node]:
+    """The results of a region that exist from this call on."""
+    if "so_far" in call.kwargs:
+        return []
+    goes_on = [n for n in call.users if n.op == "call_module"]
+    return list((goes_on[0] if goes_on else call).users)
+
+
+def _is_result(node: fx.Node) -> bool:
+    """Whether a node is one result of a region."""
+    return any(n.op == "call_module" for n in node.all_input_nodes)
+
+
+def _bytes(
+    program: Program, node: fx.Node, known: Mapping[sympy.Symbol, int], halos: Mapping[str, int] | None = None
+) -> int:
+    values = node.meta.get("val")
+    places = node.meta.get(META)
+    values = values if isinstance(values, list | tuple) else [values]
+    places = places if isinstance(places, tuple) else (places,) * len(values)
+    total = 0
+    for value, place in zip(values, places, strict=True):
+        if not isinstance(value, torch.Tensor):
+            continue
+        size = value.element_size()
+        for i, n in enumerate(value.shape):
+            rows = program.size(n).xreplace({k: sympy.Integer(v) for k, v in known.items()})
+            size *= int(rows) if rows.is_Integer else 1
+            if isinstance(place, Placement) and halos and i < len(place.dims):
+                for factor in place.dims[i]:
+                    if isinstance(factor, Halo):
+                        owned = int(rows) or 1
+                        size = size // owned * (int(rows) + halos[factor.space.name])
+        total += size
+    return total

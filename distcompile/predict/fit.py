@@ -1,0 +1,110 @@
+"""Choose how a graph is run within the memory of its ranks: what too little memory holds is computed again instead."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+
+import torch
+
+from ..errors import InputError
+from ..ir import Program
+from ..passes.schedule.bucket_messages import bucket_messages
+from ..passes.schedule.overlap import overlap
+from ..passes.schedule.tile import HOLD, tile
+from ..runtime.division.plan import Division
+from ..runtime.execution.memory import free, share
+from ..runtime.world import World
+from .account import peak_bytes
+
+CHEAPER = (HOLD / 4, HOLD / 2)
+"""What memory costs, see `passes.tile`, where a user says how much may be used: what it holds is not computed again."""
+
+DEARER = (4 * HOLD, 64 * HOLD)
+"""What memory may cost where there is too little of it."""
+
+SPARED = 0.2
+"""Of what is free, the share that is left to what no prediction knows: fragments, results, the rest of a script."""
+
+
+class Fit:
+    """Chooses among the tilings of one program."""
+
+    def __init__(self, program: Program, memory: int | None, lowered: Callable[[Program], Program]) -> None:
+        """
+        Args:
+            program: a tiled program.
+            memory: bytes that a rank may use; None for what is free, of which no more is used than saves much work.
+            lowered: makes a tiling ready to run.
+        """
+        self.program, self.memory = program, memory
+        self._lowered = lowered
+        self._tilings = {HOLD: program}
+
+    def __call__(self, sizes: dict[str, int], division: Division, free: int | None) -> Program:
+        """The program to run for a division, the same on every rank.
+
+        Args:
+            sizes: rows of every space.
+            division: of the rows among the ranks.
+            free: bytes that are free for each rank; None if nobody knows.
+
+        Raises:
+            InputError: no tiling needs as little as there is.
+        """
+        program, need = self.choose(sizes, division, free)
+        if self.memory is not None and need > self.memory:
+            raise InputError(_refusal(need, self.memory, f"memory={self.memory} ", ", or raise memory=", division))
+        if self.memory is None and free is not None and need > free:
+            raise InputError(_refusal(need, free, "what is free there ", ", or a machine with more memory", division))
+        return self._lowered(program)
+
+    def choose(self, sizes: dict[str, int], division: Division, free: int | None) -> tuple[Program, int]:
+        """The first tiling that suffices, or the one that needs least, and what it needs on the fullest rank."""
+        limit = self.memory
+        if limit is None and free is not None:
+            limit = int((1 - SPARED) * free)
+        best, least = self.program, math.inf
+        for hold in (*(CHEAPER if self.memory is not None else ()), HOLD, *DEARER):
+            program = self._tiling(hold)
+            need = max(needs(program, sizes, division))
+            if need < least:
+                best, least = program, need
+            if limit is None or least <= limit:
+                break
+        return best, int(least)
+
+    def _tiling(self, hold: float) -> Program:
+        if hold not in self._tilings:
+            self._tilings[hold] = bucket_messages(overlap(tile(self.program, hold)))
+        return self._tilings[hold]
+
+
+def _refusal(need: int, limit: int, what: str, otherwise: str, division: Division) -> str:
+    return (
+        f"This graph needs about {need / 1e9:.2f} GB on the fullest of {division.parts} ranks, more than {what}"
+        f"({limit / 1e9:.2f} GB), storing as little as possible. Use {-(-need // max(limit, 1)) * division.parts} "
+        f"ranks or more{otherwise}."
+    )
+
+
+def free_here(world: World, device: torch.device) -> int | None:
+    """Bytes free for each rank if all machines have as much free, and as many ranks, as this one."""
+    ranks = world.size if world.virtual else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # which torchrun sets
+    return share([free(device)] * ranks)
+
+
+def needs(program: Program, sizes: dict[str, int], division: Division) -> list[int]:
+    """Per rank, the bytes that an evaluation is predicted to take at its peak."""
+    return [peak_bytes(program, {**sizes, **rows}, halos) for rows, halos in rows_of_ranks(division)]
+
+
+def rows_of_ranks(division: Division) -> list[tuple[dict[str, int], dict[str, int]]]:
+    """Per rank, the rows owned and the halo rows of every space."""
+    owned = {name: division.counts(name) for name in division.ranks}
+    halo = {name: division.halo_counts(name) for name in division.halo_keys}
+    return [
+        ({name: n[rank] for name, n in owned.items()}, {name: n[rank] for name, n in halo.items()})
+        for rank in range(division.parts)
+    ]

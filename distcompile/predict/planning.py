@@ -1,0 +1,197 @@
+"""How long a step takes on ranks that are not there: a model of local work, messages and what every rank does whole.
+
+    step = whole graph on every rank  +  slowest rank's operators  +  halo exchanges  +  sums and results
+           neighbours, graph, checks     launches, bytes, flops       slowest rank of each
+
+Ranks wait for each other at each exchange, so each costs what it costs the rank that it costs most; a message costs a
+latency and its bytes. What interior rows hide of it (see `passes.overlap`) is not taken off: a step may be faster than
+predicted. Everything here is arithmetic on counts; `calibrate` measures.
+
+Sources: Valiant, Commun. ACM 33, 103 (1990) for bulk-synchronous steps; Hockney, Parallel Comput. 20, 389 (1994) for
+latency and bandwidth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .account import Collective, Work
+from .rank_counts import Survey
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What a rank's processor and network do in which time."""
+
+    name: str
+    per_operator: float
+    """Seconds of a call of an operator, beside what `curve` says."""
+    curve: tuple[tuple[float, float], ...]
+    """Bytes that operators read and write, and the seconds that they take; ascending. More than the last take as long
+    for each as the last; fewer than the first what the line through the first two says."""
+    flops_per_byte: float
+    """Floating-point operations of matrix products that take as long as a byte."""
+    latency: float
+    """Seconds of a message."""
+    per_sent_byte: float
+    """Seconds of a byte of a message."""
+    basis: str
+    """Where these figures come from."""
+
+    def seconds(self, moved: np.ndarray) -> np.ndarray:
+        """Seconds that operators take for numbers of bytes."""
+        bytes_, seconds = np.array(self.curve).T
+        found = np.interp(moved, bytes_, seconds)
+        found = np.where(moved > bytes_[-1], seconds[-1] * moved / bytes_[-1], found)
+        if len(bytes_) > 1:
+            slope = (seconds[1] - seconds[0]) / (bytes_[1] - bytes_[0])
+            found = np.where(moved < bytes_[0], seconds[0] - slope * (bytes_[0] - moved), found)
+        return np.maximum(found, 0.0)
+
+
+EFFICIENCY = 0.6
+"""The part of published bandwidth and floating-point rates that operators and messages are taken to reach."""
+
+
+def _published(name: str, memory: float, flops: float, network: float) -> Device:
+    """A device by its data sheet: memory in bytes/s, single-precision operations/s, network in bytes/s a direction."""
+    return Device(
+        name,
+        per_operator=1e-5,
+        curve=((0.0, 0.0), (EFFICIENCY * memory, 1.0)),
+        flops_per_byte=flops / memory,
+        latency=1e-5,
+        per_sent_byte=1 / (EFFICIENCY * network),
+        basis=(
+            f"published figures, not measured: {memory / 1e12:.2f} TB/s of memory, {flops / 1e12:.1f} Tflop/s float32, "
+            f"{network / 1e9:.0f} GB/s of network a rank, {EFFICIENCY:.0%} of each reached; 10 us a kernel, 10 us a "
+            "message"
+        ),
+    )
+
+
+DEVICES = {
+    "a100": _published("a100", 2.039e12, 19.5e12, 25e9),
+    "h100": _published("h100", 3.35e12, 67e12, 50e9),
+}
+"""NVIDIA A100 80GB SXM with HDR InfiniBand and H100 SXM with NDR, from the data sheets of 2021 and 2023."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """Seconds that every rank spends on the whole graph in each step."""
+
+    graph: float
+    """Neighbour list and graph object, by the calculator."""
+    checks: float
+    """Checks and index program, and the digest by which ranks compare their graphs."""
+    division: float
+    """Who reads and sends what, with atoms that stay on their ranks; nothing on one rank."""
+
+    @property
+    def total(self) -> float:
+        return self.graph + self.checks + self.division
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """What each rank receives and sends in an evaluation.  # Shape of each: [n_ranks]"""
+
+    halo: np.ndarray
+    """Bytes received in halo exchanges and sent in reductions: halo rows times their width."""
+    results: np.ndarray
+    """Bytes received to put results together."""
+    messages: np.ndarray
+    """Messages sent in exchanges and reductions, empty ones not counted, and for results."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """Seconds of a step on the rank that it takes longest."""
+
+    host: float
+    local: float
+    halo: float
+    whole: float
+    """Sums over ranks, and results put together."""
+
+    @property
+    def total(self) -> float:
+        return self.host + self.evaluation
+
+    @property
+    def evaluation(self) -> float:
+        """Without what every rank does whole."""
+        return self.local + self.halo + self.whole
+
+
+def traffic(work: Work, ranks: Survey) -> Traffic:
+    """Bytes and messages of every rank."""
+    halo, messages = np.zeros(ranks.parts, np.int64), np.zeros(ranks.parts, np.int64)
+    for message in work.messages:
+        halo += sum(c.row_bytes * ranks.spaces[c.space].halo for c in message)
+        messages += _sends(message, ranks).sum(1)
+    results = sum(_gathered(ranks, space) * size for space, size in work.results)
+    messages += (ranks.parts - 1) * len(work.results)
+    return Traffic(halo, np.full(ranks.parts, results), messages)
+
+
+def step(device: Device, work: Work, ranks: Survey, host: Host) -> Step:
+    """How long a step takes.
+
+    Args:
+        device: what a rank runs on.
+        work: see `account.work`.
+        ranks: what each rank holds.
+        host: what every rank does whole.
+    """
+    everywhere = ranks.whole.moved + ranks.whole.flops / device.flops_per_byte
+    bytes_ = moved(work, ranks.rows, device.flops_per_byte) + everywhere
+    local = device.per_operator * work.operators + device.seconds(bytes_)
+    halo = 0.0
+    for message in work.messages:
+        sends, spaces = _sends(message, ranks), [ranks.spaces[c.space] for c in message]
+        size = sum(c.row_bytes * np.maximum(s.halo, s.sent) for c, s in zip(message, spaces, strict=True))
+        peers = np.maximum(sends.sum(0), sends.sum(1))
+        halo += float((peers * device.latency + size * device.per_sent_byte).max())
+    rounds = float(np.log2(ranks.parts))
+    whole = 2 * rounds * device.latency if ranks.parts > 1 else 0.0  # ranks compare their graphs
+    for c in work.sums:
+        whole += 2 * rounds * (device.latency + c.row_bytes * device.per_sent_byte)
+    for name, size in work.results:
+        whole += (ranks.parts - 1) * device.latency
+        whole += (ranks.parts > 1) * _gathered(ranks, name) * size * device.per_sent_byte
+    return Step(host.total, float(local.max()), halo, whole)
+
+
+def moved(work: Work, rows: Mapping[str, np.ndarray], flops_per_byte: float) -> np.ndarray:
+    """Bytes that operators move for numbers of rows by space, operations of products as bytes of the same time."""
+    each = [n * (work.rows[s].moved + work.rows[s].flops / flops_per_byte) for s, n in rows.items() if s in work.rows]
+    return np.sum(each, axis=0)
+
+
+def weak(device: Device, work: Work, ranks: Survey, host: Host, parts: Sequence[int]) -> list[Step]:
+    """Steps on other numbers of ranks, each with as much as the ranks of `ranks` have.
+
+    What every rank does whole grows with the system. One rank has no neighbours.
+    """
+    here = step(device, work, ranks, host)
+    grown = [n / ranks.parts for n in parts]
+    return [
+        Step(here.host * g, here.local, here.halo if n > 1 else 0.0, here.whole * g if n > 1 else 0.0)
+        for n, g in zip(parts, grown, strict=True)
+    ]
+
+
+def _sends(message: Sequence[Collective], ranks: Survey) -> np.ndarray:
+    """Whether one rank has something for another.  # Shape: [sender, receiver], bool"""
+    reads = [(c.to_owners, ranks.spaces[c.space].reads) for c in message]
+    return np.logical_or.reduce([r.T if to_owners else r for to_owners, r in reads])
+
+
+def _gathered(ranks: Survey, space: str) -> int:
+    """Rows that each rank receives of a result: from every rank as many as the one with most has."""
+    return ranks.parts * int(ranks.spaces[space].owned.max())

@@ -1,0 +1,1 @@
+"""Programs, and how far work has come, as text for people."""

@@ -1,0 +1,113 @@
+"""Tell a user what was found in a model and what will be communicated, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import fx
+
+from ..ir import Program
+from ..ir.text import short
+from ..predict.account import collectives, stretches
+from ..runtime.execution.tiles import Region
+from ..runtime.operators.halo import COLLECTIVES, STARTS
+from ..runtime.operators.messages import wait
+
+
+def explain(program: Program) -> str:
+    """Spaces, pointers and every collective of a program, as text."""
+    graph, index = program.graph.graph, program.index_program
+    assert index is not None
+    operators = sum(n.op == "call_function" for n in graph.nodes)
+    hoisted = [n for n in index.graph.nodes if n.op == "call_function"]
+    lines = [
+        f"{operators} operators on every rank; {len(hoisted)} integer operators once on the whole graph",
+        "",
+        "Index spaces",
+    ]
+    for space in program.spaces:
+        owner = next((p for p in program.pointers if p.source == space and p.owner), None)
+        if not space.sharded:
+            lines.append(f"  {space.name:<8} whole on every rank")
+        elif space.blocks:
+            lines.append(f"  {space.name:<8} rows of {', then of '.join(b.name for b in space.blocks)}")
+        elif owner is None:
+            lines.append(f"  {space.name:<8} divided among ranks")
+        else:
+            lines.append(
+                f"  {space.name:<8} on the rank that owns the row of {owner.target} in {_label(program, owner.input)}"
+            )
+    lines += ["", "Pointers"]
+    for p in program.pointers:
+        how = "stays on the rank" if not p.leaves_rank else "may leave the rank"
+        lines.append(
+            f"  {p.name:<20} {p.source} -> {p.target:<8} {how:<18} {_label(program, p.input)}".replace("  ->", " ->")
+        )
+    lines += ["", "Collectives of one evaluation"]
+    found = collectives(program)
+    for c in found:
+        if c.space:
+            lines.append(f"  {c.kind:<13} {c.space:<8} {c.row_bytes:>7} bytes/row   {c.why}")
+        else:
+            lines.append(f"  {c.kind:<13} {'':<8} {c.row_bytes:>7} bytes       {c.why}")
+    if not found:
+        lines.append("  none")
+    lines += _whole(program)
+    if program.least:
+        lines += ["", "Bytes that cross for each halo row, and the least that may: all once, narrowest, were work free"]
+    for name, least in program.least:
+        here = {name, *(s.name for s in program.some_spaces if s.some_of is not None and s.some_of.name == name)}
+        crossing = sum(c.row_bytes for c in found if c.space in here and not c.to_all)
+        lines.append(f"  {name:<8} {crossing:>7} {least:>7}")
+    lines += ["", "Regions, which run block by block, and messages (>>), in order", *_schedule(program)]
+    return "\n".join(lines) + "\n"
+
+
+def _whole(program: Program) -> list[str]:
+    """What runs on all rows on every rank, with what it costs."""
+    found = stretches(program)
+    lines = ["", "Whole on every rank, as no rule divides it; bytes and products of the example"] if found else []
+    for s in found:
+        cost = f"{s.work.moved:.3g} bytes moved, {s.work.flops:.3g} operations of products"
+        lines += [f"  {s.operator}: {s.why}", f"    {s.line}", f"    {s.operators} operators, {cost}"]
+    return lines
+
+
+def _schedule(program: Program) -> Iterator[str]:
+    """What a rank runs, one after the other."""
+    tiled = program.tiled
+    assert tiled is not None
+    width = max((len(r.spec.space) for r in tiled.children() if isinstance(r, Region)), default=0)
+    started: list[fx.Node] = []
+    for node in tiled.graph.nodes:
+        if node.op == "call_module":
+            region = tiled.get_submodule(str(node.target))
+            assert isinstance(region, Region)
+            spec = region.spec
+            operators = sum(n.op == "call_function" for n in region.graph_module.graph.nodes)
+            yield (
+                f"  {spec.space:<{width}} level {spec.level:<3} {operators:>5} operators, "
+                f"blocks of {region.block:>8} rows, {spec.row_bytes:>8.0f} bytes/row{_which_rows(node)}"
+            )
+        elif node.target is wait:
+            yield f"  >> wait for {started.index(node.args[0]) + 1}"
+        elif node.target in STARTS.values():
+            started.append(node)
+            shared = "bucket" in node.kwargs and started[:-1] and node.kwargs == started[-2].kwargs
+            joined = f", in one message with {len(started) - 1}" if shared else ""
+            yield f"  >> {short(node).rstrip('_')} {len(started)}{joined}"
+        elif node.target in COLLECTIVES or node.target in STARTS:
+            yield f"  >> {short(node).rstrip('_')}"
+
+
+def _which_rows(call: fx.Node) -> str:
+    """Of a region that runs over some rows while messages are under way, over which."""
+    if "only" not in call.kwargs:
+        return ""
+    first: Any = call.kwargs["only"]
+    return ", interior rows" if first[0] == 0 else ", the other rows"
+
+
+def _label(program: Program, position: int) -> str:
+    return program.inputs[position].label

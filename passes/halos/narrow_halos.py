@@ -1,0 +1,249 @@
+"""Send the narrowest form of a value, and compute the rest from it on halo rows.
+
+    x = mm(embedding, w)       [atoms, 128]          e = halo_gather(embedding)         [halo, 16]
+    h = halo_exchange(x)                       =>    h = halo_join(x, mm(e, w))
+
+    c = halo_reduce(table)     [atoms, 128]          y = mm(owned part of table, v)
+    y = mm(c, v)               [atoms, 16]     =>    y = halo_scatter(mm(halo part of table, v), y)
+
+What is made of the graph's own values row by row (features of the species, the first layer's) needs no message at all:
+every rank is given the whole graph. Gradients that are on their way back to owners go through linear operators as they
+are, so they cross where they are narrowest. What is sent is chosen in `cut_messages`, for values on their way to
+readers and for sums on their way to owners at once: a linear operator on halo rows needs its other factors there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch._dynamo.source import ConstantSource
+from torch.fx.experimental.symbolic_shapes import DimDynamic
+
+from ...ir import META, Input, Placement, Program, Space, halo_name, replace_graph
+from ...ir.graphs import copy_graph, copy_node
+from ...ir.sizes import size_nodes
+from ...rules.levels import is_size, levels
+from ...runtime.operators.halo import halo_exchange, halo_gather, halo_join, halo_reduce, halo_scatter
+from .cut_messages import Cut, HaloRows, factors
+
+aten = torch.ops.aten
+
+SENT = 32.0
+"""What sending a byte costs, in bytes that a processor reads or writes in the same time."""
+
+_FREE_WORK = 1e6
+"""What sending a byte costs where work costs next to nothing."""
+
+
+def narrow_halos(program: Program, sent: float = SENT) -> Program:
+    """Return `program` with exchanges and reductions where they are narrowest; `sent` says how dear messages are."""
+    least: list[tuple[str, int]] = []
+    for space in program.spaces:
+        program, bound = _narrow(program, space, sent)
+        least += [(space.name, bound)] if bound else []
+    return dataclasses.replace(program, least=tuple(least))
+
+
+def _narrow(program: Program, space: Space, sent: float) -> tuple[Program, int]:
+    """The rewritten program, and the least bytes that may cross for each halo row of the space."""
+    module, nodes = copy_graph(program.graph)
+    work = {nodes[node]: found for node, found in levels(program).items()}
+    halo = HaloRows(program, module, work, space)
+    if not halo.exchanges and not halo.reductions:
+        return program, 0
+    cut, bound = Cut(halo, sent), Cut(halo, _FREE_WORK).bytes()
+    tables = {e.args[0] for e in halo.exchanges}
+    if not any(n not in tables or halo.is_given(n) for n in cut.loaded) and not cut.pushed - set(halo.reductions):
+        return program, bound  # all as it is
+    return _Rewriter(halo, cut).rewrite(), bound
+
+
+class _Rewriter:
+    """Writes the operators on halo rows, and the messages."""
+
+    def __init__(self, halos: HaloRows, cut: Cut) -> None:
+        self.halos, self.cut = halos, cut
+        self.program, self.graph = halos.program, halos.module.graph
+        env = self.program.capture.shape_env
+        self.symbol = env.create_symbol(1009, ConstantSource(f"halo_of_{halos.space}"), DimDynamic.DYNAMIC)
+        self.space = Space(halo_name(halos.space.name), self.symbol, halo_of=halos.space)
+        self.inputs = list(self.program.inputs)
+        first = (halos.exchanges or halos.reductions)[0]
+        self.send_rows, self.splits, self.rows = first.args[1:4]
+        self.rows.meta["val"] = self._symint(self.symbol)  # type: ignore[union-attr]
+        self.last = [n for n in self.graph.nodes if n.op == "placeholder"][-1]
+        self.there: dict[fx.Node, fx.Node] = {}
+        """By value, its halo rows."""
+        self.apart: dict[fx.Node, fx.Node] = {}
+        """By pushed sum, what halo rows contribute to it."""
+
+    def rewrite(self) -> Program:
+        order = [n for n in self.graph.nodes if n.op != "output"]
+        kept = self._kept()
+        for node in order:
+            if node in self.cut.computed or (node in self.cut.loaded and node not in kept):
+                self._have(node)
+        for exchange in self.halos.exchanges:
+            if exchange.args[0] not in kept:
+                self._join(exchange)
+        for node in order:
+            if node in self.cut.pushed:
+                self._push(node)
+        for node in reversed(order):
+            if node.target in (halo_exchange, halo_reduce) and not node.users:
+                self.graph.erase_node(node)
+        spaces = (*self.program.halo_spaces, self.space)
+        return replace_graph(self.program, self.halos.module, inputs=tuple(self.inputs), halo_spaces=spaces)
+
+    def _kept(self) -> set[fx.Node]:
+        """Exchanged tables of which nothing is computed on halo rows: their exchange stays as it is."""
+        wanted = {n for node in self.cut.computed for n in self.halos.rows(node)}
+        for node in self.cut.pushed:
+            wanted.update(factors(node, self.cut.linear[node], self.halos) if self.cut.linear[node] else ())
+        tables = {e.args[0] for e in self.halos.exchanges}
+        return {n for n in self.cut.loaded if n in tables and n not in wanted and not self.halos.is_given(n)}
+
+    def _have(self, node: fx.Node) -> None:
+        """Put the halo rows of a value after it."""
+        if self.halos.is_given(node):
+            self.there[node] = self._given(node)
+        elif node in self.cut.loaded:
+            dim = self._dim(node)
+            with self.graph.inserting_after(node):
+                new = self.graph.call_function(halo_gather, (node, self.send_rows, self.splits, self.rows, dim))
+            self.there[node] = self._like(new, node)
+        else:
+            self.there[node] = self._copy(node, self.there)
+
+    def _given(self, node: fx.Node) -> fx.Node:
+        """The same input of the graph, its halo rows."""
+        given = next(i for i in self.inputs if i.name == node.name)
+        if given.kind == "owned":
+            given = dataclasses.replace(given, space=self.space)
+        return self._like(self._placeholder(f"{node.name}_halo", given), node)
+
+    def _placeholder(self, name: str, given: Input) -> fx.Node:
+        """A further input of the program."""
+        with self.graph.inserting_after(self.last):
+            new = self.graph.placeholder(name)
+        new.target = new.name
+        self.last = new
+        self.inputs.append(dataclasses.replace(given, name=new.name))
+        return new
+
+    def _copy(self, node: fx.Node, operands: Mapping[fx.Node, fx.Node]) -> fx.Node:
+        """The same operator on halo rows, after `node`."""
+        sizes = {n: self._size(node, n) for n in node.all_input_nodes if is_size(n)}
+        with self.graph.inserting_after(node):
+            new = copy_node(self.graph, node, lambda n: sizes.get(n) or operands.get(n, n))
+        return self._like(new, node)
+
+    def _size(self, node: fx.Node, size: fx.Node) -> fx.Node:
+        """A size of `node`, counted in halo rows."""
+        expr = self.halos.size(size)
+        assert expr is not None
+        if self.halos.space.symbol not in expr.free_symbols:
+            return size
+        with self.graph.inserting_before(node):
+            new: fx.Node = size_nodes(self.graph, self._counted(expr), lambda _: self.rows)  # type: ignore[arg-type,return-value]
+        new.meta.setdefault(META, Placement(rule="size"))
+        return new
+
+    def _counted(self, expr: sympy.Expr) -> sympy.Expr:
+        return expr.xreplace({self.halos.space.symbol: self.symbol})
+
+    def _like(self, new: fx.Node, node: fx.Node) -> fx.Node:
+        """Let `new` be on halo rows what `node` is on owned rows."""
+        new.meta = {
+            **node.meta,
+            META: _mapped(node.meta[META], self._placed),
+            "val": _mapped(node.meta["val"], self._value),
+        }
+        return new
+
+    def _placed(self, place: Placement) -> Placement:
+        dims = tuple(tuple(self.space if f == self.halos.space else f for f in dim) for dim in place.dims)
+        return dataclasses.replace(place, dims=dims)
+
+    def _value(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        shape = [self._symint(self._counted(self.program.size(n))) for n in value.shape]
+        with value.fake_mode:  # type: ignore[attr-defined]
+            return torch.empty(shape, dtype=value.dtype, device=value.device)
+
+    def _symint(self, expr: sympy.Expr) -> Any:
+        env = self.program.capture.shape_env
+        return int(expr) if expr.is_Integer else env.create_symintnode(expr, hint=None)
+
+    def _dim(self, node: fx.Node) -> int:
+        return node.meta[META].dims.index((self.halos.space,))  # type: ignore[no-any-return]
+
+    def _join(self, exchange: fx.Node) -> None:
+        table: Any = exchange.args[0]
+        with self.graph.inserting_before(exchange):
+            joined = self.graph.call_function(halo_join, (table, self.there[table], self.rows, exchange.args[4]))
+        joined.meta = dict(exchange.meta)
+        exchange.replace_all_uses_with(joined)
+
+    def _push(self, node: fx.Node) -> None:
+        """Keep what halo rows contribute to a sum apart, and complete the sum for those who need it whole."""
+        users = [u for u in node.users if u not in self.cut.pushed]
+        mine, operands = node, self.cut.linear[node]
+        if not operands:
+            if len(users) == len(node.users):
+                return  # nothing is gained: the reduction stays as it is
+            mine = self._parted(node)
+            last = self.apart[mine]
+        else:
+            last = self._contribute(node, operands)
+        if not users:
+            return
+        arguments = (self.apart[mine], self.send_rows, self.splits, mine, self._dim(node))
+        with self.graph.inserting_after(last):
+            whole = self.graph.call_function(halo_scatter, arguments)
+        whole.meta = dict(node.meta)
+        for user in users:
+            user.replace_input_with(node, whole)
+
+    def _parted(self, node: fx.Node) -> fx.Node:
+        """The owned rows of a reduction's table, for those who do not need the sum; what halo rows add is put apart."""
+        table, owned, dim = node.args[0], self._owned(), self._dim(node)
+        with self.graph.inserting_before(node):
+            mine = self.graph.call_function(aten.slice.Tensor, (table, dim, 0, owned))
+            others = self.graph.call_function(aten.slice.Tensor, (table, dim, owned, sys.maxsize))
+        mine.meta = dict(node.meta)
+        self.apart[mine] = self._like(others, node)
+        for user in [u for u in node.users if u in self.cut.pushed]:
+            user.replace_input_with(node, mine)
+        return mine
+
+    def _contribute(self, node: fx.Node, operands: list[fx.Node]) -> fx.Node:
+        """What halo rows contribute to a sum after a linear operator; returns the last operator written."""
+        apart = [n for n in node.all_input_nodes if n in self.apart]
+        if node.target is aten.add.Tensor and sum(n in self.apart for n in node.args) == 1:  # not x + x
+            self.apart[node] = self.apart[apart[0]]
+            return node
+        self.apart[node] = self._copy(node, {**self.there, **{n: self.apart[n] for n in apart}})
+        return self.apart[node]
+
+    def _owned(self) -> fx.Node:
+        """The number of owned rows."""
+        given = next((i for i in self.inputs if i.kind == "size" and i.space == self.halos.space), None)
+        if given is not None:
+            return next(n for n in self.graph.nodes if n.name == given.name)
+        name = f"n_{self.halos.space}"
+        new = self._placeholder(name, Input(name, "size", space=self.halos.space))
+        new.meta = {META: Placement(rule="size"), "val": self._symint(self.halos.space.symbol)}
+        return new
+
+
+def _mapped(value: Any, function: Any) -> Any:
+    """A function of each of several values, or of one."""
+    return type(value)(map(function, value)) if isinstance(value, list | tuple) else function(value)

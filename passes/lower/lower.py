@@ -1,0 +1,217 @@
+"""Hand the body of each region to a code generator.
+
+    region body: 40 operators, each a pass over memory    =>    a few C++ loops that keep values in registers
+
+Each body is straight-line code over one block of rows, so it is compiled with a symbolic number of rows, once for all
+regions that are the same program. The code is kept on disk.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, fx
+from torch._dynamo.source import ConstantSource
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+
+from ...ir import Program
+from ...ir.graphs import copy_node, graph_module
+from ...ir.text import show_graph
+from ...runtime.execution.tiles import Region
+from .cpp_library import getting_ready
+from .generate import Code, Examples, generate, settings
+from .side_by_side import fill_cache
+
+aten = torch.ops.aten
+
+SHORT = 8
+"""Terms up to which a batched product is cheaper written out than called."""
+LONG = 32
+"""Terms up to which it is cheaper as a loop: libraries multiply matrices of 9 terms at a tenth of their speed."""
+
+
+def get_ready() -> None:
+    """Start what `lower` would wait for, beside other work."""
+    if compiler() is not None:
+        getting_ready()
+
+
+def lower(program: Program, notify: Callable[[int, int], None] | None = None) -> None:
+    """Compile the bodies of all regions of `program` that are not compiled yet, in place.
+
+    Args:
+        program: a tiled program.
+        notify: called with (bodies done, bodies in all) as compilation goes on.
+    """
+    regions = _regions(program)
+    if not regions:
+        return
+    if compiler() is None:
+        warnings.warn(
+            "No C++ compiler was found, so regions run operator by operator (lowering='eager'). "
+            "Install g++ for several times the speed.",
+            stacklevel=3,
+        )
+        return
+    getting_ready()()
+    same: dict[str, list[_Body]] = {}
+    under = settings()
+    for region in regions:
+        body = _Body(program, region, under)
+        same.setdefault(body.key, []).append(body)
+
+    def report(done: int) -> None:
+        if notify is not None:
+            notify(done, len(same))
+
+    by_size = sorted(same, key=lambda key: -len(same[key][0].graph_module.graph.nodes))  # the last ones are short
+    fill_cache({key: same[key][0].compile for key in by_size}, report)
+    for bodies in same.values():
+        compiled = bodies[0].compile()
+        for body in bodies:
+            body.region.compiled = body.called(compiled)
+    report(len(same))
+
+
+def _regions(program: Program) -> list[Region]:
+    assert program.tiled is not None
+    return [m for m in program.tiled.children() if isinstance(m, Region) and m.compiled is None]
+
+
+def compiler() -> str | None:
+    """Where the C++ compiler of this machine is; None if it has none."""
+    return next((path for name in ("g++", "clang++", "c++") if (path := shutil.which(name))), None)
+
+
+class _Body:
+    """The body of a region, written in an order of its own, so that what computes the same is the same.
+
+    Operators come in the order in which results need them, inputs in the order in which operators do.
+    """
+
+    def __init__(self, program: Program, region: Region, under: str) -> None:
+        self.program, self.region, self.settings = program, region, under
+        nodes = list(region.graph_module.graph.nodes)
+        rows, *given = [n for n in nodes if n.op == "placeholder"]
+        needed = _as_needed(nodes[-1])
+        places = {n: i for i, n in enumerate(given)}
+        self.inputs = list(dict.fromkeys([*(n for n in needed if n in places), *given]))
+        self.order = [places[n] for n in self.inputs]
+        graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+        for node in [rows, *self.inputs, *(n for n in needed if n.op != "placeholder")]:
+            written_out = _short_product_written_out(graph, node, copies)
+            copies[node] = written_out or copy_node(graph, node, copies.__getitem__)
+        self.graph_module = graph_module(region.graph_module, graph)
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Equal for bodies that are the same program on inputs of the same kinds."""
+        parts = self.region.spec.inputs
+        kinds = [(self._kind(n), parts[i]) for n, i in zip(self.inputs, self.order, strict=True)]
+        what = f"{show_graph(self.graph_module.graph)}{kinds}{self.settings}"
+        return hashlib.sha256(what.encode()).hexdigest()
+
+    def _kind(self, node: fx.Node) -> tuple[Any, ...]:
+        """The type of an input, whatever sizes that vary are called."""
+        value = node.meta["val"]
+        if not isinstance(value, Tensor):
+            return (type(value), value if isinstance(value, int | float) else None)
+        return (value.dtype, value.device, [int(n) if n.is_Integer else None for n in self.program.shape(node)])
+
+    def compile(self) -> Code:
+        """Compiled code that takes the number of rows and the inputs in the order of their use."""
+        return generate(self.key, self.graph_module, self._examples)
+
+    def called(self, compiled: Code) -> Callable[..., Sequence[Any]]:
+        """The same with the call of the region's body."""
+
+        order = self.order
+
+        def run(rows: int, *args: Any) -> Sequence[Any]:
+            given = (args[i] for i in order)
+            return compiled([rows, *(a.contiguous() if isinstance(a, Tensor) else a for a in given)])
+
+        return run
+
+    def _examples(self) -> Examples:
+        """Fake inputs with symbolic numbers of rows, of the block and of each table."""
+        symbols = _Symbols()
+        rows = symbols("rows", min(self.region.block, 4096))
+        examples: list[Any] = [rows]
+        for i, (node, place) in enumerate(zip(self.inputs, self.order, strict=True)):
+            value, part = node.meta["val"], self.region.spec.inputs[place]
+            if not isinstance(value, Tensor):
+                examples.append(symbols(f"n{i}", 8192) if isinstance(value, torch.SymInt) else value)
+                continue
+            shape: list[Any] = []
+            for dim, size in enumerate(self.program.shape(node)):
+                if part is not None and dim == part.dim:
+                    shape.append(rows * part.factor)
+                else:
+                    shape.append(int(size) if size.is_Integer else symbols(f"n{i}_{dim}", 8192 + 16 * i + dim))
+            with symbols.mode:
+                examples.append(torch.empty(shape, dtype=value.dtype, device=value.device))
+        return symbols.mode, examples
+
+
+def _as_needed(output: fx.Node) -> list[fx.Node]:
+    """What a result is computed from, each after its operands, as the first one that needs it comes to them."""
+    found: dict[fx.Node, None] = {}
+    pending = [output]
+    while pending:
+        missing = [n for n in pending[-1].all_input_nodes if n not in found]
+        if missing:
+            pending += reversed(missing)
+        else:
+            found[pending.pop()] = None
+    return list(found)
+
+
+def _short_product_written_out(graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, fx.Node]) -> Any:
+    """A batched product over a few terms as a sum of products, which the generator fuses with what lies around it."""
+    if node.target is not aten.bmm.default or (terms := _terms(node)) > LONG:
+        return None
+    left, right = (copies[n] for n in node.args)  # type: ignore[index]
+    return _sum_of_terms(graph, left, right, terms)
+
+
+def _terms(product: fx.Node) -> int:
+    inner = product.args[0].meta["val"].shape[2]  # type: ignore[union-attr]
+    return inner if isinstance(inner, int) else LONG + 1
+
+
+def _sum_of_terms(graph: fx.Graph, left: fx.Node, right: fx.Node, terms: int) -> Any:
+    """Sum over k of ``left[:, :, k, None] * right[:, None, k, :]``."""
+    if terms > SHORT:  # as many operators for any number of terms
+        column = graph.call_function(aten.unsqueeze.default, (left, 3))
+        row = graph.call_function(aten.unsqueeze.default, (right, 1))
+        products = graph.call_function(aten.mul.Tensor, (column, row))
+        return graph.call_function(aten.sum.dim_IntList, (products, [2]))
+    total: Any = None
+    for k in range(terms):
+        column = graph.call_function(aten.slice.Tensor, (left, 2, k, k + 1))
+        row = graph.call_function(aten.slice.Tensor, (right, 1, k, k + 1))
+        term = graph.call_function(aten.mul.Tensor, (column, row))
+        total = term if total is None else graph.call_function(aten.add.Tensor, (total, term))
+    return total
+
+
+class _Symbols:
+    """Sizes that vary."""
+
+    def __init__(self) -> None:
+        self.shape_env = ShapeEnv()
+        self.mode = FakeTensorMode(shape_env=self.shape_env)
+
+    def __call__(self, name: str, hint: int) -> Any:
+        source = ConstantSource(name)
+        symbol: sympy.Expr = self.shape_env.create_symbol(hint, source, dynamic_dim=DimDynamic.DYNAMIC)
+        return self.shape_env.create_symintnode(symbol, hint=hint, source=source)

@@ -1,0 +1,100 @@
+"""Rows that lie within rows, each numbered by its row and its place there.
+
+    index_add(zeros(n*16), 0, p*16 + k, v)  =>  zeros(n, 16)[p, k] += v
+    index_select(x, 0, p*16 + k)            =>  x.reshape(n, 16)[p, k]
+    x.reshape(n*w)[q]                       =>  x.reshape(n, w)[q // w, q % w]          w neighbours at most
+
+A model that sums something for each species around each atom does so, and one that has a place for each neighbour of
+each atom. Rows of an atom stay with it on its rank.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils._sympy.symbol import SymT, symbol_is_type
+
+from ...ir.writer import Writer, ndim
+from ...rules.indexing import RESHAPES, is_zero
+
+aten = torch.ops.aten
+
+_SHOWN = {
+    aten.reshape.default, aten.view.default, aten.select.int, aten.slice.Tensor, aten.flip.default,
+    aten.unbind.int, operator.getitem, aten._to_copy.default,
+}  # fmt: skip
+"""What shows elements of an index, or casts it."""
+_MULTIPLES = {aten.mul.Tensor, aten.mul.Scalar}
+
+
+def selected_within_rows(write: Writer, node: fx.Node, table: Any, dim: int, index: fx.Node) -> fx.Node | None:
+    """Rows that an index selects, or None if it counts no rows within rows."""
+    found = _rows_within_rows(write, table, dim, index)
+    if found is None:
+        return None
+    inner, indices = found
+    return write(aten.index.Tensor, _split_rows(write, table, inner), indices, value=node.meta["val"])
+
+
+def added_within_rows(write: Writer, base: fx.Node, dim: int, index: fx.Node, source: fx.Node) -> fx.Node | None:
+    """`base` with rows added where an index says, or None if it counts no rows within rows."""
+    found = _rows_within_rows(write, base, dim, index)
+    if found is None:
+        return None
+    inner, indices = found
+    split = _split_rows(write, base, inner)
+    split = write.filled(split, 0) if is_zero(base) else split
+    added = write(aten.index_put.default, split, indices, source, True)
+    return write(aten.reshape.default, added, [write.size(base, d) for d in range(ndim(base))])
+
+
+def _rows_within_rows(write: Writer, table: fx.Node, dim: int, index: fx.Node) -> tuple[Any, list[fx.Node]] | None:
+    """K and [p, k] of an index ``p*K + k`` into n*K rows: K in a row for each of n rows."""
+    size = table.meta["val"].shape[dim]
+    if dim or not isinstance(size, torch.SymInt) or index.meta["val"].dtype not in (torch.int32, torch.int64):
+        return None
+    number, rows = size.node.expr.as_coeff_Mul()
+    inner: Any = _columns(table)
+    if inner is None:
+        if index.meta["val"].dim() != 1 or not rows.is_Symbol or not number.is_Integer or number < 2:
+            return None
+        inner = int(number)
+        if not _is_multiple_and_rest(index, inner):
+            return None
+        whole = write(aten.div.Tensor_mode, index, inner, rounding_mode="floor")
+        return inner, [whole, write(aten.remainder.Scalar, index, inner)]
+    width = write(aten.scalar_tensor.default, inner, dtype=torch.int64, device=index.meta["val"].device)
+    whole = write(aten.div.Tensor_mode, index, width, rounding_mode="floor")
+    return inner, [whole, write(aten.remainder.Tensor, index, width)]
+
+
+def _columns(table: fx.Node) -> fx.Node | None:
+    """The number of columns of a matrix of which a table has the elements one after another, row by row."""
+    if table.target not in (*RESHAPES, aten.full.default):
+        return None
+    shape: Any = table.args[table.target is not aten.full.default]
+    length = shape[0] if shape else None
+    if not isinstance(length, fx.Node) or length.target is not operator.mul:
+        return None
+    sizes: Any = length.args
+    if not all(isinstance(n, fx.Node) and n.meta["val"].node.expr.is_Symbol for n in sizes):
+        return None
+    computed = [n for n in sizes if symbol_is_type(n.meta["val"].node.expr, SymT.UNBACKED_INT)]
+    return computed[0] if len(computed) == 1 else sizes[1]  # type: ignore[no-any-return]
+
+
+def _is_multiple_and_rest(index: Any, number: int) -> bool:
+    """Whether an index is written as a multiple of a number, plus something."""
+    while index.op == "call_function" and index.target in _SHOWN:
+        index = index.args[0]
+    terms = index.args if index.target is aten.add.Tensor else ()
+    return any(isinstance(t, fx.Node) and t.target in _MULTIPLES and number in t.args for t in terms)
+
+
+def _split_rows(write: Writer, table: fx.Node, inner: Any) -> fx.Node:
+    size, columns = table.meta["val"].shape[0], inner.meta["val"] if isinstance(inner, fx.Node) else inner
+    rows = write(operator.floordiv, write.size(table, 0), inner, value=size // columns)
+    return write(aten.reshape.default, table, [rows, inner, *[write.size(table, d) for d in range(1, ndim(table))]])

@@ -1,0 +1,212 @@
+"""Let messages travel while a rank works on rows that need nothing of them.
+
+    h = halo_exchange_(x, ...)           p = halo_exchange_start_(x, ...)
+    y = region(n, h, ...)                y = region(n, x, ..., only=(0, interior))                these read no halo row
+                                    =>   h = wait(p, x)
+                                         y = region(n, h, ..., only=(interior, n), so_far=y)
+
+    y = region(n, ..., t)                y = region(n, ..., t, only=(interior, n))      only these add to halo rows of t
+    z = halo_reduce_(t, ...)        =>   p = halo_reduce_start_(t, ...)
+                                         y = region(n, ..., t, only=(0, interior), so_far=y)
+                                         z = wait(p, t)
+
+Rows of a space whose pointers stay on the rank are interior; the runtime puts them first. What is computed on halo rows
+between a message and the region goes with the message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import fx
+
+from ...ir import META, Halo, Placement, Program, copy_tiled, replace_tiled
+from ...runtime.execution.tiles import Add, Region, taken
+from ...runtime.operators.halo import (
+    COLLECTIVES,
+    STARTS,
+    halo_exchange,
+    halo_exchange_,
+    halo_gather,
+    halo_join,
+    halo_join_,
+    halo_scatter,
+)
+from ...runtime.operators.messages import wait
+
+aten = torch.ops.aten
+
+_TO_READERS = (halo_exchange, halo_exchange_, halo_gather)
+_TO_OWNERS = tuple(target for target in STARTS if target not in _TO_READERS)
+_JOINS = (halo_exchange, halo_exchange_, halo_join, halo_join_)
+"""What puts halo rows beside the owned rows that are its first operand."""
+
+
+def overlap(program: Program) -> Program:
+    """Return a tiled program whose messages travel while regions run over interior rows."""
+    module = copy_tiled(program)
+    work = _Overlapping(program, module)
+    for region in [n for n in module.graph.nodes if n.op == "call_module"]:
+        if work.interior(region) is not None and not work.wait_within(region):
+            work.send_within(region)
+    module.graph.eliminate_dead_code()  # results of which other calls are taken now
+    return replace_tiled(program, module)
+
+
+class _Overlapping:
+    def __init__(self, program: Program, module: fx.GraphModule) -> None:
+        self.module, self.graph = module, module.graph
+        self.inputs = {i.name: i for i in program.inputs}
+
+    def spec(self, call: fx.Node) -> Any:
+        region = self.module.get_submodule(str(call.target))
+        assert isinstance(region, Region)
+        return region.spec
+
+    def interior(self, call: fx.Node) -> fx.Node | None:
+        """The number of interior rows of a region's space; None if nobody counts them."""
+        return self._input("interior", self.spec(call).space)
+
+    def _input(self, kind: str, space: str) -> fx.Node | None:
+        names = [i.name for i in self.inputs.values() if i.kind == kind and str(i.space) == space]
+        return next((n for n in self.graph.nodes if n.op == "placeholder" and n.name in names), None)
+
+    def _is_cheap(self, node: fx.Node) -> bool:
+        """Whether a node works on halo rows at most, and is no message."""
+        if node.op == "call_module":
+            return self._input("size", self.spec(node).space) is None and not node.kwargs
+        return node.target not in COLLECTIVES and node.target not in STARTS and node.target is not wait
+
+    def wait_within(self, region: fx.Node) -> bool:
+        """Wait for messages that a region reads when its interior rows are done; whether there are any."""
+        before = _until(region, self.graph.nodes)
+        messages: list[fx.Node] = []
+        late: set[fx.Node] = set()
+        for message in [n for n in before if n.target in _TO_READERS]:
+            found = _dependents(message, before)
+            if found.isdisjoint(region.all_input_nodes) or not all(self._is_cheap(n) for n in found - {message}):
+                continue
+            messages.append(message)
+            late |= found
+        instead = {n: n.args[0] for n in region.all_input_nodes if n in late and n.target in _JOINS}
+        if not messages or any(n in late and instead.get(n, n) in late for n in region.all_input_nodes):
+            return False
+        self._in_two(region, interior_first=True, instead=instead)
+        waits = {message: in_two_phases(message, message.args)[1] for message in messages}
+        for node in [n for n in before if n in late]:
+            region.prepend(waits.get(node, node))
+        return True
+
+    def send_within(self, region: fx.Node) -> None:
+        """Send what the other rows of a region add to halo rows, and then run over its interior rows."""
+        after = list(self.graph.nodes)
+        after = after[after.index(region) + 1 :]
+        found: list[tuple[fx.Node, list[fx.Node]]] = []
+        for message in [n for n in after if n.target in _TO_OWNERS]:
+            before = _needed(_sent(message), after)
+            parts = [n for n in before if n.target is taken and n.args[0] is region]
+            if parts and all(self._is_cheap(n) for n in before) and self._all_of_halo(parts, {message, *before}):
+                found.append((message, [n for n in after if n in before]))
+        if not found:
+            return
+        first = self._in_two(region, interior_first=False)
+        early: dict[fx.Node, fx.Node] = {}
+        for message, needed in found:
+            for node in [n for n in needed if n not in early]:  # two messages may need the same
+                early[node] = node
+                if node.target is taken and node.args[0] is region:
+                    with self.graph.inserting_before(region):
+                        early[node] = self.graph.call_function(taken, (first, *node.args[1:]))
+                    early[node].meta = dict(node.meta)
+                else:
+                    region.prepend(node)
+                    node.args = fx.map_arg(node.args, lambda n: early.get(n, n))
+            region.prepend(in_two_phases(message, fx.map_arg(message.args, lambda n: early.get(n, n)))[0])
+
+    def _all_of_halo(self, tables: Iterable[fx.Node], readers: set[fx.Node]) -> bool:
+        """Whether `readers` read halo rows alone of tables that a region adds to."""
+        return all(
+            isinstance(self.spec(t.args[0]).results[t.args[1]], Add)  # type: ignore[arg-type,index]
+            and all(self._is_of_halo(user, t) for user in t.users if user in readers)
+            for t in tables
+        )
+
+    def _is_of_halo(self, user: fx.Node, table: fx.Node) -> bool:
+        if user.target in _TO_OWNERS:
+            return user.args[0] is table and user.target is not halo_scatter
+        place = table.meta.get(META)
+        if user.target is not aten.slice.Tensor or not isinstance(place, Placement):
+            return False
+        _, dim, start, *_ = user.args
+        halo = place.dims[dim]  # type: ignore[index]
+        given = self.inputs.get(start.name) if isinstance(start, fx.Node) else None
+        return (
+            given is not None
+            and given.kind == "size"
+            and len(halo) == 1
+            and isinstance(halo[0], Halo)
+            and given.space == halo[0].space
+        )
+
+    def _in_two(self, region: fx.Node, interior_first: bool, instead: Any = None) -> fx.Node:
+        """Run over some rows in a call of its own, before the call for the others; returns the first call."""
+        interior, rows = self.interior(region), region.args[0]
+        parts = [(0, interior), (interior, rows)]
+        if not interior_first:
+            parts.reverse()
+        with self.graph.inserting_before(region):
+            first = self.graph.call_module(
+                str(region.target), fx.map_arg(region.args, lambda n: (instead or {}).get(n, n)), {"only": parts[0]}
+            )
+        first.meta = dict(region.meta)
+        region.kwargs = {"only": parts[1], "so_far": first}
+        return first
+
+
+def in_two_phases(message: fx.Node, args: Any) -> tuple[fx.Node, fx.Node]:
+    """Replace a message by its start, with these arguments, and a wait."""
+    graph = message.graph
+    rows = () if message.target is halo_gather else (message.args[3 if message.target is halo_scatter else 0],)
+    if message.target is halo_scatter:
+        halo, send_rows, splits, _, *rest = args
+        args = (halo, send_rows, splits, *rest)
+    with graph.inserting_before(message):
+        start = graph.call_function(STARTS[message.target], tuple(args))  # type: ignore[index,arg-type]
+        end = graph.call_function(wait, (start, *rows))
+    end.meta = dict(message.meta)
+    message.replace_all_uses_with(end)
+    graph.erase_node(message)
+    return start, end
+
+
+def _until(node: fx.Node, nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    every = list(nodes)
+    return every[: every.index(node)]
+
+
+def _dependents(node: fx.Node, among: list[fx.Node]) -> set[fx.Node]:
+    """Those of `among`, which are in order, that need `node`, itself included."""
+    found = {node}
+    for each in among[among.index(node) + 1 :]:
+        if not found.isdisjoint(each.all_input_nodes):
+            found.add(each)
+    return found
+
+
+def _needed(nodes: Iterable[fx.Node], among: list[fx.Node]) -> set[fx.Node]:
+    """Those of `among` that `nodes` need, and these themselves."""
+    inside, found, left = set(among), set[fx.Node](), list(nodes)
+    while left:
+        node = left.pop()
+        if node in inside and node not in found:
+            found.add(node)
+            left += node.all_input_nodes
+    return found
+
+
+def _sent(message: fx.Node) -> list[fx.Node]:
+    """What must be there for a message to start; owned rows that a scatter adds to may come later."""
+    later = message.args[3] if message.target is halo_scatter else None
+    return [n for n in message.all_input_nodes if n is not later]

@@ -1,0 +1,398 @@
+"""Run each stretch of row-local work block by block.
+
+    h = gather(x, sender)            [edges, 64]
+    m = mul(h, weights)              [edges, 64]      y = region(n_edges, x, sender, weights, receiver, zeros)
+    y = index_add(zeros, receiver, m)            =>   # for each block of edges: gather, multiply, add
+
+Values that only one region needs exist for one block of rows at a time. `levels` says which operators form a region,
+`store_or_recompute` what passes from one to another through memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import operator
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, fx
+
+from ...ir import META, Program, Space, is_random
+from ...ir.graphs import anchor, copy_node, graph_module
+from ...ir.sizes import size_nodes
+from ...rules.cost import bytes_per_row, load_per_row, work_per_row
+from ...rules.indexing import accesses, reduction
+from ...rules.levels import Rows, Work, continues, is_fresh, is_size, levels, rows_of, source_of, tables_of
+from ...rules.shape import VIEWS
+from ...runtime.execution.tiles import Add, Reduce, Region, RegionSpec, Result, Slice, Store, taken
+from ...runtime.operators.halo import halo_exchange, halo_exchange_, halo_join, halo_join_, halo_reduce, halo_reduce_
+from .store_or_recompute import choose
+
+aten = torch.ops.aten
+
+_ROWS = sympy.Symbol("rows")
+HOLD = 64.0
+"""What holding a byte until it is read costs, in bytes moved: how dear memory is against time."""
+BLOCK_BYTES = 8 * 2**20
+"""Bytes that a block's values may take: what fits the share of the last-level cache that one thread has."""
+
+
+def tile(program: Program, hold: float = HOLD) -> Program:
+    """Return `program` with `tiled`, the same graph as calls of regions; `hold` says how dear memory is."""
+    return dataclasses.replace(program, tiled=_Tiler(program, hold).build())
+
+
+class _Tiler:
+    def __init__(self, program: Program, hold: float) -> None:
+        self.program, self.hold = program, hold
+        self.nodes: list[fx.Node] = list(program.graph.graph.nodes)
+        self.position = {n: i for i, n in enumerate(self.nodes)}
+        self.work = levels(program)
+        self.stored = self._needed_complete()
+        self.load = functools.cache(functools.partial(load_per_row, program))
+        self.effort = functools.cache(functools.partial(work_per_row, program))
+        self.once = {n for node in self.work for n in _compared(node)}
+        self.computed: dict[tuple[Space, int], set[fx.Node]] = {}
+        self.inputs = {i.name: i for i in program.inputs}
+        self.graph = fx.Graph()
+        self.env: dict[fx.Node, fx.Node] = {}
+        self.tables: dict[fx.Node, fx.Node] = {}
+        """The tables, of owned rows and room for halo rows, in which complete values stand."""
+        self.regions: dict[str, Region] = {}
+
+    def build(self) -> fx.GraphModule:
+        last = max((w.available for w in self.work.values()), default=0)
+        for level in range(last, -1, -1):
+            for space in self.program.row_spaces:
+                self._choose(space, level)
+        for node in self.nodes:
+            if node.op in ("placeholder", "get_attr") or (node.op == "call_function" and is_size(node)):
+                self._copy(node)
+        for level in range(last + 1):
+            for node in self.nodes:
+                if node in self.work and self.work[node].kind == "whole" and self.work[node].level == level:
+                    self._copy(node)
+            for space in self.program.row_spaces:
+                if self.computed.get((space, level)):
+                    self._emit(space, level)
+        self._copy(self.nodes[-1])
+        module = graph_module({**_attributes(self.program.graph), **self.regions}, self.graph)
+        module.graph.eliminate_dead_code()
+        module.graph.lint()
+        return module
+
+    def _needed_complete(self) -> set[fx.Node]:
+        """Row-local values that somebody needs whole: as a table, a result, for a collective."""
+        needed = set()
+        for node, work in self.work.items():
+            if work.kind != "row" or is_fresh(node):  # what is all zeros is made anew where it is needed
+                continue
+            users = [user for user in node.users if not is_size(user)]
+            if any(self._wants_complete(user, node) for user in users):
+                needed.add(node)
+        return needed
+
+    def _wants_complete(self, user: fx.Node, node: fx.Node) -> bool:
+        return user.op == "output" or self.work[user].kind == "whole" or node in tables_of(user)
+
+    def _operands(self, node: fx.Node, space: Space) -> list[fx.Node]:
+        """Operands that are rows of `space`, computed by row-local operators."""
+        apart = tables_of(node) | ({node.args[0]} if self.work[node].kind == "scatter" else set())
+        return [
+            n
+            for n in node.all_input_nodes
+            if n in self.work and self.work[n].kind == "row" and self.work[n].space == space and n not in apart
+        ]
+
+    def _choose(self, space: Space, level: int) -> None:
+        """Decide what the region of a space at a level computes; what it loads becomes a result of earlier ones."""
+        roots = [
+            n
+            for n, w in self.work.items()
+            if w.space == space and w.level == level and (w.kind in ("scatter", "reduce") or n in self.stored)
+        ]
+        if not roots:
+            return
+
+        def load_cost(node: fx.Node) -> float:
+            if self.work[node].level == level:
+                return math.inf
+            return self.load(node) * (1.0 if node in self.stored else 2.0 + self.hold)
+
+        def work(node: fx.Node) -> float:
+            return math.inf if node in self.once else self.effort(node)
+
+        computed, loaded = choose(roots, lambda n: self._operands(n, space), load_cost, work)
+        self.computed[space, level] = computed
+        self.stored |= loaded
+
+    def _copy(self, node: fx.Node) -> None:
+        if node.target is halo_exchange and self._has_room(node):
+            table, *plan = node.args
+            self.env[node] = self._in_place(halo_exchange_, node, self.tables[table], plan)  # type: ignore[index]
+        elif node.target is halo_join and self._has_room(node):
+            table, *rest = node.args
+            self.env[node] = self._in_place(halo_join_, node, self.tables[table], rest)  # type: ignore[index]
+        elif node.target is halo_reduce and len(node.args[0].users) == 1:  # type: ignore[union-attr]
+            table, *plan = node.args
+            self.env[node] = self._in_place(halo_reduce_, node, self.env[table], plan)  # type: ignore[index]
+            self.tables[node] = self.env[table]  # type: ignore[index]
+        else:
+            self.env[node] = copy_node(self.graph, node, self._whole)
+
+    def _has_room(self, exchange: fx.Node) -> bool:
+        """Whether the exchanged rows stand in a table with room for this space's halo rows."""
+        table: Any = exchange.args[0]
+        return table in self.tables and self.tables[table].meta[META].dims == exchange.meta[META].dims
+
+    def _in_place(self, function: Any, node: fx.Node, table: fx.Node, plan: list[Any]) -> fx.Node:
+        given = (self._whole(a) if isinstance(a, fx.Node) else a for a in plan)
+        return self._call(function, (table, *given), node)
+
+    def _call(self, function: Any, args: tuple[Any, ...], like: fx.Node) -> fx.Node:
+        """A call whose result is what `like` was."""
+        new = self.graph.call_function(function, args)
+        new.meta = dict(like.meta)
+        return new
+
+    def _whole(self, node: fx.Node) -> fx.Node:
+        """The complete value of a node in the outer graph."""
+        if node not in self.env and is_fresh(node):
+            self._copy(node)
+        return self.env[node]
+
+    def _emit(self, space: Space, level: int) -> None:
+        name = f"region_{len(self.regions)}"
+        nodes = sorted(self.computed[space, level], key=self.position.__getitem__)
+        roots = [n for n in nodes if self.work[n].level == level and (self.work[n].kind != "row" or n in self.stored)]
+        body = _Body(self, space, nodes, roots)
+        room = {n: _exchange_of(n) if self.work[n].kind == "row" else None for n in roots}
+        spec = RegionSpec(
+            name,
+            str(space),
+            level,
+            tuple(body.slices),
+            tuple(_result(n, self.work[n], room[n], roots) for n in roots),
+            _row_bytes(self.program, body.module.graph, space),
+            any(is_random(n) for n in nodes),
+        )
+        block = max(16, int(BLOCK_BYTES / max(spec.row_bytes, 1.0)))
+        self.regions[name] = Region(spec, body.module, block)
+        halos = [self.env[_room(e)[0]] for e in room.values() if e is not None]
+        tables = {n: self._table(n) for n in roots if self.work[n].kind == "scatter" and continues(n) not in roots}
+        size = self._rows(space, body)
+        given = [self._whole(n) for n in body.given]
+        call = self.graph.call_module(name, (size, *given, *halos, *tables.values()))
+        for i, node in enumerate(roots):
+            result = spec.results[i]
+            if isinstance(result, Add) and result.after is not None:
+                tables[node] = tables[roots[result.after]]
+            table = tables[node] if isinstance(result, Add) and result.reuse else None
+            self.env[node] = self._call(taken, (call, i) if table is None else (call, i, table), node)
+            exchange = room[node]
+            if exchange is not None:
+                self.env[node] = self._with_room(node, exchange, size)
+
+    def _with_room(self, node: fx.Node, exchange: fx.Node, rows: fx.Node) -> fx.Node:
+        """The owned rows of a result that has room for halo rows."""
+        self.tables[node] = self.env[node]
+        self.tables[node].meta[META] = exchange.meta[META]
+        return self._call(aten.slice.Tensor, (self.tables[node], _room(exchange)[1], 0, rows), node)
+
+    def _rows(self, space: Space, body: _Body) -> Any:
+        """The number of rows of this rank: an input of the program, or read off an operand that has them."""
+        for node in self.nodes:
+            if node.op == "placeholder" and self._is_size_of(node, space):
+                return self.env[node]
+        for node in self.nodes if space.blocks else ():  # computed from the sizes of its blocks
+            if is_size(node) and not _is_number(self, node) and self.program.size(node.meta["val"]) == space.symbol:
+                return self.env[node]
+        node, part = next((n, s) for n, s in zip(body.given, body.slices, strict=True) if s is not None)
+        rows = self.graph.call_function(aten.sym_size.int, (self._whole(node), part.dim))
+        return self.graph.call_function(operator.floordiv, (rows, part.factor)) if part.factor > 1 else rows
+
+    def _is_size_of(self, node: fx.Node, space: Space) -> bool:
+        given = self.inputs[node.name]
+        kind, of = ("size", space) if space.halo_of is None else ("halo_size", space.halo_of)
+        return given.kind == kind and given.space == of
+
+    def _table(self, node: fx.Node) -> fx.Node:
+        """What a scatter adds to; made anew if it is all zeros, so that it can be changed in place."""
+        base: Any = node.args[0]
+        return self._fresh(base) if is_fresh(base) else self.env[base]
+
+    def _fresh(self, node: fx.Node) -> fx.Node:
+        """A new constant table; padding for halo rows of the same constant is made with it."""
+        if node.target is aten.full.default:
+            return copy_node(self.graph, node, self.env.__getitem__)
+        args: Any = node.args
+        inner, padding = args[:2]
+        new = self._fresh(inner)
+        size: list[Any] = list(new.args[0])  # type: ignore[arg-type]
+        for i, more in enumerate(padding[1::2]):
+            if more != 0:
+                with self.graph.inserting_before(new):
+                    size[-1 - i] = self.graph.call_function(operator.add, (size[-1 - i], self.env.get(more, more)))
+        new.update_arg(0, size)
+        new.meta = dict(node.meta)
+        return new
+
+
+class _Body:
+    """The graph that a region runs on each block."""
+
+    def __init__(self, tiler: _Tiler, space: Space, nodes: list[fx.Node], roots: list[fx.Node]) -> None:
+        self.tiler, self.space = tiler, space
+        self.graph = fx.Graph()
+        self.rows = self.graph.placeholder("rows")
+        self.end = self.graph.create_node("call_function", anchor)
+        self.given: list[fx.Node] = []
+        self.slices: list[Slice | None] = []
+        self.inside: dict[tuple[fx.Node, bool], fx.Node] = {}
+        self.sizes: dict[sympy.Expr, Any] = {}
+        outputs: list[Any] = []
+        for node in nodes:
+            if tiler.work[node].kind != "scatter":
+                self._copy(node)
+        for root in roots:
+            if tiler.work[root].kind == "scatter":
+                source = source_of(root)
+                assert source is not None
+                outputs += [self._operand(accesses(root)[0].index), self._operand(source)]
+            else:
+                outputs.append(self.inside[root, False])
+        self.graph.erase_node(self.end)
+        self.graph.output(tuple(outputs))
+        self.module = graph_module({}, self.graph)
+
+    def _copy(self, node: fx.Node) -> None:
+        tables = tables_of(node)
+        new = copy_node(self.graph, node, lambda n: self._operand(n, n in tables))
+        self.inside[node, False] = new
+
+    def _operand(self, node: fx.Node, whole: bool = False) -> Any:
+        if is_size(node):
+            return self._size(node)
+        if (node, whole) in self.inside:
+            return self.inside[node, whole]
+        rows = None if whole else rows_of(node)
+        sliced = rows is not None and rows.space == self.space
+        assert rows is None or sliced, f"{node} has rows of {rows} in a region of {self.space}"
+        return self._input(node, whole, Slice(rows.dim, rows.factor) if rows is not None else None)
+
+    def _input(self, node: fx.Node, whole: bool, part: Slice | None) -> fx.Node:
+        with self.graph.inserting_before(self.end):
+            new = self.graph.placeholder(node.name)
+        new.target = new.name  # a value may be given twice: whole, and a block of its rows
+        new.meta = dict(node.meta)
+        if node.op == "get_attr":
+            new.meta["val"] = getattr(self.tiler.program.graph, str(node.target))
+        self.given.append(node)
+        self.slices.append(part)
+        self.inside[node, whole] = new
+        return new
+
+    def _size(self, node: fx.Node) -> Any:
+        """A size: of the block where it is one of this space, else as it is."""
+        expr = self.tiler.program.size(node.meta["val"]) if isinstance(node.meta["val"], torch.SymInt) else None
+        if expr is None or not self._is_of_block(expr) or _is_number(self.tiler, node):
+            return self.inside.get((node, True)) or self._input(node, True, None)
+        if expr not in self.sizes:
+            if self.space.blocks:
+                factor = sympy.cancel(expr / self.space.symbol)
+                rows: Any = size_nodes(self.graph, factor * _ROWS, lambda _: self.rows)
+            else:
+                rows = size_nodes(self.graph, expr, self._symbol)
+            self.sizes[expr] = rows
+        return self.sizes[expr]
+
+    def _is_of_block(self, expr: sympy.Expr) -> bool:
+        """Whether a size grows with the rows of this space; with those of a joined list, as a multiple of them."""
+        if self.space.blocks:
+            return not sympy.cancel(expr / self.space.symbol).free_symbols
+        return self.space.symbol in expr.free_symbols
+
+    def _symbol(self, symbol: sympy.Symbol) -> fx.Node:
+        if symbol == self.space.symbol:
+            return self.rows
+        sizes = [n for n in self.tiler.nodes if n.op == "placeholder" and is_size(n) and not _is_number(self.tiler, n)]
+        for node in sizes:
+            if self.tiler.program.size(node.meta["val"]) == symbol:
+                return self.inside.get((node, True)) or self._input(node, True, None)
+        raise AssertionError(f"no input holds the size {symbol}")
+
+
+def _is_number(tiler: _Tiler, node: fx.Node) -> bool:
+    """Whether a symbolic number is used as a number (a count over all ranks) rather than as a size."""
+    if node.op == "placeholder":
+        return tiler.inputs[node.name].kind == "number"
+    return any(_is_number(tiler, n) for n in node.all_input_nodes)
+
+
+def _compared(node: fx.Node) -> Iterator[fx.Node]:
+    """Values that an operator compares to the last bit, as the gradient of a maximum does with what may be it.
+
+    Computed again, in blocks of other sizes, a value may round differently: matrix products do.
+    """
+    for value in node.all_input_nodes if node.target in (aten.eq.Tensor, aten.ne.Tensor) else ():
+        while not isinstance(value.meta["val"], Tensor) or value.meta["val"].is_floating_point():
+            if isinstance(value.meta["val"], Tensor):  # else several parts, one of which is compared
+                yield value
+            if value.target not in VIEWS | {operator.getitem}:
+                break
+            value = value.args[0]  # type: ignore[assignment]
+
+
+def _exchange_of(node: fx.Node) -> fx.Node | None:
+    """What puts halo rows beside a value's rows, if something does: it finds room there."""
+    return next((u for u in node.users if u.target in (halo_exchange, halo_join) and u.args[0] is node), None)
+
+
+def _room(exchange: fx.Node) -> tuple[Any, Any]:
+    """The number of halo rows that an exchange or a join puts beside owned rows, and the dimension of rows."""
+    first = 3 if exchange.target is halo_exchange else 2
+    return exchange.args[first : first + 2]  # type: ignore[return-value]
+
+
+def _result(node: fx.Node, work: Work, exchange: fx.Node | None, roots: list[fx.Node]) -> Result:
+    if work.kind == "row":
+        rows: Rows | None = rows_of(node)
+        assert rows is not None
+        return Store(rows.dim, rows.factor, exchange is not None)
+    if work.kind == "reduce":
+        return Reduce(node.meta[META].reduction)
+    (access,) = accesses(node)
+    base, before = node.args[0], continues(node)
+    reuse = before is not None or is_fresh(base)  # type: ignore[arg-type]
+    return Add(access.dim, reduction(node), not access.dense, reuse, roots.index(before) if before in roots else None)
+
+
+def _row_bytes(program: Program, graph: fx.Graph, space: Space) -> float:
+    """Bytes that the body holds for each row at its peak: values live at one time, of those that have rows."""
+    last: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        for used in node.all_input_nodes:
+            last[used] = node
+    live, peak = 0.0, 0.0
+    dies: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+    for used, node in last.items():
+        dies[node].append(used)
+    size: dict[fx.Node, float] = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and META in node.meta:
+            rows = rows_of(node)
+            value = bytes_per_row(program, node)
+            size[node] = value if rows is not None and rows.space == space and value < 2**40 else 0.0
+            live += size[node]
+        peak = max(peak, live)
+        live -= sum(size.get(gone, 0.0) for gone in dies[node])
+    return peak
+
+
+def _attributes(module: fx.GraphModule) -> dict[str, Any]:
+    return {str(n.target): getattr(module, str(n.target)) for n in module.graph.nodes if n.op == "get_attr"}

@@ -1,0 +1,1 @@
+"""Less to compute for the same result, whatever it is divided among."""

@@ -1,0 +1,80 @@
+"""Lists that are the elements of a matrix, one row after another.
+
+    j = where(mask, nlist, 0).reshape(n*K): input [n*K]    =>    j: input [n, K]; j.reshape(n*K)
+
+A rank is given rows of the matrix: of the list nobody knows what its elements belong to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable
+
+import sympy
+import torch
+from torch import Tensor, fx
+
+from ...ir import Program
+from ...rules.indexing import RESHAPES
+
+aten = torch.ops.aten
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """Where the numbers of rows and of columns are from."""
+
+    node: fx.Node
+    dim: int
+    """Of its rows; the columns come next."""
+
+
+def matrices(program: Program, nodes: Iterable[fx.Node]) -> dict[sympy.Expr, Matrix]:
+    """By the length of a list, the matrix of which lists of that length have the elements; not where lists are joined.
+
+    Args:
+        program: a program.
+        nodes: of its graph, those that the index program has.
+    """
+    found: dict[sympy.Expr, Matrix] = {}
+    joined: set[sympy.Expr] = set()
+    for node in nodes:
+        if node.target is aten.cat.default:
+            joined |= set(program.shape(node))
+        if node.target not in RESHAPES:
+            continue
+        source: fx.Node = node.args[0]  # type: ignore[assignment]
+        shape = program.shape(source)
+        for dim, (rows, columns) in enumerate(itertools.pairwise(shape)):
+            length = sympy.expand(rows * columns)
+            varies = rows.is_Symbol and columns != 1 and not rows.free_symbols & columns.free_symbols
+            if varies and length in program.shape(node):
+                found.setdefault(length, Matrix(source, dim))
+    return {length: matrix for length, matrix in found.items() if length not in joined}
+
+
+def as_matrix(program: Program, node: fx.Node, found: dict[sympy.Expr, Matrix]) -> fx.Node | None:
+    """A list of integers as the matrix that it shows, written into its graph; None if it is no such list."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.dtype.is_floating_point:
+        return None
+    shape = program.shape(node)
+    at = next((dim for dim, size in enumerate(shape) if size in found), None)
+    if at is None:
+        return None
+    matrix = found[shape[at]]
+    of = [(node, d) for d in range(value.dim())]
+    of[at : at + 1] = [(matrix.node, matrix.dim), (matrix.node, matrix.dim + 1)]
+    given = [n.meta["val"].shape[d] for n, d in of]
+    (output,) = [n for n in node.graph.nodes if n.op == "output"]
+    sizes: list[int | fx.Node] = []
+    with node.graph.inserting_before(output):
+        for (source, dim), n in zip(of, given, strict=True):
+            sizes.append(n if isinstance(n, int) else node.graph.call_function(aten.sym_size.int, (source, dim)))
+            if isinstance(size := sizes[-1], fx.Node):
+                size.meta["val"] = n
+        view = node.graph.call_function(aten.reshape.default, (node, sizes))
+    with value.fake_mode:  # type: ignore[attr-defined]
+        view.meta = {**node.meta, "val": value.new_empty(given)}
+    return view

@@ -1,0 +1,77 @@
+"""Tables of as many rows as the largest row number says.
+
+    zeros(int(receiver.max()) + 1, 64)    =>    zeros(n_atoms, 64)
+
+Such a table has a row for everything that anybody points at. The space that the index points into may have more rows;
+nobody reads these, unless the model adds up the rows of the table, or returns them.
+"""
+
+from __future__ import annotations
+
+import sympy
+import torch
+from torch import fx
+from torch.utils._sympy.symbol import SymT, symbol_is_type
+
+from ...ir import Program
+from ...rules.indexing import RESHAPES, accesses
+
+aten = torch.ops.aten
+
+_MOVES = {aten.cat.default, aten.repeat.default, *RESHAPES}
+_LARGEST = {aten.max.default, aten.amax.default}
+
+
+def solved(a: sympy.Expr, b: sympy.Expr) -> dict[sympy.Symbol, sympy.Expr] | None:
+    """What a number that was computed from the graph must be for two sizes, one of which is made of it, to be equal."""
+    for number in sorted((a - b).free_symbols, key=str):
+        rest = (a - b).subs(number, 0)
+        times = sympy.expand(a - b - rest) / number
+        if symbol_is_type(number, SymT.UNBACKED_INT) and times in (1, -1):
+            return {number: sympy.expand(-rest * times)}
+    return None
+
+
+def may_be_less(program: Program, graph: fx.Graph, merged: dict[sympy.Symbol, sympy.Expr]) -> frozenset[sympy.Symbol]:
+    """Numbers that are the largest of a list, where tables of so many rows are made for pointers alone.
+
+    Args:
+        program: before `merged` was found.
+        graph: of the program.
+        merged: by symbol, the size that it was found to be.
+    """
+    numbers = {n for n in merged if symbol_is_type(n, SymT.UNBACKED_INT) and _is_largest(program, n)}
+    return frozenset(n for n in numbers if _only_pointed_at(program, graph, n, merged))
+
+
+def _is_largest(program: Program, number: sympy.Symbol) -> bool:
+    assert program.index_program is not None
+    position = dict(program.conditions).get(number)
+    if position is None:
+        return False
+    (output,) = [n for n in program.index_program.graph.nodes if n.op == "output"]
+    node = output.args[0][position]  # type: ignore[index]
+    while node.op == "call_function" and node.target not in _LARGEST and len(node.all_input_nodes) == 1:
+        node = node.all_input_nodes[0]  # casts, and the 1 that is added
+    return node.target in _LARGEST
+
+
+def _only_pointed_at(
+    program: Program, graph: fx.Graph, number: sympy.Symbol, merged: dict[sympy.Symbol, sympy.Expr]
+) -> bool:
+    """Whether tables of so many rows, and what is made of them, are read where a pointer says, and in no other way."""
+    tables: dict[fx.Node, set[sympy.Expr]] = {}
+    for node in graph.nodes:
+        read = [n for n in node.all_input_nodes if n in tables]
+        sizes = program.shape(node) if isinstance(node.meta.get("val"), torch.Tensor) else ()
+        counted = {n.xreplace(merged) for n in sizes if number in n.free_symbols}
+        counted |= {n.xreplace(merged) for n in sizes}.intersection(*[tables[n] for n in read]) if read else set()
+        lengths = {n for table in read for n in program.shape(table)}
+        moved = node.target in _MOVES and any(number in n.free_symbols and n not in lengths for n in sizes)
+        if counted and (moved or node.op == "placeholder"):
+            return False  # rows come behind rows, of which there would be more; or a list is as long by itself
+        if counted:
+            tables[node] = counted
+        elif read and not any(a.kind == "gather" and a.table in read for a in accesses(node)):
+            return False
+    return True

@@ -1,0 +1,170 @@
+"""The pointers, once the spaces are known.
+
+rows sender: [s7]        =>    pointer sender: edges -> atoms, and sender_values where it is used as data
+size s4                  =>    n_atoms, the rank's own
+x[:, sender]             =>    index_select(x, 1, sender)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import sympy
+import torch
+from torch import fx
+
+from ...ir import Input, Pointer, Program, Space, replace_graph
+from ...ir.sizes import size_nodes
+from ...rules.indexing import INDEX_VIEWS, accesses
+from ...runtime.operators.checks import distinct_rows
+
+aten = torch.ops.aten
+
+_CASTS = {aten._to_copy.default, distinct_rows}
+
+
+def pointer_root(index: fx.Node) -> fx.Node | None:
+    """The input that an index is a view of; None for constants."""
+    while index.op == "call_function" and index.target in INDEX_VIEWS:
+        index = index.args[0]  # type: ignore[assignment]
+    return index if index.op == "placeholder" else None
+
+
+class Origins:
+    """Names outputs of the index program so that casts of one pointer share a name."""
+
+    def __init__(self, program: Program) -> None:
+        assert program.index_program is not None
+        (output,) = [n for n in program.index_program.graph.nodes if n.op == "output"]
+        self._outputs: tuple[fx.Node, ...] = output.args[0]  # type: ignore[assignment]
+
+    def node(self, source: int) -> fx.Node:
+        node = self._outputs[source]
+        while node.target in _CASTS:
+            node = node.args[0]  # type: ignore[assignment]
+        return node
+
+    def name(self, source: int) -> str:
+        return self.node(source).name
+
+    def is_identity(self, source: int) -> bool:
+        node = self.node(source)
+        if node.target is aten.arange.default:
+            return True
+        starts_at_0 = node.target in (aten.arange.start, aten.arange.start_step) and node.args[0] == 0
+        return bool(starts_at_0 and (len(node.args) < 3 or node.args[2] == 1))
+
+
+def with_pointers(
+    program: Program,
+    module: fx.GraphModule,
+    targets: dict[fx.Node, sympy.Expr],
+    inputs: dict[str, Input],
+    origins: Origins,
+) -> Program:
+    """Split inputs by role and list them in the order of the placeholders."""
+    spaces = {s.symbol: s for s in program.spaces}
+    ordered: list[Input] = []
+    pointers: list[Pointer] = []
+    sized: dict[sympy.Symbol, fx.Node] = {}
+    made: list[fx.Node] = []
+    for node in [n for n in module.graph.nodes if n.op == "placeholder"]:
+        given = inputs[node.name]
+        if given.kind == "size":
+            symbol = program.size(node.meta["val"])
+            if _is_made_of_rows(symbol, spaces):
+                made.append(node)
+                continue
+            if symbol in sized:  # two sizes that turned out to be one space
+                node.replace_all_uses_with(sized[symbol])
+                module.graph.erase_node(node)
+                continue
+            sized[symbol] = node
+            space = spaces.get(symbol)
+            if space is None:
+                space = Space(f"size_{symbol}", symbol, sharded=False)
+                spaces[symbol] = space
+            node._rename(f"n_{space.name}")
+            node.target = node.name
+            ordered.append(dataclasses.replace(given, name=node.name, space=space))
+            continue
+        target = spaces.get(targets.get(node, sympy.Integer(0)))
+        over = _rows_of(program.shape(node), spaces) if given.kind == "rows" else None
+        if target is None or not target.sharded or over is None:
+            ordered.append(given)
+            continue
+        source, several = spaces[program.shape(node)[over]], any(n != 1 for n in _others(program.shape(node), over))
+        name, identity = origins.name(given.source), source == target and origins.is_identity(given.source)
+        pointers.append(
+            Pointer(node.name, source, target, len(ordered), name, identity=identity, dim=over, several=several)
+        )
+        ordered.append(dataclasses.replace(given, kind="pointer", space=target))
+        if _used_as_data(node):
+            with module.graph.inserting_after(node):
+                twin = module.graph.placeholder(f"{node.name}_values")
+            twin.target = twin.name
+            twin.meta = dict(node.meta)
+            _data_uses_to(node, twin)
+            ordered.append(dataclasses.replace(given, name=twin.name))
+    for node in made:
+        _compute_size(program, module.graph, node, sized)
+    _select_rows(module.graph, {p.name for p in pointers})
+    return replace_graph(
+        program, module, inputs=tuple(ordered), pointers=tuple(pointers), spaces=tuple(spaces.values())
+    )
+
+
+def _compute_size(program: Program, graph: fx.Graph, node: fx.Node, sized: dict[sympy.Symbol, fx.Node]) -> None:
+    """Let a rank compute a size that is one less than it has rows, say, rather than be given the whole graph's."""
+    with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
+        known = size_nodes(graph, program.size(node.meta["val"]), sized.get)
+    node.replace_all_uses_with(known)
+    graph.erase_node(node)
+
+
+def _select_rows(graph: fx.Graph, pointers: set[str]) -> None:
+    """Write ``x[:, p]`` as index_select, which copies whole rows: a pointer is never negative, as an index may be."""
+    for node in graph.nodes:
+        if node.target is not aten.index.Tensor:
+            continue
+        found = accesses(node)
+        root = pointer_root(found[0].index)
+        if len(found) == 1 and found[0].index.meta["val"].dim() == 1 and root is not None and root.name in pointers:
+            node.target = aten.index_select.default
+            node.args = (node.args[0], found[0].dim, found[0].index)
+
+
+def _is_made_of_rows(size: sympy.Expr, spaces: dict[sympy.Expr, Space]) -> bool:
+    """Whether a size is computed from the size of a divided space, and is not that of a joined list."""
+    if size.is_Symbol or size in spaces:
+        return False
+    return any(s in spaces and spaces[s].sharded for s in size.free_symbols)
+
+
+def _rows_of(shape: tuple[sympy.Expr, ...], spaces: dict[sympy.Expr, Space]) -> int | None:
+    """The dimension of an index that counts the rows of a space; None if it is of a part of one, or of several."""
+    if any(_is_made_of_rows(size, spaces) for size in shape):
+        return None  # every rank is given all of it
+    return next((dim for dim, size in enumerate(shape) if size in spaces), None)
+
+
+def _others(shape: tuple[sympy.Expr, ...], dim: int) -> tuple[sympy.Expr, ...]:
+    return shape[:dim] + shape[dim + 1 :]
+
+
+def _indexes(user: fx.Node, node: fx.Node) -> bool:
+    return any(a.index is node for a in accesses(user))
+
+
+def _used_as_data(node: fx.Node) -> bool:
+    return any(
+        not _indexes(user, node) and not (user.target in INDEX_VIEWS and not _used_as_data(user)) for user in node.users
+    )
+
+
+def _data_uses_to(node: fx.Node, twin: fx.Node) -> None:
+    for user in list(node.users):
+        if user.target in INDEX_VIEWS and not _used_as_data(user):
+            continue
+        if not _indexes(user, node):
+            user.replace_input_with(node, twin)

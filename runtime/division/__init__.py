@@ -1,0 +1,1 @@
+"""Which rank owns which row, which rows it reads, and its part of every value."""

@@ -1,0 +1,386 @@
+"""Run a rewritten program on the ranks of a world.
+
+    whole graph object -> checks -> index program -> (partition, plan) -> shards -> graph on every rank -> whole result
+
+The plan is kept while the pointers stay the same, as they do between two neighbour lists; the partition longer, while
+it is nearly as good as it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, fx
+
+from ...errors import DistcompileError, InputError, RankError
+from ...ir import Placement, Program, placement
+from ...ir.graphs import runnable
+from ...ir.sizes import as_traced
+from ...ir.tree import Leaf
+from ..division.partition import Partition
+from ..division.plan import Division, divide
+from ..division.shard import Order, gather_output, shard_inputs
+from ..world import Communicator, World, active, communicator
+from .autograd import Lockstep, enter, leave
+from .budget import Careful, compares_all_with_all
+from .inputs import bind_number, bind_sizes, check_branches, check_guards, check_leaves, counted, number_in
+from .memory import Free, free, share
+from .precision import as_written
+from .tiles import LIMITS, OfNothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How one graph object is divided; valid for every graph object with the same pointers."""
+
+    pointers: dict[str, Tensor]
+    sizes: dict[str, int]
+    division: Division
+    orders: dict[str, Order]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A graph object after checks and the index program."""
+
+    values: tuple[Any, ...]
+    sizes: dict[str, int]
+    pointers: dict[str, Tensor]
+    coordinates: tuple[Tensor, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Report:
+    """What ranks tell each other before they run."""
+
+    call: int
+    graph: str
+    """A digest of the graph object and of what the program was captured for."""
+    problem: str
+    free: Free | None
+    """None where a tiling was chosen before, for the same layout."""
+
+    def exchanged(self, comm: Communicator) -> list[_Report]:
+        """The reports of all ranks."""
+        everyone = comm.all_gather_objects(dataclasses.astuple(self))
+        return [_Report(call, graph, problem, Free(*f) if f else None) for call, graph, problem, f in everyone]
+
+
+class Executor:
+    """Runs one program on one world."""
+
+    def __init__(
+        self,
+        program: Program,
+        world: World,
+        fit: Callable[[dict[str, int], Division, int | None], Program] | None = None,
+    ) -> None:
+        """
+        Args:
+            program: a program that went through all passes.
+            world: who executes.
+            fit: chooses a tiling for a division (sizes of all spaces, division, bytes free for each rank), the same on
+                every rank, or refuses it.
+        """
+        assert program.index_program is not None
+        self.program, self.world = program, world
+        self.running = program
+        """The program in the tiling that runs."""
+        self.fit = fit
+        self.calls = 0
+        self._index_program = program.index_program
+        self._has_limits = any(n.target in LIMITS for n in program.graph.graph.nodes)
+        self._is_quadratic = compares_all_with_all(program)
+        placeholders = [n for n in program.graph.graph.nodes if n.op == "placeholder"]
+        by_name = {n.name: n for n in placeholders}
+        self._inputs = [next(i for i in program.inputs if i.name == n.name) for n in placeholders]
+        self._shapes = [program.shape(by_name[i.name]) if i.kind in ("rows", "pointer") else () for i in self._inputs]
+        (output,) = [n for n in program.graph.graph.nodes if n.op == "output"]
+        self._places = [placement(n) for n in output.args[0]]
+        self._spaces = {s.symbol: s for s in program.row_spaces}
+        (output,) = [n for n in self._index_program.graph.nodes if n.op == "output"]
+        # Sizes as they are first, those that the example took them to be equal to after: a guard compares the two.
+        raw = [_raw_shape(program, n) for n in output.args[0]]
+        taken = [program.shape(n) if isinstance(n.meta["val"], Tensor) else () for n in output.args[0]]
+        self._index_shapes = [*enumerate(raw), *enumerate(taken)]
+        self._counted = tuple(enumerate(_traced_shape(n) for n in output.args[0]))
+        self._constants = _constants(program)
+        leaf_of = {n: i for i, n in enumerate(n for n in self._index_program.graph.nodes if n.op == "placeholder")}
+        self._leaf_of = {i: leaf_of[n] for i, n in enumerate(output.args[0]) if n in leaf_of}
+        self._layout: Layout | None = None
+        self._fitted: Layout | None = None
+        self._standing: Partition | None = None
+
+    def __call__(self, leaves: Sequence[Leaf], differentiable: bool = False, later: bool = False) -> list[Tensor]:
+        """Evaluate the program on a whole graph object, given as its leaves; return the result's tensors, whole.
+
+        With `differentiable`, they carry gradients to the leaves and parameters that require them, to any order. If
+        these are hardly ever asked for, what they need is computed `later`, when they are.
+
+        Raises:
+            InputError: the graph object does not fit the program, or needs more memory than there is.
+            GuardError: it takes another branch of the model than the example did.
+            RankError: ranks were given different graph objects, or another rank failed.
+        """
+        self.calls += 1
+        problem: DistcompileError | None = None
+        prepared: Prepared | None = None
+        try:
+            prepared = self.prepare(leaves)
+        except DistcompileError as error:
+            problem = error
+        numbers = repr((self.program.capture.numbers, self.program.capture.precision))
+        graph = fingerprint(leaves) + numbers if self.world.size > 1 else ""
+        held = self._held(prepared) if prepared is not None else None
+        fits = self.fit is None or (held is not None and held is self._fitted)
+        report = _Report(self.calls, graph, str(problem or ""), None if fits else free(device_of(leaves)))
+        layouts: list[Layout] = []
+        wanted = self._differentiated(leaves) if differentiable and problem is None else {}
+
+        def work(comm: Communicator, values: Sequence[Tensor] = ()) -> list[Tensor]:
+            everyone = report.exchanged(comm)
+            _compare(comm.rank, everyone)
+            if problem is not None:
+                raise problem
+            assert prepared is not None
+            if not layouts:  # virtual ranks share what the first one worked out
+                layouts.append(held or self._laid_out_anew(prepared))
+                self._standing = layouts[0].division.partition
+                if self.fit is not None and not fits:
+                    free_for_each = share([r.free for r in everyone])
+                    self._run_as(self.fit(prepared.sizes, layouts[0].division, free_for_each))
+                    self._fitted = layouts[0]
+            given = dict(zip(wanted, values, strict=False)) if torch.is_grad_enabled() else {}
+            return self._run(comm, prepared, layouts[0], given)
+
+        if not wanted:
+            return self.world.run(work)[0]
+        if self.world.virtual or later:
+            return Lockstep(self.world, work)(list(wanted.values()))
+        return self.world.run(lambda comm: work(comm, list(wanted.values())))[0]
+
+    def _run_as(self, program: Program) -> None:
+        """Run this tiling of the program from now on."""
+        if program is not self.running:
+            self.running, self._constants = program, _constants(program)
+
+    def constants(self) -> list[Leaf]:
+        """Parameters and constant tensors of the program, by name."""
+        return [Leaf(name, value) for name, value in sorted(self._constants.items()) if isinstance(value, Tensor)]
+
+    def _differentiated(self, leaves: Sequence[Leaf]) -> dict[str | int, Tensor]:
+        """The inputs to which results carry gradients: parameters by name, inputs of the program by position."""
+        found: dict[str | int, Tensor] = {
+            name: p for name, p in self.program.graph.named_parameters() if p.requires_grad
+        }
+        for position, leaf in self._leaf_of.items():
+            if leaves[leaf].tensor.requires_grad:
+                found[position] = leaves[leaf].tensor
+        return found
+
+    def _run(
+        self, comm: Communicator, prepared: Prepared, layout: Layout, given: Mapping[str | int, Tensor]
+    ) -> list[Tensor]:
+        """One rank's part; `given` are the values of `_differentiated`, empty if there is nothing to differentiate."""
+        plans = layout.division.for_rank(comm.rank)
+        values = list(prepared.values)
+        for position, tensor in given.items():
+            if isinstance(position, int):
+                values[position] = enter(tensor)
+        parameters = {name: enter(tensor) for name, tensor in given.items() if isinstance(name, str)}
+        # Virtual ranks take turns within the graph, so none may set its parameters on the module that all share.
+        graph = runnable(self.running.graph if given or self.running.tiled is None else self.running.tiled)
+        module = SimpleNamespace(**{**self._constants, **parameters})
+        with torch.set_grad_enabled(bool(given) and torch.is_grad_enabled()), as_written():
+            local = shard_inputs(self._inputs, self._shapes, values, self._spaces, plans, layout.sizes, layout.orders)
+            # Regions see to their own rows; what every rank computes of all rows is of none where nobody has any.
+            some = layout.sizes.values() if graph is not self.program.graph else (len(p.owned) for p in plans.values())
+            if self._has_limits and not all(some):
+                results = OfNothing(graph, vars(module)).run(*local)
+            else:
+                results = type(graph).forward(module, *local)  # type: ignore[arg-type]
+            del local
+            finish = leave if given else _gather
+            whole = [
+                finish(value, place, layout.orders) if isinstance(place, Placement) else value
+                for value, place in zip(results, self._places, strict=True)
+            ]
+        everywhere = Placement()  # an input that is a result, too, is the caller's: its gradient counts once
+        handed_back = {o.position for o in self.program.outputs if o.source == "index"} & given.keys()
+        for position in handed_back:
+            values[position] = leave(values[position], everywhere, layout.orders)
+        return [whole[o.position] if o.source == "graph" else values[o.position] for o in self.program.outputs]
+
+    def layout(self, prepared: Prepared) -> Layout:
+        """The division of a graph object among the ranks; the last one if its pointers still hold.
+
+        It depends on this graph object and on those that were evaluated, which are the same on all ranks. One that was
+        only asked about, perhaps on one rank, leaves no trace.
+        """
+        return self._held(prepared) or self._laid_out_anew(prepared)
+
+    def _held(self, prepared: Prepared) -> Layout | None:
+        """The last layout, if it still holds."""
+        last = self._layout
+        if last is None or last.sizes != prepared.sizes:
+            return None
+        same = all(torch.equal(last.pointers[name], value) for name, value in prepared.pointers.items())
+        return last if same else None
+
+    def _laid_out_anew(self, prepared: Prepared) -> Layout:
+        division = self.divide(prepared, self.world.size, self._standing)
+        self._layout = self.laid_out(prepared, division)
+        return self._layout
+
+    def laid_out(self, prepared: Prepared, division: Division) -> Layout:
+        """A division with the order in which results are put together."""
+        orders = {name: (division.order(name), division.counts(name)) for name in division.ranks}
+        return Layout(prepared.pointers, prepared.sizes, division, orders)
+
+    def divide(self, prepared: Prepared, parts: int, last: Partition | None = None) -> Division:
+        """The division of a graph object among any number of ranks; `last` as for `runtime.plan.divide`."""
+        spaces = [s for s in self.program.spaces if s.sharded]
+        pointers = [p for p in self.program.pointers if p.source.sharded and p.target.sharded]
+        given = prepared.sizes, prepared.pointers, prepared.coordinates
+        return divide(spaces, pointers, *given, parts, last, self.program.some_spaces)
+
+    def run_rank(self, comm: Communicator, prepared: Prepared, layout: Layout) -> list[Tensor]:
+        """One rank's part of an evaluation in a given layout."""
+        with active(comm):
+            return self._run(comm, prepared, layout, {})
+
+    def prepare(self, leaves: Sequence[Leaf]) -> Prepared:
+        """Check a graph object and run the index program on it."""
+        check_leaves(self.program, leaves)
+        known = bind_sizes(self.program, leaves)
+        with torch.no_grad(), as_written():
+            try:
+                run = Careful(self.program, known).run if self._is_quadratic else runnable(self._index_program).forward
+                values = tuple(run(*[leaf.tensor.detach() for leaf in leaves]))
+            except InputError:
+                raise
+            except (IndexError, RuntimeError) as error:
+                check_branches(self.program, known, [leaf.tensor.detach() for leaf in leaves], self._counted)
+                raise InputError(
+                    f"The graph's integers are inconsistent: {str(error).splitlines()[0]}. "
+                    "Check that edges, batch and offsets refer to rows that exist."
+                ) from error
+        for position, shape in self._index_shapes:
+            rows = getattr(values[position], "shape", ())
+            for size, n in zip(shape, rows, strict=False):  # values of conditions have no rows
+                if size.is_Symbol:
+                    known.setdefault(size, n)
+        for symbol, position in self.program.conditions:
+            bind_number(self.program, known, symbol, number_in(values[position]))
+        check_guards(self.program, known, counted(values, self._counted))
+        sizes = {s.name: int((s.all_of or s).symbol.xreplace(known)) for s in self.program.spaces}
+        pointers = {i.name: values[i.source] for i in self._inputs if i.kind == "pointer"}
+        self._check_ranges(values, sizes, known)
+        atoms = self.program.spaces[0]
+        coordinates = tuple(
+            values[i.source]
+            for i, shape in zip(self._inputs, self._shapes, strict=True)
+            if i.kind == "rows" and shape == (atoms.symbol, 3) and values[i.source].is_floating_point()
+        )
+        return Prepared(values, sizes, pointers, coordinates)
+
+    def _check_ranges(self, values: Sequence[Any], sizes: Mapping[str, int], known: dict[sympy.Symbol, Any]) -> None:
+        """Every pointer points at rows that exist, every lookup in a whole table finds its row."""
+        for given in self._inputs:
+            if given.kind == "pointer":
+                assert given.space is not None
+                _check_range(
+                    values[given.source],
+                    sizes[given.space.name],
+                    given.label,
+                    f"rows of {given.space}",
+                    False,
+                )
+        for span in self.program.ranges:
+            of = "a table of the model (species?)" if span.rows.is_Integer else "the table that it is an index of"
+            rows = int(span.rows.xreplace(known))
+            _check_range(values[span.source], rows, span.label, f"entries of {of}", span.negative)
+
+
+def _constants(program: Program) -> dict[str, Any]:
+    """Parameters, constant tensors and regions by the names that the generated code knows them by."""
+    graphs = [g for g in (program.graph, program.tiled) if g is not None]
+    nodes = [(g, str(n.target)) for g in graphs for n in g.graph.nodes if n.op in ("get_attr", "call_module")]
+    return {name: getattr(g, name) for g, name in nodes}
+
+
+def _gather(value: Tensor, place: Placement, orders: Mapping[str, Order]) -> Tensor:
+    return gather_output(value, place, orders, communicator())
+
+
+def _raw_shape(program: Program, node: fx.Node) -> tuple[sympy.Expr, ...]:
+    value = node.meta["val"]
+    shape = value.shape if isinstance(value, Tensor) else ()
+    return tuple(program.size(program.capture.raw_size(n)) for n in shape)
+
+
+def _traced_shape(node: fx.Node) -> tuple[sympy.Expr, ...]:
+    """The shape of a tensor as the model asked about it: sizes that depend on values keep their own names."""
+    value = node.meta["val"]
+    return tuple(map(as_traced, value.shape)) if isinstance(value, Tensor) else ()
+
+
+def _check_range(value: Tensor, rows: int, label: str, what: str, negative: bool) -> None:
+    if value.numel() == 0 or value.dtype == torch.bool:
+        return
+    low, high = int(value.min()), int(value.max())
+    if low < (-rows if negative else 0) or high >= rows:
+        bad = high if high >= rows else low
+        at = int((value == bad).flatten().nonzero()[0])
+        raise InputError(
+            f"{label} refers to number {bad} (at position {at}), but there are {rows} {what}, numbered from 0. "
+            "Check the graph, and that the model knows every species in it."
+        )
+
+
+def fingerprint(leaves: Sequence[Leaf]) -> str:
+    """A short digest of a graph object: different for ranks that have drifted apart."""
+    digest = hashlib.blake2b(digest_size=8)
+    for leaf in leaves:
+        digest.update(f"{leaf.path}{tuple(leaf.tensor.shape)}{leaf.tensor.dtype}".encode())
+        if leaf.tensor.dtype == torch.bool and leaf.tensor.stride() == (0,):
+            continue  # a Python integer, given as a size
+        if leaf.tensor.numel() and not leaf.tensor.is_meta:  # what has no bytes has no view as bytes
+            tensor = leaf.tensor.detach().cpu().contiguous()
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def device_of(leaves: Sequence[Leaf]) -> torch.device:
+    """Where a graph object is."""
+    return leaves[0].tensor.device if leaves else torch.device("cpu")
+
+
+def agree(world: World, call: int, leaves: Sequence[Leaf]) -> None:
+    """See to it that all ranks were given the same graph object, where nothing else would tell.
+
+    Raises:
+        RankError: they were not.
+    """
+    report = _Report(call, fingerprint(leaves) if world.size > 1 else "", "", None)
+    world.run(lambda comm: _compare(comm.rank, report.exchanged(comm)))
+
+
+def _compare(rank: int, everyone: Sequence[_Report]) -> None:
+    """All ranks go on together with the same graph, or all raise."""
+    for what, values in (("call number", [r.call for r in everyone]), ("graph", [r.graph for r in everyone])):
+        if len(set(values)) > 1:
+            common = max(values, key=values.count)  # type: ignore[arg-type, type-var]
+            odd = [i for i, v in enumerate(values) if v != common]
+            refused = [f" Rank {i} refused its graph: {r.problem}" for i, r in enumerate(everyone) if r.problem]
+            raise RankError(
+                f"Ranks disagree on the {what}: rank {', '.join(map(str, odd))} differs from the others "
+                f"(this is rank {rank}). Every rank must evaluate the same structures in the same order; "
+                "check random seeds and that no rank reads or moves atoms on its own." + "".join(refused)
+            )

@@ -1,0 +1,186 @@
+"""Whether a graph object fits the program: structure, dtypes, sizes, and the branches that the model took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch.utils._sympy.symbol import SymT, symbol_is_type
+
+from ...errors import GuardError, InputError
+from ...ir import Program
+from ...ir.tree import Leaf
+
+
+def check_leaves(program: Program, leaves: Sequence[Leaf]) -> None:
+    """Same tensors, dtypes and feature widths as the example; no NaN."""
+    expected = program.capture.leaves
+    paths, known = [leaf.path for leaf in leaves], [leaf.path for leaf in expected]
+    if paths != known:
+        missing, extra = sorted(set(known) - set(paths)), sorted(set(paths) - set(known))
+        raise InputError(
+            "The graph does not have the structure of the example it was compiled for: "
+            + "; ".join(
+                f"{word} {', '.join(names)}" for word, names in (("missing", missing), ("unexpected", extra)) if names
+            )
+            + ". Build it as the example was built, or compile again."
+        )
+    for leaf, example, sizes in zip(leaves, expected, program.capture.sizes, strict=True):
+        tensor, model = leaf.tensor, example.tensor
+        if tensor.dtype != model.dtype:
+            raise InputError(
+                f"{leaf.path} is {tensor.dtype}, the model was compiled for {model.dtype}: "
+                f"convert it with .to({model.dtype}), or compile again."
+            )
+        if tensor.device.type != model.device.type:
+            raise InputError(
+                f"{leaf.path} is on {tensor.device}, the model was compiled on {model.device}: "
+                f"move it with .to({str(model.device)!r}), or compile again."
+            )
+        if tensor.dim() != model.dim() or any(
+            size.is_Integer and n != int(size) for size, n in zip(sizes, tensor.shape, strict=False)
+        ):
+            shape = ", ".join(str(size) if size.is_Integer else "*" for size in sizes)
+            raise InputError(
+                f"{leaf.path} has shape {tuple(tensor.shape)}, the model was compiled for ({shape}): "
+                "build the graph as the example was built, or compile again."
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()) and bool(torch.isfinite(model).all()):
+            where = tuple((~torch.isfinite(tensor)).nonzero()[0].tolist())
+            raise InputError(
+                f"{leaf.path} is NaN or infinite at {where}. Check the structure; atoms may have flown apart."
+            )
+
+
+def bind_sizes(program: Program, leaves: Sequence[Leaf]) -> dict[sympy.Symbol, int]:
+    """The value of every size symbol, from the shapes of the leaves; sizes made of others must agree with them."""
+    known: dict[sympy.Symbol, int] = {}
+    first: dict[sympy.Symbol, str] = {}
+    for leaf, sizes in zip(leaves, program.capture.sizes, strict=True):
+        for size, n in zip(sizes, leaf.tensor.shape, strict=True):
+            symbol = program.size(size)
+            if not symbol.is_Symbol:
+                continue
+            if known.setdefault(symbol, n) != n:
+                raise InputError(
+                    f"{leaf.path} has {n} rows where {first[symbol]} has {known[symbol]}: both must have one row for "
+                    "each of the same things (atoms, edges)."
+                )
+            first.setdefault(symbol, leaf.path)
+    for leaf, sizes in zip(leaves, program.capture.sizes, strict=True):
+        for size, n in zip(sizes, leaf.tensor.shape, strict=True):
+            expected = program.size(program.capture.size(size))  # also what the example alone took for equal
+            if expected.free_symbols <= known.keys() and int(expected.xreplace(known)) != n:
+                raise InputError(
+                    f"{leaf.path} has {n} rows, not the {expected.xreplace(known)} that "
+                    f"{first[min(expected.free_symbols, key=str)]} makes necessary."
+                )
+    return known
+
+
+def number_in(value: torch.Tensor) -> Any:
+    """The number that a tensor holds; true is 1."""
+    number = value.item()
+    return int(number) if isinstance(number, bool) else number
+
+
+def bind_number(program: Program, known: dict[sympy.Symbol, int], symbol: sympy.Symbol, value: Any) -> None:
+    """Note a number that the graph holds; one that the model takes for the number of rows of something must be that."""
+    size = program.size(symbol) if symbol in dict(program.merged) else symbol
+    fits = not size.free_symbols <= known.keys() or (rows := int(size.xreplace(known))) == value
+    if not fits and not (symbol in program.may_be_less and value < rows):
+        space = program.space_of(size)
+        if space is None:
+            raise InputError(
+                f"The model makes a table of as many rows as the largest row number of a list says, which is {value}, "
+                f"and uses it whole where {rows} would be the last row: nothing points at that here. Leave out what "
+                "nothing points at (atoms without neighbours), or take the number of rows from tensor.shape."
+            )
+        raise InputError(
+            f"The graph says that there are {value} where it has {rows} {space.name}. "
+            "Give it the number that it has, or edges and other lists that fit the number."
+        )
+    known[symbol] = value
+
+
+def check_branches(
+    program: Program, known: Mapping[sympy.Symbol, int], tensors: Sequence[torch.Tensor], shapes: Shapes
+) -> None:
+    """Where the index program fails: whether it is because this graph takes another branch of the model.
+
+    Sizes that hang on a branch are the example's, and do not fit together in a graph that takes another.
+
+    Raises:
+        GuardError: it does.
+    """
+    assert program.index_program is not None
+    values = _AsFarAsItGoes(program.index_program).run(*tensors)
+    found = {symbol: values[position] for symbol, position in program.conditions if values[position] is not None}
+    numbers = {symbol: number_in(value) for symbol, value in found.items()}
+    check_guards(program, {**known, **numbers}, counted(values, shapes))
+
+
+class _AsFarAsItGoes(fx.Interpreter):
+    """Runs what does not hang on an operator that fails; what does is None."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op == "output":
+            return super().run_node(n)
+        if any(self.env[given] is None for given in n.all_input_nodes):
+            return None
+        try:
+            return super().run_node(n)
+        except (IndexError, RuntimeError):
+            return None
+
+
+Shapes = Sequence[tuple[int, tuple[sympy.Expr, ...]]]
+"""Of outputs of the index program, by position, their shapes in the symbols in which the model asked about sizes."""
+
+
+def counted(values: Sequence[Any], shapes: Shapes) -> dict[sympy.Symbol, int]:
+    """Sizes that depend on values (how many species there are), of this graph.
+
+    Args:
+        values: outputs of the index program; None for those that could not be computed.
+        shapes: see `Shapes`.
+    """
+    pairs = (
+        (size, n)
+        for position, shape in shapes
+        for size, n in zip(shape, getattr(values[position], "shape", ()), strict=False)
+    )
+    return {size: n for size, n in pairs if size.is_Symbol and symbol_is_type(size, SymT.UNBACKED_INT)}
+
+
+def check_guards(
+    program: Program, known: Mapping[sympy.Symbol, int | float], sizes: Mapping[sympy.Symbol, int] | None = None
+) -> None:
+    """Branches that the model took on the example's sizes must be the branches for these sizes.
+
+    Args:
+        program: the program.
+        known: sizes and numbers of this graph, in the symbols that the program knows them by.
+        sizes: see `counted`; what a branch of the example fixed is known by a number there.
+    """
+    shape_env = program.capture.shape_env
+    values = {symbol: sympy.sympify(value) for symbol, value in known.items()}
+    decided = {symbol: sympy.Integer(n) for symbol, n in (sizes or {}).items()}
+    decided |= {symbol: values[symbol] for symbol, _ in program.conditions if symbol in values}
+    for check in program.capture.checks:
+        # Values that decided about a branch go in first: the example's took their place when they did.
+        expr = program.size(shape_env.replace(check.xreplace(decided)))
+        if expr.free_symbols <= set(known) and expr.xreplace(values) == sympy.false:
+            raise GuardError(
+                f"This graph takes another branch of the model than the example did: {check} does not hold."
+            )
+    for comparison in program.capture.comparisons:
+        size = program.size(comparison.size)
+        if size.free_symbols <= set(known) and not comparison.holds(int(size.xreplace(values))):
+            raise GuardError(
+                "This graph takes another branch of the model than the example did, where it asks whether "
+                f"{comparison.size} is {comparison.number}."
+            )

@@ -1,0 +1,37 @@
+"""Autocast: a call under ``torch.autocast`` is another program, in which every cast is an operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+from ...ir import Precision
+
+_DEVICES = ("cpu", "cuda", "xpu", "mps")
+
+
+def precision() -> Precision:
+    """What autocast does here and now; empty if it is off."""
+    return tuple((d, str(torch.get_autocast_dtype(d))) for d in _DEVICES if torch.is_autocast_enabled(d))
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Run operators as they are: of a captured program, whose casts were captured, too."""
+    with ExitStack() as stack:
+        for device, _ in precision():
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+@contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Let autocast keep no casts of weights: those made while tracing are no tensors for anyone else."""
+    kept = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(kept)

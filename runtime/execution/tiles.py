@@ -1,0 +1,219 @@
+"""Run a region block by block: its edge-sized values never exist whole.
+
+for each block of rows:
+    tables whole, own rows sliced  ->  body  ->  rows stored, or added into a table, or summed
+
+A region may run over some of its rows while a message is under way, and over the others when it has come.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ...ir.graphs import runnable
+from .blocks import in_order
+
+WORTH_A_THREAD = 2**18
+"""Bytes of intermediate values below which a block is not worth handing to a thread."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """An input of which a block takes its own rows: ``factor`` entries of dimension `dim` for each row."""
+
+    dim: int
+    factor: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """A result with one slice for each row."""
+
+    dim: int
+    factor: int
+    room: bool = False
+    """Whether room for halo rows follows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Add:
+    """A result that is added (or compared) into a table: two values of the body, where to and what."""
+
+    dim: int
+    reduction: str
+    by_element: bool
+    """The index has one entry for each element, as ``scatter_add`` takes it."""
+    reuse: bool
+    """Nothing else needs the table to add to, so it may be changed in place."""
+    after: int | None = None
+    """The result of this region to whose table this one adds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduce:
+    """A result of which each block holds a part."""
+
+    reduction: str
+
+
+Result = Store | Add | Reduce
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionSpec:
+    """How a region's body is fed and what becomes of its results."""
+
+    name: str
+    space: str
+    level: int
+    inputs: tuple[Slice | None, ...]
+    """One for each input of the body after the number of rows; None for inputs that every block takes whole."""
+    results: tuple[Result, ...]
+    row_bytes: float
+    """Bytes that the body holds for each row at its peak."""
+    in_turn: bool
+    """Blocks run one after the other: the body draws random numbers, and a seed is to fix which block gets which."""
+
+
+def taken(results: Any, position: int, table: Tensor | None = None) -> Tensor:
+    """One result of a region; `table` is the memory in which it stands, if that is not its own (see `account`)."""
+    return results[position]  # type: ignore[no-any-return]
+
+
+class Region(nn.Module):
+    """A row-local stretch of the program over one space."""
+
+    def __init__(self, spec: RegionSpec, body: fx.GraphModule, block: int) -> None:
+        super().__init__()
+        self.spec, self.block = spec, block
+        self.graph_module = body
+        self.compiled: Callable[..., Sequence[Any]] | None = None
+        """What the body was compiled to; if None, its operators run one by one."""
+
+    def forward(
+        self, rows: int, *args: Any, only: tuple[int, int] | None = None, so_far: list[Any] | None = None
+    ) -> list[Any]:
+        """Run over all rows, or over some now and over the others in another call.
+
+        Args:
+            rows: number of rows of this rank.
+            args: the body's inputs, then the number of halo rows of each `Store` that has room for them, then the table
+                of each `Add` that does not share one.
+            only: the first row, and the one after the last, to run over.
+            so_far: what the call for the other rows returned; goes on to be returned.
+        """
+        spec = self.spec
+        inputs, more = args[: len(spec.inputs)], iter(args[len(spec.inputs) :])
+        room = [next(more) if isinstance(r, Store) and r.room else 0 for r in spec.results]
+        results: list[Any] = so_far if so_far is not None else []
+        for result in spec.results[len(results) :]:
+            results.append(_table(result, more, results) if isinstance(result, Add) else None)
+        first, end = only or (0, rows)
+        if first == end and only is not None and (rows > 0 or so_far is None):
+            return results  # a region without any rows is run once, for the shapes of its results
+        run: Callable[..., Sequence[Any]]
+        if not rows:
+            run = OfNothing(self.graph_module).run
+        elif self.compiled is not None:
+            run, inputs = self.compiled, self._laid_out(inputs)
+        else:
+            run = runnable(self.graph_module)
+        threads, block = self.schedule(end - first, inputs)
+
+        def work(i: int) -> list[Any]:
+            start = first + i * block
+            n = min(block, end - start)
+            given = [
+                a if s is None else a.narrow(s.dim, start * s.factor, n * s.factor)
+                for a, s in zip(inputs, spec.inputs, strict=True)
+            ]
+            return list(run(n, *given))
+
+        def take(i: int, values: list[Any]) -> None:
+            start, each = first + i * block, iter(values)
+            for j, result in enumerate(spec.results):
+                results[j] = _collect(result, results[j], each, start, min(block, end - start), rows, room[j])
+
+        in_order(-(-max(end - first, 1) // block), threads, work, take)
+        return results
+
+    def _laid_out(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
+        """Inputs in the layout that compiled code takes: here for all blocks, if they take an input whole."""
+        parts = zip(inputs, self.spec.inputs, strict=True)
+        return tuple(a.contiguous() if s is None and isinstance(a, Tensor) else a for a, s in parts)
+
+    def schedule(self, rows: int, inputs: Sequence[Any] = ()) -> tuple[int, int]:
+        """(threads, rows of a block): blocks that the cache holds, as even as possible among threads."""
+        on_cpu = all(a.device.type == "cpu" for a in inputs if isinstance(a, Tensor))
+        threads = torch.get_num_threads() if on_cpu and not self.spec.in_turn else 1
+        worth = int(rows * self.spec.row_bytes / WORTH_A_THREAD)
+        threads = max(1, min(threads, worth))
+        rounds = max(1, -(-rows // (self.block * threads)))
+        return threads, max(1, -(-rows // (rounds * threads)))
+
+
+class OfNothing(fx.Interpreter):
+    """Runs a graph over no rows: other ranks have some, and the largest of none is less than any of theirs."""
+
+    def __init__(self, module: fx.GraphModule, attributes: Mapping[str, Any] | None = None) -> None:
+        """`attributes` stand in for those of the module."""
+        super().__init__(module)
+        self._attributes = attributes or {}
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self._attributes[target] if target in self._attributes else super().get_attr(target, args, kwargs)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target not in LIMITS or args[0].numel():
+            return super().call_function(target, args, kwargs)
+        value, dims, keep = (*args, [], False)[:3]
+        reduced = {d % value.dim() for d in dims} or set(range(value.dim()))
+        shape = [1 if d in reduced else n for d, n in enumerate(value.shape) if keep or d not in reduced]
+        limit = math.inf if value.is_floating_point() else torch.iinfo(value.dtype).max
+        return value.new_full(shape, limit if target in _SMALLEST else -limit)
+
+
+aten = torch.ops.aten
+_SMALLEST = (aten.amin.default, aten.min.default)
+LIMITS = (aten.amax.default, aten.max.default, *_SMALLEST)
+
+
+def _table(result: Add, given: Iterator[Any], results: Sequence[Any]) -> Tensor:
+    """What a result is added to."""
+    if result.after is not None:
+        return results[result.after]  # type: ignore[no-any-return]
+    table: Tensor = next(given)
+    return table if result.reuse else table.clone()
+
+
+def _collect(result: Result, so_far: Any, values: Any, start: int, n: int, rows: int, room: int) -> Tensor:
+    """Take what one block of `n` rows contributes to a result from the values of the body."""
+    value: Tensor = next(values)
+    if isinstance(result, Store):
+        if n == rows and not result.room:
+            return value
+        if so_far is None:
+            shape = list(value.shape)
+            shape[result.dim] = rows * result.factor + room
+            so_far = value.new_empty(shape)
+        so_far.narrow(result.dim, start * result.factor, n * result.factor).copy_(value)
+        return so_far  # type: ignore[no-any-return]
+    if isinstance(result, Reduce):
+        if so_far is None:
+            return value
+        return so_far + value if result.reduction == "sum" else _EXTREMES[result.reduction](so_far, value)
+    where, what = value, next(values)
+    if result.reduction != "sum":
+        return so_far.scatter_reduce_(result.dim, where, what, result.reduction)  # type: ignore[no-any-return]
+    if result.by_element:
+        return so_far.scatter_add_(result.dim, where, what)  # type: ignore[no-any-return]
+    return so_far.index_add_(result.dim, where, what)  # type: ignore[no-any-return]
+
+
+_EXTREMES = {"amax": torch.maximum, "amin": torch.minimum}

@@ -1,0 +1,1 @@
+"""Operators that a rewritten graph calls beside those of torch."""
