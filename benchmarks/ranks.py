@@ -58,9 +58,9 @@ def measure(
     import torch.distributed as dist
 
     import distcompile
-    from distcompile import api
+    from distcompile.api import compiled_for
+    from distcompile.model import Settings
 
-    api.PIPELINE = tuple(p for p in api.PIPELINE if p.__name__ not in without)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -68,9 +68,9 @@ def measure(
     model = case.model.float().eval()
     model.requires_grad_(False)
     small = in_single_precision(case.graph(rocksalt((2, 2, 2))))
-    world = distcompile.LocalWorld(1) if apart else None
-    options = {"model_kwargs": case.kwargs, "validate": False, "lowering": lowering, "world": world}
-    compiled = distcompile.compile(model, small, **options)
+    world = distcompile.LocalWorld(1) if apart else distcompile.ProcessGroupWorld()
+    settings = Settings(world, lowering=lowering, without=tuple(without))
+    compiled, _ = compiled_for(model, small, settings, case.kwargs)
     n, ranks = 8 * math.prod(cells), dist.get_world_size()
     atoms = rocksalt((cells[0] // ranks, *cells[1:]) if apart else cells)
     graph = in_single_precision(case.graph(atoms))

@@ -58,11 +58,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from systems import System, liquid
 
 import distcompile
-from distcompile.ir import Access, Pointer, Program, Space
+from distcompile.ir import Access, Normal, Placed, Pointer, Space
 from distcompile.ir.tree import flatten
-from distcompile.passes import PIPELINE
-from distcompile.passes.simplify.reassociate import reassociate
-from distcompile.passes.spaces.place import place
+from distcompile.passes import STAGES, run
 from distcompile.passes.spaces.pointers import pointer_root
 from distcompile.predict.account import collectives
 from distcompile.rules.cost import bytes_per_row
@@ -138,7 +136,7 @@ class Case:
     prepared: Prepared
 
 
-def forward_pass(program: Program, energy: int) -> Forward:
+def forward_pass(program: Placed, energy: int) -> Forward:
     """Read off a captured call what its forward pass sums and reads.
 
     Args:
@@ -146,10 +144,10 @@ def forward_pass(program: Program, energy: int) -> Forward:
             another order.
         energy: which tensor of the result is the energy.
     """
-    program = Program(program.capture, program.capture.graph_module)
+    before_halos = STAGES[: [stage.name for stage in STAGES].index("halos")]
     with as_written():
-        for compiler_pass in PIPELINE[: PIPELINE.index(place) + 1]:
-            program = program if compiler_pass is reassociate else compiler_pass(program)
+        captured = program.captured
+        program = run(Normal(captured, captured.graph_module), before_halos, without=("reassociate",))
     (output,) = [n for n in program.graph.graph.nodes if n.op == "output"]
     given: Any = output.args[0]
     nodes = _ancestors(given[program.outputs[energy].position])
@@ -183,7 +181,7 @@ def _ancestors(node: fx.Node) -> list[fx.Node]:
     return [n for n in node.graph.nodes if n in found]
 
 
-def _accesses(program: Program, node: fx.Node) -> list[tuple[Access, Pointer]]:
+def _accesses(program: Placed, node: fx.Node) -> list[tuple[Access, Pointer]]:
     """Uses of pointers into spaces that are divided."""
     pointers = {p.name: p for p in program.pointers if p.target.sharded}
     roots = [(access, pointer_root(access.index)) for access in accesses(node)]
@@ -198,7 +196,7 @@ def _passed(nodes: list[fx.Node], sums: Iterable[fx.Node]) -> dict[fx.Node, int]
     return found
 
 
-def _narrowest(program: Program, tables: list[fx.Node], passed: dict[fx.Node, int]) -> int:
+def _narrowest(program: Placed, tables: list[fx.Node], passed: dict[fx.Node, int]) -> int:
     """Bytes of a row that must be sent for a halo row of all tables to be computed, by a minimum cut.
 
     What passed fewer sums is there already. The rest is computed row by row from what was summed, or read from others.
@@ -228,7 +226,7 @@ def _space(node: fx.Node) -> Space | None:
     return rows.space if rows is not None else None
 
 
-def _bytes(program: Program, node: fx.Node) -> int:
+def _bytes(program: Placed, node: fx.Node) -> int:
     return int(bytes_per_row(program, node))
 
 
@@ -397,7 +395,7 @@ def _divided_so(given: Case, ranks: torch.Tensor, parts: int) -> Division:
     return given.executor.divide(given.prepared, parts, kept)
 
 
-def neighbours(program: Program, prepared: Prepared) -> torch.Tensor:
+def neighbours(program: Placed, prepared: Prepared) -> torch.Tensor:
     """Atoms that are read, and atoms whose edges read them.  # Shape: [2, n_edges]"""
     atoms = program.spaces[0]
     ends = [p for p in program.pointers if p.target == atoms and not p.identity]

@@ -5,7 +5,7 @@ dmodel = distcompile.compile(model, example_graph)     # then dmodel(graph), on 
 
 from __future__ import annotations
 
-from .api import DistributedModel, compile
+from .api import compile
 from .calculators.calculator import distribute
 from .derivatives.hessian import hessian
 from .errors import (
@@ -22,6 +22,7 @@ from .errors import (
     UnsupportedOp,
     ValidationError,
 )
+from .model import DistributedModel
 from .runtime.world import LocalWorld, ProcessGroupWorld, is_first
 
 __version__ = "0.1.0"

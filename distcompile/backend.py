@@ -15,7 +15,8 @@ import torch._dynamo as dynamo
 from torch import Tensor, fx
 from torch._dynamo import trace_rules
 
-from .api import DistributedModel, compiled_for
+from .api import compiled_for
+from .model import DistributedModel, Settings
 
 trace_rules.add("distcompile")  # what runs a compiled graph is not for Dynamo to trace, also not in a backward pass
 
@@ -63,5 +64,6 @@ class _Piece:
 
     def __call__(self, *args: Any) -> Any:
         if self._compiled is None:
-            self._compiled = compiled_for(self._graph_module, args, **self._options)[0]
+            given = {name: value for name, value in self._options.items() if value is not None}
+            self._compiled = compiled_for(self._graph_module, args, Settings(**given))[0]
         return self._compiled(*args)

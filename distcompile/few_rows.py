@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .ir import Program
+from .ir import Placed
 from .ir.sizes import SMALLEST_SPACE
 from .ir.tree import Leaf
 
@@ -53,12 +53,12 @@ def _have_same_paths(leaves: Sequence[Leaf], example: Sequence[Leaf]) -> bool:
     return [leaf.path for leaf in leaves] == [leaf.path for leaf in example]
 
 
-def fitted(program: Program, leaves: Sequence[Leaf]) -> list[Leaf]:
+def fitted(program: Placed, leaves: Sequence[Leaf]) -> list[Leaf]:
     """The leaves, empty lists in the form that the program takes them in: a package may make them in another."""
-    known = program.capture.leaves
+    known = program.captured.leaves
     if all(leaf.tensor.numel() for leaf in leaves) or not _have_same_paths(leaves, known):
         return list(leaves)  # as most graphs are, of which no size need be worked out
-    sizes = program.capture.sizes
+    sizes = program.captured.sizes
     rows = [[program.space_of(program.size(n)) is not None for n in shape] for shape in sizes]
     return [
         Leaf(leaf.path, _as_empty(leaf.tensor, example.tensor, is_rows))

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .api import DistributedModel, arguments, compile
+from .api import compile
 from .check.validate import coarsest
 from .errors import NoIndexSpaceError, ValidationError
 from .ir.tree import flatten
+from .model import DistributedModel, arguments
 from .predict.account import collectives
 from .runtime.world import LocalWorld
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from typing import Any
-from unittest import mock
 
 from torch import nn
 
-import distcompile
-from distcompile import DistributedModel, LocalWorld, api
+from distcompile import DistributedModel, LocalWorld
+from distcompile.api import compiled_for
+from distcompile.model import Settings
 from distcompile.passes.halos.bundle_all_reduces import bundle_all_reduces
 from distcompile.passes.halos.merge_sums import merge_sums
 from distcompile.passes.halos.narrow_halos import narrow_halos
@@ -28,7 +28,5 @@ OPTIONAL = (
 
 def compiled(model: nn.Module, graph: Any, *without: Any, **options: Any) -> DistributedModel:
     """A model compiled for one rank, without some passes."""
-    pipeline = tuple(p for p in api.PIPELINE if p not in without)
-    assert len(pipeline) == len(api.PIPELINE) - len(without)
-    with mock.patch.object(api, "PIPELINE", pipeline):
-        return distcompile.compile(model, graph, world=LocalWorld(1), validate=False, **options)
+    settings = Settings(LocalWorld(1), without=tuple(p.__name__ for p in without), **options)
+    return compiled_for(model, graph, settings)[0]

@@ -7,7 +7,6 @@ import functools
 import importlib.util
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import pytest
 import structures
@@ -15,9 +14,10 @@ import zoo
 from adversaries import LineGraphs, with_dihedrals
 from toys import Eam, Gnn, random_graph
 
-import distcompile
-from distcompile import DistributedModel, LocalWorld, api
-from distcompile.ir import Program
+from distcompile import DistributedModel, LocalWorld
+from distcompile.api import compiled_for
+from distcompile.ir import Normal
+from distcompile.model import Settings
 
 RANKS = 3
 
@@ -73,21 +73,10 @@ def model(name: str) -> Model:
 
 
 @functools.cache
-def compiled(name: str) -> tuple[DistributedModel, Any, dict[str, Program]]:
+def compiled(name: str) -> tuple[DistributedModel, Any, dict[str, Normal]]:
     """A model compiled for `RANKS` ranks, its example, and the program after each pass."""
     given = model(name)
-    after: dict[str, Program] = {}
-
-    def noted(compiler_pass: Callable[[Program], Program]) -> Callable[[Program], Program]:
-        def run(program: Program) -> Program:
-            after[compiler_pass.__name__] = compiler_pass(program)
-            return after[compiler_pass.__name__]
-
-        return run
-
+    after: dict[str, Normal] = {}
     example = given.example()
-    with mock.patch.object(api, "PIPELINE", tuple(noted(p) for p in api.PIPELINE)):
-        result = distcompile.compile(
-            given.make(), example, model_kwargs=given.kwargs, world=LocalWorld(RANKS), validate=False
-        )
-    return result, example, after
+    settings = Settings(LocalWorld(RANKS), after=after.__setitem__)
+    return compiled_for(given.make(), example, settings, given.kwargs)[0], example, after

@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import distcompile
 from distcompile import LocalWorld
-from distcompile.ir import Program
-from distcompile.passes.schedule.tile import tile
+from distcompile.ir import Tiled
+from distcompile.passes import run
 from distcompile.predict import fit
 from distcompile.runtime.execution import memory
 from distcompile.runtime.execution.memory import Free, left_in_groups, share
@@ -109,15 +109,14 @@ def test_as_much_is_held_as_fits(fits: float, monkeypatch: pytest.MonkeyPatch) -
     model = distcompile.compile(stock, toys.random_graph(14, 1), memory=10**9, world=world, validate=False)
     peak, held = fit.peak_bytes, {id(model.program.tiled): fit.HOLD}
 
-    def tiled(program: Program, hold: float) -> Program:
-        tried.append(hold)
-        found = tile(program, hold)
-        held[id(found.tiled)] = hold
+    def tiled(program: Tiled, stages: Any, **options: Any) -> Any:
+        (stage,) = stages
+        tried.append(stage.passes[0].keywords["hold"])
+        found = run(program, stages, **options)
+        held[id(found.tiled)] = tried[-1]
         return found
 
-    monkeypatch.setattr(fit, "tile", tiled)
-    for name in ("overlap", "bucket_messages"):
-        monkeypatch.setattr(fit, name, lambda program: program)
+    monkeypatch.setattr(fit, "run", tiled)
     monkeypatch.setattr(fit, "peak_bytes", lambda p, *rest: peak(p, *rest) * (10**6 if held[id(p.tiled)] < fits else 1))
     found = model(graph)
     assert held[id(model.program.tiled)] == fits

@@ -16,7 +16,7 @@ from ase.io import write
 from typer.testing import CliRunner
 
 from distcompile.app.cli import app
-from distcompile.passes import PIPELINE
+from distcompile.passes import NAMES
 
 ROOT = Path(__file__).parent.parent
 PAGES = {"README.md": (ROOT / "README.md").read_text()}
@@ -159,7 +159,7 @@ def test_every_example_is_tried() -> None:
 def test_passes_are_numbered_as_they_run() -> None:
     """On the page about them, in the order of the pipeline."""
     page = PAGES["docs/how-it-works.md"]
-    names = [*[p.__name__ for p in PIPELINE], "lower"]
+    names = list(NAMES)
     assert re.findall(r"^(\d+)\. \*\*(\w+)\*\*", page, re.MULTILINE) == [
         (str(number), name) for number, name in enumerate(names, 1)
     ]

@@ -19,9 +19,9 @@ from toys import CUTOFF, Eam, Gnn, Graph, Pair, Potential, ThreeBody, random_gra
 
 import distcompile
 from distcompile import DerivativeError, LocalWorld
-from distcompile.api import arguments
 from distcompile.derivatives.candidates import derivatives
 from distcompile.ir.tree import flatten
+from distcompile.model import arguments
 
 
 def relative(found: Tensor, expected: Tensor) -> float:

@@ -18,9 +18,10 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from toys import Graph, random_graph
 
-import distcompile
-from distcompile import LocalWorld, api, testing
-from distcompile.ir import Program
+from distcompile import LocalWorld, testing
+from distcompile.api import compiled_for
+from distcompile.ir import Normal
+from distcompile.model import Settings
 from distcompile.passes.simplify.join_parts import join_parts
 from distcompile.testing import check_model
 
@@ -106,16 +107,9 @@ def test_parts_are_joined_and_every_number_of_ranks_is_right(name: str) -> None:
     """Parts that tile the features leave no padding at all, others what is needed, and all are exact."""
     cut, remaining = CUTS[name]
     model, example = Cut(cut).eval(), random_graph(14, 1)
-    before = []
-
-    def noted(program: Program) -> Program:
-        before.append(program)
-        return join_parts(program)
-
-    pipeline = tuple(noted if p is join_parts else p for p in api.PIPELINE)
-    with mock.patch.object(api, "PIPELINE", pipeline):
-        program = distcompile.compile(model, example, world=LocalWorld(1), validate=False)
-    assert padded(before[0].graph.graph) >= 2
+    after: dict[str, Normal] = {}
+    program, _ = compiled_for(model, example, Settings(LocalWorld(1), after=after.__setitem__))
+    assert padded(after["clean"].graph.graph) >= 2
     assert padded(program.program.graph.graph) == remaining
     with mock.patch.object(testing, "compile", return_value=program):
         check_model(model, example, [random_graph(20, 2), random_graph(5, 3, volume=1e6)], relative=1e-12)
@@ -142,7 +136,7 @@ def gradient(cut: Sequence[Part], dim: int) -> tuple[fx.GraphModule, Tensor]:
 
 def joined(module: fx.GraphModule) -> fx.GraphModule:
     """What the pass makes of a graph."""
-    return join_parts(Program(mock.Mock(), module)).graph
+    return join_parts(Normal(mock.Mock(), module)).graph
 
 
 @st.composite

@@ -24,6 +24,7 @@ LAYERS = (
     "show",
     "check",
     "few_rows",
+    "model",
     "api",
     "backend",
     "testing",
@@ -33,8 +34,8 @@ LAYERS = (
 )
 """Folders and modules of the package, the lowest first."""
 
-STAGES = ("normalize", "simplify", "spaces", "halos", "schedule", "lower")
-"""Folders of ``passes``, in the order in which their passes run."""
+STAGES = ("normalize", "simplify", "spaces", "halos", "schedule", "lower", "spec")
+"""Folders of ``passes``, in the order in which their passes run, and the rules that programs keep between them."""
 
 
 def sources(folder: Path) -> Iterator[Path]:

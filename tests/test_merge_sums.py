@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from unittest import mock
 
+import left_out
 import pytest
 import torch
 from adversaries import Toy, add_to
@@ -12,7 +13,7 @@ from torch import Tensor
 from toys import Graph, random_graph
 
 import distcompile
-from distcompile import LocalWorld, api, testing
+from distcompile import LocalWorld, testing
 from distcompile.passes.halos.merge_sums import merge_sums
 from distcompile.passes.halos.narrow_halos import narrow_halos
 from distcompile.rules.levels import continues, is_simple
@@ -103,9 +104,7 @@ MODELS: dict[str, tuple[type[Toy], int, int]] = {
 
 def compiled(model: Toy, without: bool = False) -> distcompile.DistributedModel:
     """A model compiled with the pass, or without; sums on halo rows, which would be added up too, are as inserted."""
-    pipeline = tuple(p for p in api.PIPELINE if p is not narrow_halos and not (without and p is merge_sums))
-    with mock.patch.object(api, "PIPELINE", pipeline):
-        return distcompile.compile(model, graph_of(14), world=LocalWorld(1), validate=False)
+    return left_out.compiled(model, graph_of(14), narrow_halos, *([merge_sums] if without else []))
 
 
 def graph_of(n_atoms: int, seed: int = 1, **options: Any) -> Graph:
@@ -120,7 +119,6 @@ def reductions(model: distcompile.DistributedModel) -> int:
 
 def sums(model: distcompile.DistributedModel) -> list[Add]:
     """What the regions of a model add into tables."""
-    assert model.program.tiled is not None
     regions = [r for r in model.program.tiled.children() if isinstance(r, Region)]
     return [result for r in regions for result in r.spec.results if isinstance(result, Add)]
 
@@ -148,7 +146,6 @@ def test_one_region_adds_twice_into_one_table(name: str) -> None:
 
 
 def _regions(model: distcompile.DistributedModel) -> list[Any]:
-    assert model.program.tiled is not None
     return list(model.program.tiled.children())
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from ..api import DistributedModel, Lowering
 from ..errors import in_one_line
+from ..model import DistributedModel
+from ..passes import Lowering
 from ..runtime.world import World
 from .aliases import ALIASES
 from .entries import Options, Received, Watch, enter, entries, now, only_receiving, warn_undistributed, watching

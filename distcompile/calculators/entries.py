@@ -22,10 +22,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
-from ..api import DistributedModel, Lowering, compile
+from ..api import compile
 from ..capture.threads import is_inside
 from ..errors import CaptureError, NoIndexSpaceError, UnsupportedOp, ValidationError
 from ..ir.tree import flatten
+from ..model import DistributedModel
+from ..passes import Lowering
 from ..runtime.world import World, default_world
 
 

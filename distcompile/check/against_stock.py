@@ -61,7 +61,7 @@ def _check(stock: _Stock, executor: Executor, leaves: list[Leaf], tree: Tree, wh
     with torch.enable_grad():
         # Of a model that takes its gradients itself these would be second derivatives, which where the model is not
         # smooth (straight angles) hang on the last bit.
-        outside = not executor.program.capture.differentiates
+        outside = not executor.program.captured.differentiates
         given = _differentiable(leaves, outside)
         try:
             expected, _ = flatten(stock.call(*tree.unflatten([leaf.tensor.clone() for leaf in given])))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ValidationError
-from ..ir import Program, Space
+from ..ir import Placed, Space
 from ..ir.sizes import SMALLEST_SPACE
 from ..ir.tree import Leaf
 from ..passes.spaces.provenance import Elements
@@ -77,7 +77,7 @@ def gradients(results: Sequence[Leaf], sources: Sequence[Leaf]) -> list[Leaf]:
     return [Leaf(f"'s gradient by {s.path}", torch.zeros_like(s.tensor) if g is None else g) for s, g in each]
 
 
-def smaller_graph(program: Program, leaves: Sequence[Leaf], values: Sequence[Any]) -> list[Tensor] | None:
+def smaller_graph(program: Placed, leaves: Sequence[Leaf], values: Sequence[Any]) -> list[Tensor] | None:
     """The leaves of the example without some of its atoms; None if that cannot be made.
 
     Args:
@@ -113,7 +113,7 @@ def smaller_graph(program: Program, leaves: Sequence[Leaf], values: Sequence[Any
     numbers = {name: k.cumsum(0) - 1 for name, k in keep.items()}
     counts = {sizes[name]: int(k.sum()) for name, k in reversed(keep.items())}  # of equal sizes, the first space's
     cut = []
-    for i, (leaf, shape) in enumerate(zip(leaves, program.capture.sizes, strict=True)):
+    for i, (leaf, shape) in enumerate(zip(leaves, program.captured.sizes, strict=True)):
         tensor = leaf.tensor.detach().clone()
         flat = tensor.reshape(-1)
         for space, where in targets[""].get(i, {}).items():
@@ -156,9 +156,9 @@ def _cluster(n_atoms: int, pointers: Sequence[Tensor]) -> Tensor:
     return found
 
 
-def _sizes(program: Program, leaves: Sequence[Leaf]) -> dict[str, int]:
+def _sizes(program: Placed, leaves: Sequence[Leaf]) -> dict[str, int]:
     sizes = {}
-    for leaf, shape in zip(leaves, program.capture.sizes, strict=True):
+    for leaf, shape in zip(leaves, program.captured.sizes, strict=True):
         for size, n in zip(shape, leaf.tensor.shape, strict=True):
             space = program.space_of(program.size(size))
             if space is not None:
@@ -167,7 +167,7 @@ def _sizes(program: Program, leaves: Sequence[Leaf]) -> dict[str, int]:
     return sizes | joined
 
 
-def _targets(program: Program, leaves: Sequence[Leaf]) -> dict[str, Any]:
+def _targets(program: Placed, leaves: Sequence[Leaf]) -> dict[str, Any]:
     """Which elements of the leaves are row numbers, and of which space.
 
     Returns:

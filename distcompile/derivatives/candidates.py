@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..api import DistributedModel, compile
+from ..api import compile
 from ..check.validate import CHECKED
 from ..errors import DerivativeError, NoIndexSpaceError
 from ..ir.tree import Leaf, flatten
+from ..model import DistributedModel
 from .products import Choice, Products
 
 Args = tuple[Any, ...]
@@ -77,11 +78,12 @@ def derivatives(model: DistributedModel, args: Args, positions: str, energy: Cho
 
 def _compiled(products: Products, model: DistributedModel, args: Args) -> DistributedModel:
     leaf = next(leaf.tensor for leaf in flatten(args)[0] if leaf.path == products.positions)
+    how = model.settings
     given = (*args, _weights(leaf))
     with warnings.catch_warnings():
         if leaf.numel() // 3 <= 2 * CHECKED:  # it is checked on this graph itself
             warnings.filterwarnings("ignore", "distcompile could not check")
-        compiled = compile(products, given, world=model.world, lowering=model.lowering, memory=model.memory)
+        compiled = compile(products, given, world=how.world, lowering=how.lowering, memory=how.memory)
     compiled.trains = False
     return compiled
 
@@ -173,7 +175,7 @@ def positions_in(model: DistributedModel, args: Args, results: Sequence[Leaf]) -
     except NoIndexSpaceError:
         shapes = [r.tensor.shape for r in results]
         return [leaf.path for leaf in rows if leaf.tensor.shape in shapes] or [leaf.path for leaf in rows]
-    sizes = zip(flatten(args, counts=True)[0], program.capture.sizes, strict=True)
+    sizes = zip(flatten(args, counts=True)[0], program.captured.sizes, strict=True)
     counted = [(leaf.path, program.space_of(program.size(shape[0]))) for leaf, shape in sizes if shape]
     atoms = {path for path, space in counted if space is program.spaces[0]}
     return [leaf.path for leaf in rows if leaf.path in atoms]

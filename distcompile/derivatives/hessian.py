@@ -6,6 +6,7 @@ with a vector that is one in one place. Memory is that of one product, however m
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..api import DistributedModel, arguments, compiled_for
+from ..api import compiled_for
 from ..calculators.calculator import calculate, distribute, forget, received
 from ..errors import DerivativeError
-from ..runtime.world import World
+from ..model import DistributedModel, Settings, arguments
+from ..runtime.world import World, default_world
 from ..show.progress import counting
 from .candidates import Args, Derivatives, Picks, derivatives, energies_in, factor, found, tensors
 from .products import Choice
@@ -79,10 +81,10 @@ def hessian(
 def _compiled(model: Any, graph: Any, world: World | None, memory: int | None) -> DistributedModel:
     """A model that was compiled already, or is now."""
     if not isinstance(model, DistributedModel):
-        return compiled_for(model, graph, world=world, memory=memory)[0]
+        return compiled_for(model, graph, Settings(default_world() if world is None else world, memory))[0]
     other = model if world in (None, model.world) else model.on(world)
-    if memory is not None and memory != other.memory:
-        return compiled_for(model.stock, graph, world=other.world, memory=memory, lowering=model.lowering)[0]
+    if memory is not None and memory != other.settings.memory:
+        return compiled_for(model.stock, graph, dataclasses.replace(other.settings, memory=memory))[0]
     return other
 
 

@@ -1,10 +1,13 @@
-"""The program that passes rewrite."""
+"""The program that passes rewrite: one record a stage, each with all that the stages before it found.
+
+Captured -> Normal -> Split -> Placed -> Distributed -> Tiled -> Runnable
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import sympy
 import torch
@@ -84,47 +87,20 @@ class Output:
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """A captured call on its way through the pipeline; each pass returns a new one.
+class Normal:
+    """A captured call as one graph of operators, each thing said in one way."""
 
-    `index_program` runs once on the whole graph object: everything that only moves or computes integers. Its
-    results are cut into rows for each rank; `graph` is what ranks run on them.
-    """
-
-    capture: Captured
+    captured: Captured
     graph: fx.GraphModule
-    tiled: fx.GraphModule | None = None
-    """The graph as calls of regions that run block by block; what ranks run unless they differentiate."""
-    index_program: fx.GraphModule | None = None
-    inputs: tuple[Input, ...] = ()
-    outputs: tuple[Output, ...] = ()
-    spaces: tuple[Space, ...] = ()
-    halo_spaces: tuple[Space, ...] = ()
-    """Spaces of halo rows, on which a rank computes what would cost more to send."""
-    some_spaces: tuple[Space, ...] = ()
-    """Some rows of a space: all that matter of a value that crosses."""
-    least: tuple[tuple[str, int], ...] = ()
-    """(space, bytes): what has to cross for each halo row, were work free: every value once, at its narrowest."""
-    pointers: tuple[Pointer, ...] = ()
-    ranges: tuple[Range, ...] = ()
-    conditions: tuple[tuple[sympy.Symbol, int], ...] = ()
-    """(symbol, index output): numbers that the model branched on, or took for sizes."""
     merged: tuple[tuple[sympy.Symbol, sympy.Expr], ...] = ()
-    """Symbols that inference found to be the size of one space, with its representative."""
-    may_be_less: frozenset[sympy.Symbol] = frozenset()
-    """Numbers among these that may be less than their space has rows: the largest row number that anybody points at."""
-    read: tuple[tuple[torch.Tensor, int], ...] = ()
-    """(buffer, version): buffers of the model whose values were compiled in."""
-
-    @property
-    def row_spaces(self) -> tuple[Space, ...]:
-        """All spaces that values have rows of on a rank."""
-        return (*self.spaces, *self.halo_spaces)
+    """Symbols that were found to be the size of one space, with its representative."""
+    compiled_in: tuple[tuple[torch.Tensor, int], ...] = ()
+    """(buffer, version): buffers of the model whose values the graph was made for."""
 
     @property
     def is_current(self) -> bool:
         """Whether the values that were compiled in still are those of the model."""
-        return all(buffer._version == version for buffer, version in self.read)
+        return all(buffer._version == version for buffer, version in self.compiled_in)
 
     @functools.cached_property
     def _merged(self) -> dict[sympy.Symbol, sympy.Expr]:
@@ -135,14 +111,45 @@ class Program:
         if isinstance(value, int):  # as most are
             return sympy.Integer(value)
         is_expression = not isinstance(value, torch.SymInt)  # of which a pass may have found more since
-        expr = self.capture.raw_size(value) if is_expression else self.capture.size(value)
+        expr = self.captured.raw_size(value) if is_expression else self.captured.size(value)
         while expr.free_symbols & self._merged.keys():
-            expr = self.capture.size(expr.xreplace(self._merged))
+            expr = self.captured.size(expr.xreplace(self._merged))
         return expr
 
     def shape(self, node: fx.Node) -> tuple[sympy.Expr, ...]:
         """The shape of a tensor node in the symbols of the spaces."""
         return tuple(self.size(n) for n in node.meta["val"].shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split(Normal):
+    """A call in two programs: one of integers for the whole graph object, and one that ranks run on their rows."""
+
+    index_program: fx.GraphModule = dataclasses.field(kw_only=True)
+    """Runs once on the whole graph object: everything that only moves or computes integers. Its results are cut into
+    rows for each rank."""
+    inputs: tuple[Input, ...] = dataclasses.field(kw_only=True)
+    """One for each placeholder of `graph`, found by its name."""
+    outputs: tuple[Output, ...] = dataclasses.field(kw_only=True)
+    conditions: tuple[tuple[sympy.Symbol, int], ...] = dataclasses.field(kw_only=True)
+    """(symbol, index output): numbers that the model branched on, or took for sizes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed(Split):
+    """A program whose index spaces are known; when its stage is over, every node carries its `Placement`, too."""
+
+    spaces: tuple[Space, ...] = dataclasses.field(kw_only=True)
+    """Atoms first."""
+    pointers: tuple[Pointer, ...] = dataclasses.field(kw_only=True)
+    ranges: tuple[Range, ...] = dataclasses.field(kw_only=True)
+    may_be_less: frozenset[sympy.Symbol] = dataclasses.field(kw_only=True)
+    """Merged symbols that may be less than their space has rows: the largest row number that anybody points at."""
+
+    @property
+    def row_spaces(self) -> tuple[Space, ...]:
+        """All spaces that values have rows of on a rank."""
+        return self.spaces
 
     def space_of(self, size: sympy.Expr) -> Space | None:
         """The space whose size `size` is, if any."""
@@ -153,27 +160,72 @@ class Program:
         return next(s for s in self.spaces if s.name == name)
 
 
+@dataclasses.dataclass(frozen=True)
+class Distributed(Placed):
+    """A program that is right on any number of ranks: messages are part of it."""
+
+    halo_spaces: tuple[Space, ...] = ()
+    """Spaces of halo rows, on which a rank computes what would cost more to send."""
+    thinned_spaces: tuple[Space, ...] = ()
+    """Some rows of a space: all that matter of a value that crosses."""
+    narrowest: tuple[tuple[str, int], ...] = ()
+    """(space, bytes): what has to cross for each halo row, were work free: every value once, at its narrowest."""
+
+    @property
+    def row_spaces(self) -> tuple[Space, ...]:
+        """All spaces that values have rows of on a rank, halo rows among them."""
+        return (*self.spaces, *self.halo_spaces)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiled(Distributed):
+    """A program in an order to run: regions, block by block, and messages between them.
+
+    `graph` stays beside `tiled`: ranks run it when they differentiate.
+    """
+
+    tiled: fx.GraphModule = dataclasses.field(kw_only=True)
+    """The graph as calls of regions."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Runnable(Tiled):
+    """A program whose regions are as they run: operator by operator, or as machine code."""
+
+
+P = TypeVar("P", bound=Normal)
+T = TypeVar("T", bound=Tiled)
+
+
+def grown(program: Normal, record: type[P], **found: Any) -> P:
+    """The next record of a program: what it held, and what was found since. A new graph is checked."""
+    if "graph" in found:
+        found["graph"].graph.lint()
+        found["graph"].recompile()
+    held = {field.name: getattr(program, field.name) for field in dataclasses.fields(program)}
+    return record(**{**held, **found})
+
+
 def is_random(node: fx.Node) -> bool:
     """Whether an operator draws random numbers: run again, or in another order, it gives others."""
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
-def copy_tiled(program: Program) -> fx.GraphModule:
+def copy_tiled(program: Tiled) -> fx.GraphModule:
     """Return a copy of a program's tiled graph to rewrite. Regions are shared."""
-    assert program.tiled is not None
     graph = fx.Graph()
     graph.output(graph.graph_copy(program.tiled.graph, {}))
     return graph_module(program.tiled, graph)
 
 
-def replace_tiled(program: Program, module: fx.GraphModule) -> Program:
+def replace_tiled(program: T, module: fx.GraphModule) -> T:
     """Return `program` with a rewritten tiled graph, checked."""
     module.graph.lint()
     module.recompile()
     return dataclasses.replace(program, tiled=module)
 
 
-def replace_graph(program: Program, module: fx.GraphModule, **changes: Any) -> Program:
+def replace_graph(program: P, module: fx.GraphModule, **changes: Any) -> P:
     """Return `program` with a rewritten graph, checked."""
     module.graph.lint()
     module.recompile()

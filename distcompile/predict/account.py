@@ -12,7 +12,7 @@ import sympy
 import torch
 from torch import fx
 
-from ..ir import META, WHOLE_RULE, Halo, Placement, Program, Space, placement
+from ..ir import META, WHOLE_RULE, Halo, Placement, Space, Tiled, placement
 from ..ir.text import short, short_name
 from ..ir.user_code import user_frame
 from ..passes.schedule.storage import storage
@@ -55,7 +55,7 @@ class Collective:
         return sizes[self.space] - owned[self.space] if self.to_all else halo[self.space]
 
 
-def collectives(program: Program) -> list[Collective]:
+def collectives(program: Tiled) -> list[Collective]:
     """Every collective of `program`, in order."""
     found = []
     for node in program.graph.graph.nodes:
@@ -108,9 +108,8 @@ class Work:
     """Results that are put together on every rank: the space of their rows, and bytes of each."""
 
 
-def work(program: Program) -> Work:
+def work(program: Tiled) -> Work:
     """What an evaluation of a tiled program takes."""
-    assert program.tiled is not None
     rows = {s.name: RowWork(0.0, 0.0) for s in program.row_spaces if s.sharded}
     operators = sum(n.op == "call_function" for n in program.tiled.graph.nodes)
     for region in program.tiled.children():
@@ -127,9 +126,8 @@ def work(program: Program) -> Work:
     return Work(rows, operators, tuple(_messages(program)), sums, tuple(_results(program)))
 
 
-def _messages(program: Program) -> Iterator[tuple[Collective, ...]]:
+def _messages(program: Tiled) -> Iterator[tuple[Collective, ...]]:
     """Halo exchanges and reductions by the message in which they leave."""
-    assert program.tiled is not None
     spaces = {i.name: str(i.space) for i in program.inputs}
     left: dict[tuple[str, str], list[Collective]] = {}
     for c in [c for c in collectives(program) if not c.to_all]:
@@ -143,14 +141,14 @@ def _messages(program: Program) -> Iterator[tuple[Collective, ...]]:
     return (tuple(message) for message in shared.values())
 
 
-def _row(program: Program, node: fx.Node, space: str) -> float:
+def _row(program: Tiled, node: fx.Node, space: str) -> float:
     """Bytes of a row of a value of a region's body; 0 for what every block reads whole."""
     found = rows_of(node) if META in node.meta else None
     size = bytes_per_row(program, node) if found is not None and found.space.name == space else 0.0
     return size if math.isfinite(size) else 0.0
 
 
-def _results(program: Program) -> Iterator[tuple[str, int]]:
+def _results(program: Tiled) -> Iterator[tuple[str, int]]:
     """What is put together on every rank: results, and rows that stretches which run whole are given."""
     for c in collectives(program):
         if c.to_all:
@@ -177,7 +175,7 @@ class Stretch:
     """Of all of them together."""
 
 
-def stretches(program: Program, sizes: Mapping[str, int] | None = None) -> list[Stretch]:
+def stretches(program: Tiled, sizes: Mapping[str, int] | None = None) -> list[Stretch]:
     """What runs whole on every rank.
 
     Args:
@@ -195,23 +193,23 @@ def stretches(program: Program, sizes: Mapping[str, int] | None = None) -> list[
     return [_stretch(program, nodes, known) for nodes in members.values()]
 
 
-def _stretch(program: Program, nodes: list[fx.Node], known: Mapping[sympy.Symbol, int]) -> Stretch:
+def _stretch(program: Tiled, nodes: list[fx.Node], known: Mapping[sympy.Symbol, int]) -> Stretch:
     begin = next((n for n in nodes if WHY in n.meta), nodes[0])
     moved = sum(_bytes(program, n, known) for node in nodes for n in (node, *node.all_input_nodes))
     flops = sum(_product(program, node, known) for node in nodes)
     return Stretch(short(begin), begin.meta.get(WHY, ""), place(begin), len(nodes), RowWork(moved, flops))
 
 
-def _of_all_rows(program: Program, sizes: Mapping[str, int] | None) -> dict[sympy.Symbol, int]:
+def _of_all_rows(program: Tiled, sizes: Mapping[str, int] | None) -> dict[sympy.Symbol, int]:
     """The values of all sizes of which every rank has all rows."""
-    hint = program.capture.hint
+    hint = program.captured.hint
     whole = [s for s in program.spaces if not s.sharded]
     if sizes is not None:
         return {s.symbol: sizes[s.name] for s in whole}
     return {s.symbol: hint((s.all_of or s).symbol) for s in whole}
 
 
-def _product(program: Program, node: fx.Node, known: Mapping[sympy.Symbol, int]) -> float:
+def _product(program: Tiled, node: fx.Node, known: Mapping[sympy.Symbol, int]) -> float:
     """Floating-point operations of a matrix product of all rows; 0 for other operators."""
     inner = product_length(program, node)
     if inner is None:
@@ -231,7 +229,7 @@ def place(node: fx.Node) -> str:
     return f"{file.rpartition('/')[2]}:{line} {function}"
 
 
-def peak_bytes(program: Program, sizes: Mapping[str, int], halos: Mapping[str, int]) -> int:
+def peak_bytes(program: Tiled, sizes: Mapping[str, int], halos: Mapping[str, int]) -> int:
     """Bytes of live tensors at the peak of one rank's run of the graph, inputs included, parameters not.
 
     A region holds its inputs and results whole and the values of its body for one block of rows a thread.
@@ -241,7 +239,6 @@ def peak_bytes(program: Program, sizes: Mapping[str, int], halos: Mapping[str, i
         sizes: owned rows of every space.
         halos: halo rows of every sharded space.
     """
-    assert program.tiled is not None
     rows_here = {s.name: halos[s.halo_of.name] if s.halo_of else sizes[s.name] for s in program.row_spaces}
     known = {s.symbol: rows_here[s.name] for s in program.row_spaces}
     nodes = list(program.tiled.graph.nodes)
@@ -290,7 +287,7 @@ def _is_result(node: fx.Node) -> bool:
 
 
 def _bytes(
-    program: Program, node: fx.Node, known: Mapping[sympy.Symbol, int], halos: Mapping[str, int] | None = None
+    program: Tiled, node: fx.Node, known: Mapping[sympy.Symbol, int], halos: Mapping[str, int] | None = None
 ) -> int:
     values = node.meta.get("val")
     places = node.meta.get(META)

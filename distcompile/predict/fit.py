@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 
 from ..errors import InputError
-from ..ir import Program
-from ..passes.schedule.bucket_messages import bucket_messages
-from ..passes.schedule.overlap import overlap
-from ..passes.schedule.tile import HOLD, tile
+from ..ir import Runnable, Tiled
+from ..passes import run, schedule
+from ..passes.schedule.tile import HOLD
 from ..runtime.division.plan import Division
 from ..runtime.execution.memory import free, share
 from ..runtime.world import World
@@ -31,18 +30,22 @@ SPARED = 0.2
 class Fit:
     """Chooses among the tilings of one program."""
 
-    def __init__(self, program: Program, memory: int | None, lowered: Callable[[Program], Program]) -> None:
+    def __init__(
+        self, program: Tiled, memory: int | None, lowered: Callable[[Tiled], Runnable], without: Collection[str] = ()
+    ) -> None:
         """
         Args:
             program: a tiled program.
             memory: bytes that a rank may use; None for what is free, of which no more is used than saves much work.
             lowered: makes a tiling ready to run.
+            without: names of passes to leave out when it is tiled once more.
         """
         self.program, self.memory = program, memory
-        self._lowered = lowered
+        self._lowered, self._without = lowered, without
         self._tilings = {HOLD: program}
+        self._runnable: dict[float, Runnable] = {}
 
-    def __call__(self, sizes: dict[str, int], division: Division, free: int | None) -> Program:
+    def __call__(self, sizes: dict[str, int], division: Division, free: int | None) -> Runnable:
         """The program to run for a division, the same on every rank.
 
         Args:
@@ -53,32 +56,38 @@ class Fit:
         Raises:
             InputError: no tiling needs as little as there is.
         """
-        program, need = self.choose(sizes, division, free)
+        hold, need = self.choose(sizes, division, free)
         if self.memory is not None and need > self.memory:
             raise InputError(_refusal(need, self.memory, f"memory={self.memory} ", ", or raise memory=", division))
         if self.memory is None and free is not None and need > free:
             raise InputError(_refusal(need, free, "what is free there ", ", or a machine with more memory", division))
-        return self._lowered(program)
+        return self.runnable(hold)
 
-    def choose(self, sizes: dict[str, int], division: Division, free: int | None) -> tuple[Program, int]:
-        """The first tiling that suffices, or the one that needs least, and what it needs on the fullest rank."""
+    def choose(self, sizes: dict[str, int], division: Division, free: int | None) -> tuple[float, int]:
+        """What memory costs in the first tiling that suffices, or in the one that needs least, and what that needs."""
         limit = self.memory
         if limit is None and free is not None:
             limit = int((1 - SPARED) * free)
-        best, least = self.program, math.inf
+        best, least = HOLD, math.inf
         for hold in (*(CHEAPER if self.memory is not None else ()), HOLD, *DEARER):
-            program = self._tiling(hold)
-            need = max(needs(program, sizes, division))
+            need = max(needs(self.tiling(hold), sizes, division))
             if need < least:
-                best, least = program, need
+                best, least = hold, need
             if limit is None or least <= limit:
                 break
         return best, int(least)
 
-    def _tiling(self, hold: float) -> Program:
+    def tiling(self, hold: float) -> Tiled:
+        """The program where holding a byte costs so much."""
         if hold not in self._tilings:
-            self._tilings[hold] = bucket_messages(overlap(tile(self.program, hold)))
+            self._tilings[hold] = run(self.program, (schedule(hold),), without=self._without)
         return self._tilings[hold]
+
+    def runnable(self, hold: float = HOLD) -> Runnable:
+        """The same as it runs."""
+        if hold not in self._runnable:
+            self._runnable[hold] = self._lowered(self.tiling(hold))
+        return self._runnable[hold]
 
 
 def _refusal(need: int, limit: int, what: str, otherwise: str, division: Division) -> str:
@@ -95,7 +104,7 @@ def free_here(world: World, device: torch.device) -> int | None:
     return share([free(device)] * ranks)
 
 
-def needs(program: Program, sizes: dict[str, int], division: Division) -> list[int]:
+def needs(program: Tiled, sizes: dict[str, int], division: Division) -> list[int]:
     """Per rank, the bytes that an evaluation is predicted to take at its peak."""
     return [peak_bytes(program, {**sizes, **rows}, halos) for rows, halos in rows_of_ranks(division)]
 

@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from ..ir import Program, halo_name
+from ..ir import Tiled, halo_name
 from ..runtime.division.partition import Partition
 from ..runtime.division.plan import Division
 from .account import NOTHING, RowWork, stretches
@@ -55,7 +55,7 @@ class Survey:
         return owned | {halo_name(name): space.halo for name, space in self.spaces.items()}
 
 
-def survey(program: Program, sizes: dict[str, int], division: Division) -> Survey:
+def survey(program: Tiled, sizes: dict[str, int], division: Division) -> Survey:
     """Count what every rank of a division holds.
 
     Args:

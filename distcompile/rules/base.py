@@ -15,7 +15,7 @@ import sympy
 from torch import fx
 
 from ..errors import UnsupportedOp
-from ..ir import Dim, Factor, Placement, Program, Space, placement
+from ..ir import Dim, Factor, Placed, Placement, Space, placement
 from ..ir.user_code import user_line
 
 Rule = Callable[["Context", fx.Node], Placement | tuple[Placement, ...]]
@@ -30,7 +30,7 @@ class Refused(Exception):  # noqa: N818  caught by the place pass, never seen by
 class Context:
     """What rules may ask about operands."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Placed) -> None:
         self.program = program
 
     def of(self, node: Any) -> Placement:

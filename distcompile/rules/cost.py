@@ -8,7 +8,7 @@ import sympy
 import torch
 from torch import fx
 
-from ..ir import Program, is_random
+from ..ir import Placed, is_random
 from .indexing import accesses
 from .pointwise import is_pointwise
 from .shape import VIEWS
@@ -25,7 +25,7 @@ _PRODUCTS = {aten.mm.default: 0, aten.bmm.default: 0, aten.addmm.default: 1, ate
 """Matrix products, and the position of the first factor."""
 
 
-def bytes_per_row(program: Program, node: fx.Node) -> float:
+def bytes_per_row(program: Placed, node: fx.Node) -> float:
     """Bytes of one row of a value."""
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor):
@@ -33,23 +33,23 @@ def bytes_per_row(program: Program, node: fx.Node) -> float:
     return math.prod(_width(program, size) for size in program.shape(node)) * value.element_size()
 
 
-def _width(program: Program, size: sympy.Expr) -> int:
+def _width(program: Placed, size: sympy.Expr) -> int:
     """Entries of a row in a dimension: 3 in ``3*edges``; of a length of each graph, as many as the example had."""
     if size.is_Integer:
         return int(size)
     space = program.space_of(size)  # of its own may be 2*edges
     if space is not None:
-        return 1 if space.sharded else program.capture.hint((space.all_of or space).symbol)
+        return 1 if space.sharded else program.captured.hint((space.all_of or space).symbol)
     number = size.as_coeff_Mul()[0]
     return int(number) if number.is_Integer else 1
 
 
-def load_per_row(program: Program, node: fx.Node) -> float:
+def load_per_row(program: Placed, node: fx.Node) -> float:
     """What loading one row of a value costs, in bytes; of a value and its transpose, better the value."""
     return bytes_per_row(program, node) * (1.001 if node.target in _FREE else 1.0)
 
 
-def work_per_row(program: Program, node: fx.Node) -> float:
+def work_per_row(program: Placed, node: fx.Node) -> float:
     """What computing one row of an operator costs, in bytes moved in the same time."""
     if is_random(node):
         return math.inf  # a random number drawn again is another one
@@ -65,7 +65,7 @@ def work_per_row(program: Program, node: fx.Node) -> float:
     return (0.3 if is_pointwise(node.target) else 1.0) * size
 
 
-def product_flops(program: Program, node: fx.Node) -> float:
+def product_flops(program: Placed, node: fx.Node) -> float:
     """Floating-point operations of one row of a matrix product; 0 for other operators."""
     inner = product_length(program, node)
     if inner is None:
@@ -74,7 +74,7 @@ def product_flops(program: Program, node: fx.Node) -> float:
     return 2 * (int(inner) if inner.is_Integer else 1) * elements
 
 
-def product_length(program: Program, node: fx.Node) -> sympy.Expr | None:
+def product_length(program: Placed, node: fx.Node) -> sympy.Expr | None:
     """How many products are added up for each element of a matrix product; None for other operators."""
     if node.target not in _PRODUCTS:
         return None

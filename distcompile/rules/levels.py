@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from ..ir import META, Placement, Program, Space
+from ..ir import META, Placed, Placement, Space
 from .indexing import accesses, reduction
 
 aten = torch.ops.aten
@@ -113,7 +113,7 @@ def constant_of(fresh: fx.Node) -> Any:
     return fresh.args[1]
 
 
-def levels(program: Program) -> dict[fx.Node, Work]:
+def levels(program: Placed) -> dict[fx.Node, Work]:
     """The `Work` of every operator of the rewritten graph, in order."""
     found: dict[fx.Node, Work] = {}
     order = {space: i for i, space in enumerate(program.row_spaces)}

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from ..ir import Program
+from ..ir import Tiled
 from ..ir.text import short
 from ..predict.account import collectives, stretches
 from ..runtime.execution.tiles import Region
@@ -15,7 +15,7 @@ from ..runtime.operators.halo import COLLECTIVES, STARTS
 from ..runtime.operators.messages import wait
 
 
-def explain(program: Program) -> str:
+def explain(program: Tiled) -> str:
     """Spaces, pointers and every collective of a program, as text."""
     graph, index = program.graph.graph, program.index_program
     assert index is not None
@@ -54,17 +54,17 @@ def explain(program: Program) -> str:
     if not found:
         lines.append("  none")
     lines += _whole(program)
-    if program.least:
+    if program.narrowest:
         lines += ["", "Bytes that cross for each halo row, and the least that may: all once, narrowest, were work free"]
-    for name, least in program.least:
-        here = {name, *(s.name for s in program.some_spaces if s.some_of is not None and s.some_of.name == name)}
+    for name, least in program.narrowest:
+        here = {name, *(s.name for s in program.thinned_spaces if s.some_of is not None and s.some_of.name == name)}
         crossing = sum(c.row_bytes for c in found if c.space in here and not c.to_all)
         lines.append(f"  {name:<8} {crossing:>7} {least:>7}")
     lines += ["", "Regions, which run block by block, and messages (>>), in order", *_schedule(program)]
     return "\n".join(lines) + "\n"
 
 
-def _whole(program: Program) -> list[str]:
+def _whole(program: Tiled) -> list[str]:
     """What runs on all rows on every rank, with what it costs."""
     found = stretches(program)
     lines = ["", "Whole on every rank, as no rule divides it; bytes and products of the example"] if found else []
@@ -74,7 +74,7 @@ def _whole(program: Program) -> list[str]:
     return lines
 
 
-def _schedule(program: Program) -> Iterator[str]:
+def _schedule(program: Tiled) -> Iterator[str]:
     """What a rank runs, one after the other."""
     tiled = program.tiled
     assert tiled is not None
@@ -109,5 +109,5 @@ def _which_rows(call: fx.Node) -> str:
     return ", interior rows" if first[0] == 0 else ", the other rows"
 
 
-def _label(program: Program, position: int) -> str:
+def _label(program: Tiled, position: int) -> str:
     return program.inputs[position].label

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..ir import META, Placement, Program
+from ..ir import META, Placed, Placement
 from ..ir.text import DTYPES, Names, short
 from ..runtime.operators.halo import COLLECTIVES
 
 
-def show_program(program: Program) -> str:
+def show_program(program: Placed) -> str:
     """The spaces, pointers, inputs and operators of `program`, collectives marked by ``>>``."""
     lines = ["spaces"]
     lines += [f"  {s.name}{'' if s.sharded else ' (on every rank)'}" for s in program.spaces]
@@ -25,7 +25,7 @@ def show_program(program: Program) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _lines(program: Program) -> list[str]:
+def _lines(program: Placed) -> list[str]:
     names = Names()
     kinds = {i.name: i.kind for i in program.inputs}
     lines = []
@@ -54,12 +54,12 @@ def _kwargs(node: fx.Node) -> list[tuple[str, Any]]:
     ]
 
 
-def show_type(program: Program, node: fx.Node) -> str:
+def show_type(program: Placed, node: fx.Node) -> str:
     """The dtype and the dimensions of a tensor node, with spaces by name: ``f32[atoms, 64]``."""
     return _type(program, node)
 
 
-def _type(program: Program, node: fx.Node) -> str:
+def _type(program: Placed, node: fx.Node) -> str:
     value = node.meta.get("val")
     if node.op == "get_attr":
         value = getattr(program.graph, str(node.target))

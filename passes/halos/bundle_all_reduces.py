@@ -14,14 +14,14 @@ from typing import Any
 
 from torch import fx
 
-from ...ir import META, Placement, Program, replace_graph
+from ...ir import META, Distributed, Placement, replace_graph
 from ...ir.graphs import copy_graph
 from ...rules.levels import levels
 from ...runtime.operators.halo import all_reduce, all_reduces
 from ..spaces.place import placements
 
 
-def bundle_all_reduces(program: Program) -> Program:
+def bundle_all_reduces(program: Distributed) -> Distributed:
     """Return `program` with one message for all values that can be made whole at once."""
     module, nodes = copy_graph(program.graph)
     ready = {nodes[node]: work.available for node, work in levels(program).items()}

@@ -21,7 +21,7 @@ import sympy
 import torch
 from torch import fx
 
-from ...ir import META, Placement, Program, Space, is_random
+from ...ir import META, Distributed, Placement, Space, is_random
 from ...rules.cost import bytes_per_row, work_per_row
 from ...rules.levels import Work, is_size, rows_of, tables_of
 from ...rules.linear import is_linear
@@ -40,7 +40,9 @@ _LEAST = 1e-3
 class HaloRows:
     """What may happen on the halo rows of one space."""
 
-    def __init__(self, program: Program, module: fx.GraphModule, work: Mapping[fx.Node, Work], space: Space) -> None:
+    def __init__(
+        self, program: Distributed, module: fx.GraphModule, work: Mapping[fx.Node, Work], space: Space
+    ) -> None:
         self.program, self.module, self.work, self.space = program, module, work, space
         self.exchanges = [n for n in module.graph.nodes if n.target is halo_exchange and self._is_here(n)]
         sums = [n for n in module.graph.nodes if n.target is halo_reduce and len(n.args) == 5]

@@ -15,13 +15,13 @@ from typing import Any
 
 from torch import fx
 
-from ...ir import META, Placement, Program, replace_graph
+from ...ir import META, Distributed, Placement, replace_graph
 from ...ir.graphs import copy_graph
 from ...runtime.operators.halo import all_reduce
 from ..spaces.place import WHOLE, placements
 
 
-def insert_all_reduces(program: Program) -> Program:
+def insert_all_reduces(program: Distributed) -> Distributed:
     """Return `program` with an all_reduce on every partial value that is needed whole."""
     module, _ = copy_graph(program.graph)
     whole: dict[fx.Node, fx.Node] = {}

@@ -17,7 +17,20 @@ from typing import Any
 import torch
 from torch import fx
 
-from ...ir import META, Access, Dim, Halo, Input, InputKind, Placement, Program, Space, placement, replace_graph
+from ...ir import (
+    META,
+    Access,
+    Dim,
+    Distributed,
+    Halo,
+    Input,
+    InputKind,
+    Placed,
+    Placement,
+    Space,
+    grown,
+    placement,
+)
 from ...ir.graphs import copy_graph
 from ...rules.indexing import accesses, reduction
 from ...rules.levels import continues
@@ -27,7 +40,7 @@ from ..spaces.pointers import pointer_root
 aten = torch.ops.aten
 
 
-def insert_halos(program: Program) -> Program:
+def insert_halos(program: Placed) -> Distributed:
     """Return `program` with a halo exchange or reduction at every access that may leave the rank."""
     module, _ = copy_graph(program.graph)
     pointers = {p.name: p for p in program.pointers}
@@ -45,7 +58,7 @@ def insert_halos(program: Program) -> Program:
                 _exchange_before(node, access, pointer.target, plans)
             elif node not in chained:
                 chained.update(_reduce_after(node, access, pointer.target, plans))
-    return replace_graph(program, module, inputs=(*program.inputs, *plans.inputs))
+    return grown(program, Distributed, graph=module, inputs=(*program.inputs, *plans.inputs))
 
 
 class Plans:

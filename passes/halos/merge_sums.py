@@ -16,14 +16,14 @@ from typing import Any
 
 from torch import fx
 
-from ...ir import META, Placement, Program, replace_graph
+from ...ir import META, Placed, Placement, replace_graph
 from ...ir.graphs import copy_graph
 from ...rules.indexing import accesses, is_zero, reduction
 from ...rules.levels import Work, is_simple, levels
 from ..simplify.sums import replace_sum, roots_of_sums, summands
 
 
-def merge_sums(program: Program) -> Program:
+def merge_sums(program: Placed) -> Placed:
     """Return `program` with sums of scatters as one chain of scatters into one table."""
     module, nodes = copy_graph(program.graph)
     order = {space: i for i, space in enumerate(program.spaces)}

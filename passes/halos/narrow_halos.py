@@ -25,7 +25,7 @@ from torch import fx
 from torch._dynamo.source import ConstantSource
 from torch.fx.experimental.symbolic_shapes import DimDynamic
 
-from ...ir import META, Input, Placement, Program, Space, halo_name, replace_graph
+from ...ir import META, Distributed, Input, Placement, Space, halo_name, replace_graph
 from ...ir.graphs import copy_graph, copy_node
 from ...ir.sizes import size_nodes
 from ...rules.levels import is_size, levels
@@ -41,16 +41,16 @@ _FREE_WORK = 1e6
 """What sending a byte costs where work costs next to nothing."""
 
 
-def narrow_halos(program: Program, sent: float = SENT) -> Program:
+def narrow_halos(program: Distributed, sent: float = SENT) -> Distributed:
     """Return `program` with exchanges and reductions where they are narrowest; `sent` says how dear messages are."""
     least: list[tuple[str, int]] = []
     for space in program.spaces:
         program, bound = _narrow(program, space, sent)
         least += [(space.name, bound)] if bound else []
-    return dataclasses.replace(program, least=tuple(least))
+    return dataclasses.replace(program, narrowest=tuple(least))
 
 
-def _narrow(program: Program, space: Space, sent: float) -> tuple[Program, int]:
+def _narrow(program: Distributed, space: Space, sent: float) -> tuple[Distributed, int]:
     """The rewritten program, and the least bytes that may cross for each halo row of the space."""
     module, nodes = copy_graph(program.graph)
     work = {nodes[node]: found for node, found in levels(program).items()}
@@ -70,7 +70,7 @@ class _Rewriter:
     def __init__(self, halos: HaloRows, cut: Cut) -> None:
         self.halos, self.cut = halos, cut
         self.program, self.graph = halos.program, halos.module.graph
-        env = self.program.capture.shape_env
+        env = self.program.captured.shape_env
         self.symbol = env.create_symbol(1009, ConstantSource(f"halo_of_{halos.space}"), DimDynamic.DYNAMIC)
         self.space = Space(halo_name(halos.space.name), self.symbol, halo_of=halos.space)
         self.inputs = list(self.program.inputs)
@@ -83,7 +83,7 @@ class _Rewriter:
         self.apart: dict[fx.Node, fx.Node] = {}
         """By pushed sum, what halo rows contribute to it."""
 
-    def rewrite(self) -> Program:
+    def rewrite(self) -> Distributed:
         order = [n for n in self.graph.nodes if n.op != "output"]
         kept = self._kept()
         for node in order:
@@ -179,7 +179,7 @@ class _Rewriter:
             return torch.empty(shape, dtype=value.dtype, device=value.device)
 
     def _symint(self, expr: sympy.Expr) -> Any:
-        env = self.program.capture.shape_env
+        env = self.program.captured.shape_env
         return int(expr) if expr.is_Integer else env.create_symintnode(expr, hint=None)
 
     def _dim(self, node: fx.Node) -> int:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from torch import fx
 
-from ...ir import Program, replace_graph
+from ...ir import Distributed, replace_graph
 from ...ir.graphs import copy_graph
 from ...runtime.operators.halo import halo_exchange
 
 
-def share_exchanges(program: Program) -> Program:
+def share_exchanges(program: Distributed) -> Distributed:
     """Return `program` with one halo exchange per exchanged value."""
     module, _ = copy_graph(program.graph)
     first: dict[tuple[object, ...], fx.Node] = {}

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from torch import fx
 
-from ...ir import Program, Space, replace_graph
+from ...ir import Distributed, Space, replace_graph
 from ...ir.graphs import copy_graph
 from ...rules.indexing import accesses
 from ...rules.levels import constant_of, continues, is_fresh
@@ -25,7 +25,7 @@ from .insert_halos import Plans
 _MESSAGES = (halo_exchange, halo_gather, halo_reduce, halo_scatter)
 
 
-def thin_messages(program: Program) -> Program:
+def thin_messages(program: Distributed) -> Distributed:
     """Return `program` with messages of those rows that matter."""
     module, _ = copy_graph(program.graph)
     plans = Plans(module.graph)
@@ -44,10 +44,10 @@ def thin_messages(program: Program) -> Program:
             node.args = (*node.args, "sum")[:6]
         node.args = (*node.args, plans.get(some, "places"))
     found = tuple(spaces.values())
-    return replace_graph(program, module, inputs=(*program.inputs, *plans.inputs), some_spaces=found)
+    return replace_graph(program, module, inputs=(*program.inputs, *plans.inputs), thinned_spaces=found)
 
 
-def _through(program: Program, message: fx.Node) -> tuple[str, ...]:
+def _through(program: Distributed, message: fx.Node) -> tuple[str, ...]:
     """The pointers whose rows are all that matter of a message; none if all of the halo does."""
     if message.target is halo_gather:
         return written_through(program, message.args[0])  # type: ignore[arg-type]
@@ -56,7 +56,7 @@ def _through(program: Program, message: fx.Node) -> tuple[str, ...]:
     return read_through(program, message, message.users)
 
 
-def written_through(program: Program, value: fx.Node) -> tuple[str, ...]:
+def written_through(program: Distributed, value: fx.Node) -> tuple[str, ...]:
     """The pointers through which everything was added that a sum is; none if it may be more than zero anywhere."""
     node = value.args[0] if value.target is halo_reduce else value
     names = []
@@ -68,7 +68,7 @@ def written_through(program: Program, value: fx.Node) -> tuple[str, ...]:
     return _some(program, names)
 
 
-def read_through(program: Program, table: fx.Node, users: Iterable[fx.Node]) -> tuple[str, ...]:
+def read_through(program: Distributed, table: fx.Node, users: Iterable[fx.Node]) -> tuple[str, ...]:
     """The pointers through which all of `users` read a value; none if one reads it row by row."""
     names = []
     for user in users:
@@ -84,7 +84,7 @@ def _pointer(index: fx.Node) -> str:
     return root.name if root is not None else ""
 
 
-def _some(program: Program, names: list[str]) -> tuple[str, ...]:
+def _some(program: Distributed, names: list[str]) -> tuple[str, ...]:
     """Names of pointers, if they point at fewer rows than make the halo."""
     pointers = {p.name: p for p in program.pointers}
     given = [pointers[n] for n in dict.fromkeys(names) if n in pointers]

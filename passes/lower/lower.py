@@ -13,7 +13,7 @@ import hashlib
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import sympy
 import torch
@@ -22,7 +22,7 @@ from torch._dynamo.source import ConstantSource
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
-from ...ir import Program
+from ...ir import Runnable, Tiled, copy_tiled, grown
 from ...ir.graphs import copy_node, graph_module
 from ...ir.text import show_graph
 from ...runtime.execution.tiles import Region
@@ -38,34 +38,39 @@ LONG = 32
 """Terms up to which it is cheaper as a loop: libraries multiply matrices of 9 terms at a tenth of their speed."""
 
 
+Lowering = Literal["eager", "inductor"]
+"""Who runs the body of a region: PyTorch, operator by operator, or C++ code that Inductor generates."""
+
+
 def get_ready() -> None:
     """Start what `lower` would wait for, beside other work."""
     if compiler() is not None:
         getting_ready()
 
 
-def lower(program: Program, notify: Callable[[int, int], None] | None = None) -> None:
-    """Compile the bodies of all regions of `program` that are not compiled yet, in place.
+def lower(program: Tiled, how: Lowering = "eager", notify: Callable[[int, int], None] | None = None) -> Runnable:
+    """Return `program` with regions as they run.
 
     Args:
         program: a tiled program.
+        how: who runs the bodies.
         notify: called with (bodies done, bodies in all) as compilation goes on.
     """
-    regions = _regions(program)
-    if not regions:
-        return
+    regions = {name: m for name, m in program.tiled.named_children() if isinstance(m, Region)}
+    if how == "eager" or not regions:
+        return grown(program, Runnable)
     if compiler() is None:
         warnings.warn(
             "No C++ compiler was found, so regions run operator by operator (lowering='eager'). "
             "Install g++ for several times the speed.",
             stacklevel=3,
         )
-        return
+        return grown(program, Runnable)
     getting_ready()()
     same: dict[str, list[_Body]] = {}
     under = settings()
-    for region in regions:
-        body = _Body(program, region, under)
+    bodies = {name: _Body(program, region, under) for name, region in regions.items()}
+    for body in bodies.values():
         same.setdefault(body.key, []).append(body)
 
     def report(done: int) -> None:
@@ -74,16 +79,11 @@ def lower(program: Program, notify: Callable[[int, int], None] | None = None) ->
 
     by_size = sorted(same, key=lambda key: -len(same[key][0].graph_module.graph.nodes))  # the last ones are short
     fill_cache({key: same[key][0].compile for key in by_size}, report)
-    for bodies in same.values():
-        compiled = bodies[0].compile()
-        for body in bodies:
-            body.region.compiled = body.called(compiled)
+    module = copy_tiled(program)
+    for name, body in bodies.items():
+        module.add_module(name, body.region.running(body.called(same[body.key][0].compile())))
     report(len(same))
-
-
-def _regions(program: Program) -> list[Region]:
-    assert program.tiled is not None
-    return [m for m in program.tiled.children() if isinstance(m, Region) and m.compiled is None]
+    return grown(program, Runnable, tiled=module)
 
 
 def compiler() -> str | None:
@@ -97,7 +97,7 @@ class _Body:
     Operators come in the order in which results need them, inputs in the order in which operators do.
     """
 
-    def __init__(self, program: Program, region: Region, under: str) -> None:
+    def __init__(self, program: Tiled, region: Region, under: str) -> None:
         self.program, self.region, self.settings = program, region, under
         nodes = list(region.graph_module.graph.nodes)
         rows, *given = [n for n in nodes if n.op == "placeholder"]

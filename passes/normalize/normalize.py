@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ...ir import Program, replace_graph
+from ...ir import Normal, replace_graph
 from ...ir.graphs import copy_graph
 from ...ir.writer import Writer, ndim
 from ...rules.base import arguments
@@ -41,7 +41,7 @@ from .rows_within_rows import added_within_rows, selected_within_rows
 aten = torch.ops.aten
 
 
-def normalize(program: Program) -> Program:
+def normalize(program: Normal) -> Normal:
     """Return `program` in the smaller vocabulary."""
     module, _ = copy_graph(program.graph)
     for node in list(module.graph.nodes):

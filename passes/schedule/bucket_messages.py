@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from ...ir import Program, copy_tiled, replace_tiled
+from ...ir import Tiled, copy_tiled, replace_tiled
 from ...runtime.operators.buckets import bucket, send
 from ...runtime.operators.halo import COLLECTIVES, MESSAGES, STARTS
 from ...runtime.operators.messages import wait
@@ -25,7 +25,7 @@ from .overlap import in_two_phases
 from .storage import storage
 
 
-def bucket_messages(program: Program) -> Program:
+def bucket_messages(program: Tiled) -> Tiled:
     """Return a tiled program in which messages share a bucket where one starts right after the other."""
     module = copy_tiled(program)
     for together, behind in list(_together(module.graph)):

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ...ir import META, Halo, Placement, Program, copy_tiled, replace_tiled
+from ...ir import META, Halo, Placement, Tiled, copy_tiled, replace_tiled
 from ...runtime.execution.tiles import Add, Region, taken
 from ...runtime.operators.halo import (
     COLLECTIVES,
@@ -44,7 +44,7 @@ _JOINS = (halo_exchange, halo_exchange_, halo_join, halo_join_)
 """What puts halo rows beside the owned rows that are its first operand."""
 
 
-def overlap(program: Program) -> Program:
+def overlap(program: Tiled) -> Tiled:
     """Return a tiled program whose messages travel while regions run over interior rows."""
     module = copy_tiled(program)
     work = _Overlapping(program, module)
@@ -56,7 +56,7 @@ def overlap(program: Program) -> Program:
 
 
 class _Overlapping:
-    def __init__(self, program: Program, module: fx.GraphModule) -> None:
+    def __init__(self, program: Tiled, module: fx.GraphModule) -> None:
         self.module, self.graph = module, module.graph
         self.inputs = {i.name: i for i in program.inputs}
 

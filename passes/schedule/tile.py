@@ -10,7 +10,6 @@ Values that only one region needs exist for one block of rows at a time. `levels
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import operator
@@ -22,7 +21,7 @@ import sympy
 import torch
 from torch import Tensor, fx
 
-from ...ir import META, Program, Space, is_random
+from ...ir import META, Distributed, Space, Tiled, grown, is_random
 from ...ir.graphs import anchor, copy_node, graph_module
 from ...ir.sizes import size_nodes
 from ...rules.cost import bytes_per_row, load_per_row, work_per_row
@@ -42,13 +41,13 @@ BLOCK_BYTES = 8 * 2**20
 """Bytes that a block's values may take: what fits the share of the last-level cache that one thread has."""
 
 
-def tile(program: Program, hold: float = HOLD) -> Program:
+def tile(program: Distributed, hold: float = HOLD) -> Tiled:
     """Return `program` with `tiled`, the same graph as calls of regions; `hold` says how dear memory is."""
-    return dataclasses.replace(program, tiled=_Tiler(program, hold).build())
+    return grown(program, Tiled, tiled=_Tiler(program, hold).build())
 
 
 class _Tiler:
-    def __init__(self, program: Program, hold: float) -> None:
+    def __init__(self, program: Distributed, hold: float) -> None:
         self.program, self.hold = program, hold
         self.nodes: list[fx.Node] = list(program.graph.graph.nodes)
         self.position = {n: i for i, n in enumerate(self.nodes)}
@@ -372,7 +371,7 @@ def _result(node: fx.Node, work: Work, exchange: fx.Node | None, roots: list[fx.
     return Add(access.dim, reduction(node), not access.dense, reuse, roots.index(before) if before in roots else None)
 
 
-def _row_bytes(program: Program, graph: fx.Graph, space: Space) -> float:
+def _row_bytes(program: Distributed, graph: fx.Graph, space: Space) -> float:
     """Bytes that the body holds for each row at its peak: values live at one time, of those that have rows."""
     last: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:

@@ -21,7 +21,7 @@ import torch
 from torch import fx
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
-from ...ir import Program, is_random, replace_graph
+from ...ir import Normal, is_random, replace_graph
 from ...ir.graphs import copy_graph
 from ...ir.sizes import size_nodes
 from ...rules.indexing import makes_a_matrix
@@ -40,7 +40,7 @@ _PARTS = {aten.slice.Tensor: 0, aten.slice_scatter.default: 1, aten.slice_backwa
 """Operators on a range of a dimension, and the operand that they equal when the range is all of it."""
 
 
-def clean(program: Program) -> Program:
+def clean(program: Normal) -> Normal:
     """Return `program` without identities, with shared common subexpressions and without dead code."""
     module, _ = copy_graph(program.graph)
     _explicit_shapes(program, module.graph)
@@ -75,7 +75,7 @@ def _unasked_gradients(graph: fx.Graph) -> None:
             node.update_arg(7, [i in used for i in range(3)])
 
 
-def _with_same_sizes(program: Program, node: fx.Node, first: fx.Node) -> Program:
+def _with_same_sizes(program: Normal, node: fx.Node, first: fx.Node) -> Normal:
     """Equal operators have equal sizes, also where each has a data-dependent size of its own."""
     one, two = node.meta.get("val"), first.meta.get("val")
     if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
@@ -86,9 +86,9 @@ def _with_same_sizes(program: Program, node: fx.Node, first: fx.Node) -> Program
     return program
 
 
-def _explicit_shapes(program: Program, graph: fx.Graph) -> None:
+def _explicit_shapes(program: Normal, graph: fx.Graph) -> None:
     """Make every view a reshape to sizes that are all written down (but for data-dependent ones)."""
-    symbols = {size for shape in program.capture.sizes for size in shape}
+    symbols = {size for shape in program.captured.sizes for size in shape}
     for node in list(graph.nodes):
         if node.target in (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims):
             _explicit_squeeze(node)
@@ -100,7 +100,7 @@ def _explicit_shapes(program: Program, graph: fx.Graph) -> None:
         dim = shape.index(-1)
         value = node.meta["val"].shape[dim]
         if isinstance(value, torch.SymInt):
-            if not program.capture.raw_size(value).free_symbols <= symbols:
+            if not program.captured.raw_size(value).free_symbols <= symbols:
                 continue
             with graph.inserting_before(node):
                 known = graph.call_function(aten.sym_size.int, (node.args[0], 0))
@@ -120,7 +120,7 @@ def _explicit_squeeze(node: fx.Node) -> None:
     node.args = (node.args[0], [d for d in dims if isinstance(shape[d], int) and shape[d] == 1])
 
 
-def _sizes_from_inputs(program: Program, graph: fx.Graph) -> None:
+def _sizes_from_inputs(program: Normal, graph: fx.Graph) -> None:
     """Let every size be computed from the shapes of the inputs, not of tensors on the way.
 
     A size that depends on values is read off the first tensor that has it, the result of what decided about it.
@@ -128,7 +128,7 @@ def _sizes_from_inputs(program: Program, graph: fx.Graph) -> None:
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     places = {
         size: (node, dim)
-        for node, shape in zip(placeholders, program.capture.sizes, strict=True)
+        for node, shape in zip(placeholders, program.captured.sizes, strict=True)
         for dim, size in enumerate(shape)
         if size.is_Symbol
     }
@@ -147,17 +147,17 @@ def _sizes_from_inputs(program: Program, graph: fx.Graph) -> None:
         value = node.meta.get("val")
         if node.op == "call_function" and isinstance(value, torch.Tensor):
             for dim, n in enumerate(value.shape):
-                size = program.capture.raw_size(n)
+                size = program.captured.raw_size(n)
                 if size.is_Symbol and symbol_is_type(size, SymT.UNBACKED_INT):
                     places.setdefault(size, (node, dim))
         if node.target is aten._local_scalar_dense.default and isinstance(value, torch.SymInt):
-            number = program.capture.raw_size(value)
+            number = program.captured.raw_size(value)
             if number.is_Symbol and number not in places:
                 made.setdefault(number, node)
         if node.op != "call_function" or not isinstance(value, torch.SymInt) or node in made.values():
             continue
         with graph.inserting_before(node):
-            new = size_nodes(graph, program.capture.raw_size(value), leaf)
+            new = size_nodes(graph, program.captured.raw_size(value), leaf)
         if new is None:  # data-dependent
             continue
         if isinstance(new, fx.Node):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ...ir import Program, replace_graph
+from ...ir import Normal, replace_graph
 from ...ir.graphs import copy_graph
 from .sums import replace_sum, roots_of_sums, summands
 
@@ -37,7 +37,7 @@ class _Part:
     """The summand itself: its shape is that of the sum."""
 
 
-def join_parts(program: Program) -> Program:
+def join_parts(program: Normal) -> Normal:
     """Return `program` with sums of padded parts as concatenations."""
     module, _ = copy_graph(program.graph)
     for root in roots_of_sums(module.graph):

@@ -22,13 +22,13 @@ import sympy
 import torch
 from torch import fx
 
-from ...ir import Program, replace_graph
+from ...ir import Normal, replace_graph
 from ...ir.graphs import copy_graph
 
 aten = torch.ops.aten
 
 
-def reassociate(program: Program) -> Program:
+def reassociate(program: Normal) -> Normal:
     """Return `program` with products of three factors in the cheaper order."""
     module, _ = copy_graph(program.graph)
     for node in list(module.graph.nodes):
@@ -48,7 +48,7 @@ def reassociate(program: Program) -> Program:
 class _Build:
     """Adds operators to the graph in the place of one that they replace."""
 
-    def __init__(self, program: Program, graph: fx.Graph, replaced: fx.Node) -> None:
+    def __init__(self, program: Normal, graph: fx.Graph, replaced: fx.Node) -> None:
         self.program, self.graph, self._replaced = program, graph, replaced
 
     def shape(self, node: fx.Node) -> tuple[sympy.Expr, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ...ir import Program, is_random, replace_graph
+from ...ir import Normal, is_random, replace_graph
 from ...ir.graphs import copy_graph
 from ...runtime.operators.sparse import sparse_mm
 
@@ -27,7 +27,7 @@ DTYPES = (torch.float32, torch.float64)
 """What MKL multiplies sparse matrices in."""
 
 
-def sparse_constants(program: Program) -> Program:
+def sparse_constants(program: Normal) -> Normal:
     """Return `program` with products by nearly empty buffers as sparse products."""
     if not torch.backends.mkl.is_available():  # who multiplies sparse matrices
         return program
@@ -38,7 +38,7 @@ def sparse_constants(program: Program) -> Program:
         if node.target is aten.mm.default and (table := _rewrite(module, node, constants)) is not None:
             read |= {id(buffer): (buffer, buffer._version) for buffer in constants.buffers(table)}
     module.graph.eliminate_dead_code()
-    return replace_graph(program, module, read=(*program.read, *read.values()))
+    return replace_graph(program, module, compiled_in=(*program.compiled_in, *read.values()))
 
 
 class _Constants:

@@ -16,12 +16,12 @@ import dataclasses
 import math
 from collections import defaultdict
 
-from ...ir import Access, Pointer, Program, Space
+from ...ir import Access, Placed, Pointer, Space
 from ...rules.indexing import accesses
 from .pointers import pointer_root
 
 
-def choose_owners(program: Program) -> Program:
+def choose_owners(program: Placed) -> Placed:
     """Return `program` with one owner pointer per space other than atoms; spaces in order of ownership."""
     traffic = _traffic(program)
     atoms = program.spaces[0]
@@ -47,7 +47,7 @@ def choose_owners(program: Program) -> Program:
     return dataclasses.replace(program, pointers=pointers, spaces=spaces)
 
 
-def _from(program: Program, space: Space) -> list[Pointer]:
+def _from(program: Placed, space: Space) -> list[Pointer]:
     """The pointers that say where rows of a space are: its own, else those of a list that it was joined into.
 
     A pointer into such a list says nothing: where its rows are follows from where the space's are.
@@ -56,7 +56,7 @@ def _from(program: Program, space: Space) -> list[Pointer]:
     return own or [p for p in program.pointers if space in p.source.blocks and p.target != space]
 
 
-def _traffic(program: Program) -> dict[str, int]:
+def _traffic(program: Placed) -> dict[str, int]:
     """Bytes per row of all distinct tables that each pointer reads or adds to."""
     by_name = {p.name: p for p in program.pointers}
     tables: dict[str, dict[object, int]] = defaultdict(dict)
@@ -70,7 +70,7 @@ def _traffic(program: Program) -> dict[str, int]:
     return defaultdict(int, {origin: sum(widths.values()) for origin, widths in tables.items()})
 
 
-def row_bytes(program: Program, access: Access) -> int:
+def row_bytes(program: Placed, access: Access) -> int:
     """Bytes in one row of the table of an access."""
     value = access.table.meta["val"]
     shape = program.shape(access.table)

@@ -15,7 +15,7 @@ import sympy
 import torch
 from torch import Tensor, fx
 
-from ...ir import Program
+from ...ir import Normal
 from ...rules.indexing import RESHAPES
 
 aten = torch.ops.aten
@@ -30,7 +30,7 @@ class Matrix:
     """Of its rows; the columns come next."""
 
 
-def matrices(program: Program, nodes: Iterable[fx.Node]) -> dict[sympy.Expr, Matrix]:
+def matrices(program: Normal, nodes: Iterable[fx.Node]) -> dict[sympy.Expr, Matrix]:
     """By the length of a list, the matrix of which lists of that length have the elements; not where lists are joined.
 
     Args:
@@ -54,7 +54,7 @@ def matrices(program: Program, nodes: Iterable[fx.Node]) -> dict[sympy.Expr, Mat
     return {length: matrix for length, matrix in found.items() if length not in joined}
 
 
-def as_matrix(program: Program, node: fx.Node, found: dict[sympy.Expr, Matrix]) -> fx.Node | None:
+def as_matrix(program: Normal, node: fx.Node, found: dict[sympy.Expr, Matrix]) -> fx.Node | None:
     """A list of integers as the matrix that it shows, written into its graph; None if it is no such list."""
     value = node.meta.get("val")
     if not isinstance(value, Tensor) or value.dtype.is_floating_point:

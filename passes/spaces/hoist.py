@@ -21,7 +21,7 @@ from torch import fx
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from ...errors import CaptureError
-from ...ir import Input, Output, Program, replace_graph
+from ...ir import Input, Normal, Output, Split, grown
 from ...ir.graphs import anchor, copy_graph, graph_module
 from ...ir.sizes import as_traced, size_nodes
 from ...ir.user_code import user_line
@@ -34,12 +34,12 @@ aten = torch.ops.aten
 _ROW_NUMBERS = {aten.arange.default, aten.arange.start, aten.arange.start_step, aten.linspace.default}
 
 
-def hoist(program: Program) -> Program:
-    """Return `program` with `index_program`, `inputs` and `outputs` set."""
+def hoist(program: Normal) -> Split:
+    """Return `program` split in two."""
     source, _ = copy_graph(program.graph)
     (output,) = [n for n in source.graph.nodes if n.op == "output"]
     results: list[Any] = list(output.args[0])  # type: ignore[arg-type]
-    n_conditions = len(program.capture.conditions)
+    n_conditions = len(program.captured.conditions)
     conditions = results[len(results) - n_conditions :]
     hoisted = _hoisted(source.graph, conditions)
     builder = _Builder(program, source, hoisted)
@@ -109,7 +109,7 @@ def _is_integral(node: fx.Node) -> bool:
 class _Builder:
     """Builds the tensor program and collects what it takes from the index program."""
 
-    def __init__(self, program: Program, source: fx.GraphModule, hoisted: set[fx.Node]) -> None:
+    def __init__(self, program: Normal, source: fx.GraphModule, hoisted: set[fx.Node]) -> None:
         self.program, self.hoisted = program, hoisted
         self.source = source
         self.graph = fx.Graph()
@@ -118,7 +118,7 @@ class _Builder:
         self.sizes: dict[sympy.Expr, fx.Node] = {}
         self.inputs: list[Input] = []
         self.taken: list[fx.Node] = []  # outputs of the index program
-        paths = [leaf.path for leaf in program.capture.leaves]
+        paths = [leaf.path for leaf in program.captured.leaves]
         self.labels = dict(zip([n for n in source.graph.nodes if n.op == "placeholder"], paths, strict=True))
         self.constant = _constants(source.graph)
         self.matrices = matrices(program, [n for n in source.graph.nodes if n in hoisted])
@@ -210,7 +210,7 @@ class _Builder:
 
     def symbol_value(self, symbol: sympy.Symbol) -> fx.Node:
         if symbol not in self.sizes:
-            shape_env = self.program.capture.shape_env
+            shape_env = self.program.captured.shape_env
             value = shape_env.create_symintnode(symbol, hint=None)
             self.sizes[symbol] = self.placeholder(f"n_{symbol}", "size", value)
             self.witness(symbol)
@@ -239,7 +239,7 @@ class _Builder:
             return self.size(value.meta["val"], user) if shape else self.number(value)
         return self.value(value)
 
-    def finish(self, wanted: list[Any], conditions: list[fx.Node]) -> Program:
+    def finish(self, wanted: list[Any], conditions: list[fx.Node]) -> Split:
         results: list[fx.Node] = []
         outputs: list[Output] = []
         for node in wanted:
@@ -250,7 +250,7 @@ class _Builder:
             else:
                 outputs.append(Output("graph", len(results)))
                 results.append(self.value(node))
-        asked = {symbol for check in self.program.capture.checks for symbol in check.free_symbols}
+        asked = {symbol for check in self.program.captured.checks for symbol in check.free_symbols}
         for symbol in sorted(asked, key=str):
             if symbol_is_type(symbol, SymT.UNBACKED_INT):
                 self.witness(symbol)
@@ -259,18 +259,19 @@ class _Builder:
         self.graph.erase_node(self.anchor)
         module = graph_module(self.source, self.graph)
         module.graph.eliminate_dead_code()
-        return replace_graph(
+        return grown(
             self.program,
-            module,
+            Split,
+            graph=module,
             index_program=self.index_program(),
             inputs=tuple(self.inputs),
             outputs=tuple(outputs),
-            conditions=tuple(zip(self.program.capture.conditions, positions, strict=True)),
+            conditions=tuple(zip(self.program.captured.conditions, positions, strict=True)),
         )
 
     def witness(self, symbol: sympy.Symbol) -> None:
         """Let the index program return something of size `symbol`, if that is not the size of an input."""
-        if any(symbol in sizes for sizes in self.program.capture.sizes):
+        if any(symbol in sizes for sizes in self.program.captured.sizes):
             return
         for node in self.source.graph.nodes:
             value = node.meta.get("val")

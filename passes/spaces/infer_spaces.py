@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from ...errors import CaptureError, NoIndexSpaceError
-from ...ir import Access, Input, Program, Range, Space
+from ...ir import Access, Input, Placed, Range, Space, Split
 from ...ir.graphs import copy_graph
 from ...ir.sizes import SMALLEST_SPACE
 from ...ir.user_code import user_line
@@ -34,7 +34,7 @@ from .provenance import Elements
 aten = torch.ops.aten
 
 
-def infer_spaces(program: Program) -> Program:
+def infer_spaces(program: Split) -> Placed:
     """Return `program` with `spaces` and `pointers`, one input per role, and sizes named by space.
 
     Raises:
@@ -52,7 +52,7 @@ def infer_spaces(program: Program) -> Program:
 
     merged = _merge(program, found, inputs, origins)
     less = may_be_less(program, module.graph, merged)
-    program = dataclasses.replace(program, merged=(*program.merged, *merged.items()), may_be_less=less)
+    program = dataclasses.replace(program, merged=(*program.merged, *merged.items()))
 
     targets: dict[fx.Node, sympy.Expr] = {}
     fixed: dict[fx.Node, Access] = {}
@@ -75,12 +75,12 @@ def infer_spaces(program: Program) -> Program:
         if targets[root] in _divided(spaces):
             _baked(program, fixed[root], inputs[root.name])
     spaces += joined_spaces(program, module.graph, spaces, targets.values())
-    program = with_pointers(dataclasses.replace(program, spaces=spaces), module, targets, inputs, origins)
-    return dataclasses.replace(program, ranges=_ranges(program, found, inputs))
+    placed = with_pointers(program, module, spaces, targets, inputs, origins)
+    return dataclasses.replace(placed, ranges=_ranges(placed, found, inputs), may_be_less=less)
 
 
 def _check_enough(
-    program: Program,
+    program: Split,
     found: list[tuple[Access, fx.Node]],
     inputs: dict[str, Input],
     origins: Origins,
@@ -124,7 +124,7 @@ def _depends_on_values(size: sympy.Expr) -> bool:
 
 
 def _merge(
-    program: Program, found: list[tuple[Access, fx.Node]], inputs: dict[str, Input], origins: Origins
+    program: Split, found: list[tuple[Access, fx.Node]], inputs: dict[str, Input], origins: Origins
 ) -> dict[sympy.Symbol, sympy.Expr]:
     """Union the sizes of all tables that one pointer runs over."""
     parent: dict[sympy.Symbol, sympy.Expr] = {}
@@ -168,9 +168,9 @@ def _length(node: fx.Node, dim: int) -> int | None:
     return n if isinstance(n, int) else n.node.hint  # type: ignore[no-any-return]
 
 
-def _names(program: Program, inputs: dict[str, Input], origins: Origins) -> dict[str, str]:
+def _names(program: Split, inputs: dict[str, Input], origins: Origins) -> dict[str, str]:
     """One name for all inputs that have row numbers of the graph in common: they point into the same rows."""
-    elements = Elements(program, [leaf.tensor for leaf in program.capture.leaves], chosen=True)
+    elements = Elements(program, [leaf.tensor for leaf in program.captured.leaves], chosen=True)
     names: dict[str, str] = {}
     known: list[tuple[Tensor, str]] = []
     for name, given in inputs.items():
@@ -186,7 +186,7 @@ def _divided(spaces: tuple[Space, ...]) -> set[sympy.Expr]:
     return {s.symbol for s in spaces if s.sharded}
 
 
-def _ranges(program: Program, found: list[tuple[Access, fx.Node]], inputs: dict[str, Input]) -> tuple[Range, ...]:
+def _ranges(program: Placed, found: list[tuple[Access, fx.Node]], inputs: dict[str, Input]) -> tuple[Range, ...]:
     """What looks up rows of tables that are whole on every rank."""
     pointers, ranges = {p.name for p in program.pointers}, set()
     for access, root in found:
@@ -196,19 +196,19 @@ def _ranges(program: Program, found: list[tuple[Access, fx.Node]], inputs: dict[
     return tuple(sorted(ranges, key=str))
 
 
-def _baked(program: Program, access: Access, given: Input) -> NoReturn:
+def _baked(program: Split, access: Access, given: Input) -> NoReturn:
     """Refuse a table whose number of rows is the example's, not the graph's."""
     rows = program.shape(access.table)[access.dim]
-    if program.capture.over_rows:
+    if program.captured.over_rows:
         raise NoIndexSpaceError(
-            f"No index space was found: a function is mapped over rows at {program.capture.over_rows[0]} (vmap, "
+            f"No index space was found: a function is mapped over rows at {program.captured.over_rows[0]} (vmap, "
             "jacrev, hessian), and torch's rules for batches take the number of other rows for fixed. "
             "distcompile.hessian takes second derivatives row by row instead."
         )
     loops = "".join(
         f"  It is read at {line}: a loop over rows, or something else that Python counts by a number of rows. Write it "
         "with tensors, or move it to a function of its own that returns indices.\n"
-        for line in program.capture.loops[:1]
+        for line in program.captured.loops[:1]
     )
     raise CaptureError(
         f"A number of rows ({rows}) was baked into the captured graph, although {given.label} points at rows whose "
@@ -219,7 +219,7 @@ def _baked(program: Program, access: Access, given: Input) -> NoReturn:
 
 
 def _spaces(
-    program: Program, targets: dict[fx.Node, sympy.Expr], inputs: dict[str, Input], origins: Origins
+    program: Split, targets: dict[fx.Node, sympy.Expr], inputs: dict[str, Input], origins: Origins
 ) -> tuple[Space, ...]:
     """Every symbolic size that is reached from the atoms, named for people."""
     links: dict[sympy.Expr, dict[sympy.Expr, set[str]]] = defaultdict(lambda: defaultdict(set))
@@ -255,14 +255,12 @@ def _spaces(
     return tuple(spaces)
 
 
-def _varying(program: Program, root: fx.Node) -> list[sympy.Expr]:
+def _varying(program: Split, root: fx.Node) -> list[sympy.Expr]:
     """The sizes of an index that are not the same for all graphs."""
     return [size for size in program.shape(root) if not size.is_Integer]
 
 
-def _atoms(
-    links: dict[sympy.Expr, dict[sympy.Expr, set[str]]], alone: list[sympy.Expr], program: Program
-) -> sympy.Expr:
+def _atoms(links: dict[sympy.Expr, dict[sympy.Expr, set[str]]], alone: list[sympy.Expr], program: Split) -> sympy.Expr:
     """The space that another space points into twice (both ends of an edge) and that is no such space itself.
 
     Without such, the space that another one points into at all, or that points into itself.
@@ -280,15 +278,15 @@ def _atoms(
     return max(candidates, key=candidates.count)
 
 
-def _sizes(program: Program) -> str:
+def _sizes(program: Split) -> str:
     """The inputs with their shapes."""
-    leaves = (leaf for leaf in program.capture.leaves if leaf.tensor.dim())
+    leaves = (leaf for leaf in program.captured.leaves if leaf.tensor.dim())
     return ", ".join(f"{leaf.path} {tuple(leaf.tensor.shape)}" for leaf in leaves)
 
 
-def _fixed(program: Program) -> str:
+def _fixed(program: Split) -> str:
     """The inputs whose sizes became numbers while the model was traced, in a sentence; nothing if there are none."""
-    leaves = zip(program.capture.leaves, program.capture.sizes, strict=True)
+    leaves = zip(program.captured.leaves, program.captured.sizes, strict=True)
     fixed = [
         f"{n} of {leaf.path}"
         for leaf, sizes in leaves

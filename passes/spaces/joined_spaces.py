@@ -16,7 +16,7 @@ import sympy
 import torch
 from torch import fx
 
-from ...ir import Program, Space
+from ...ir import Space, Split
 
 aten = torch.ops.aten
 
@@ -30,7 +30,7 @@ def terms(size: sympy.Expr) -> dict[sympy.Symbol, int] | None:
 
 
 def joined_spaces(
-    program: Program, graph: fx.Graph, spaces: Iterable[Space], targets: Iterable[sympy.Expr]
+    program: Split, graph: fx.Graph, spaces: Iterable[Space], targets: Iterable[sympy.Expr]
 ) -> tuple[Space, ...]:
     """The lists of rows of `spaces` that the graph is given, joins from different spaces, or that are pointed into.
 
@@ -41,7 +41,6 @@ def joined_spaces(
         targets: the sizes that pointers run over.
     """
     by_symbol = {s.symbol: s for s in spaces if s.sharded}
-    assert program.index_program is not None
     joins = [join for g in (graph, program.index_program.graph) for n in g.nodes for join in _join(program, n)]
     given = [size for n in graph.nodes if n.op == "placeholder" for size in _shape(program, n)]
     mixed = [size for size, _ in joins if len(size.free_symbols) > 1]
@@ -58,7 +57,7 @@ Join = tuple[sympy.Expr, tuple[sympy.Expr, ...]]
 """The length of a list, and the lengths of what it was joined from."""
 
 
-def _join(program: Program, node: fx.Node) -> list[Join]:
+def _join(program: Split, node: fx.Node) -> list[Join]:
     if node.target is not aten.cat.default:
         return []
     given: Any = node.args[0]
@@ -67,7 +66,7 @@ def _join(program: Program, node: fx.Node) -> list[Join]:
     return [(_shape(program, node)[dim], tuple(shape[dim] for shape in parts))]
 
 
-def _shape(program: Program, node: fx.Node) -> tuple[sympy.Expr, ...]:
+def _shape(program: Split, node: fx.Node) -> tuple[sympy.Expr, ...]:
     return program.shape(node) if isinstance(node.meta.get("val"), torch.Tensor) else ()
 
 

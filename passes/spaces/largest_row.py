@@ -13,7 +13,7 @@ import torch
 from torch import fx
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
-from ...ir import Program
+from ...ir import Split
 from ...rules.indexing import RESHAPES, accesses
 
 aten = torch.ops.aten
@@ -32,7 +32,7 @@ def solved(a: sympy.Expr, b: sympy.Expr) -> dict[sympy.Symbol, sympy.Expr] | Non
     return None
 
 
-def may_be_less(program: Program, graph: fx.Graph, merged: dict[sympy.Symbol, sympy.Expr]) -> frozenset[sympy.Symbol]:
+def may_be_less(program: Split, graph: fx.Graph, merged: dict[sympy.Symbol, sympy.Expr]) -> frozenset[sympy.Symbol]:
     """Numbers that are the largest of a list, where tables of so many rows are made for pointers alone.
 
     Args:
@@ -44,8 +44,7 @@ def may_be_less(program: Program, graph: fx.Graph, merged: dict[sympy.Symbol, sy
     return frozenset(n for n in numbers if _only_pointed_at(program, graph, n, merged))
 
 
-def _is_largest(program: Program, number: sympy.Symbol) -> bool:
-    assert program.index_program is not None
+def _is_largest(program: Split, number: sympy.Symbol) -> bool:
     position = dict(program.conditions).get(number)
     if position is None:
         return False
@@ -57,7 +56,7 @@ def _is_largest(program: Program, number: sympy.Symbol) -> bool:
 
 
 def _only_pointed_at(
-    program: Program, graph: fx.Graph, number: sympy.Symbol, merged: dict[sympy.Symbol, sympy.Expr]
+    program: Split, graph: fx.Graph, number: sympy.Symbol, merged: dict[sympy.Symbol, sympy.Expr]
 ) -> bool:
     """Whether tables of so many rows, and what is made of them, are read where a pointer says, and in no other way."""
     tables: dict[fx.Node, set[sympy.Expr]] = {}

@@ -20,7 +20,7 @@ import torch
 from torch import fx
 
 from ...errors import UnsupportedOp
-from ...ir import META, Dim, Input, Placement, Program, Space, is_random, replace_graph
+from ...ir import META, Dim, Input, Placed, Placement, Space, is_random, replace_graph
 from ...ir.graphs import copy_node, graph_module
 from ...rules import RULES, Context, Refused
 from ...rules.base import named, unsupported
@@ -38,7 +38,7 @@ WHY = "distcompile_why"
 """Key in ``node.meta`` of an operator with which a stretch that runs whole begins: why no rule divides it."""
 
 
-def place(program: Program) -> Program:
+def place(program: Placed) -> Placed:
     """Return `program` with a `Placement` in ``node.meta[META]`` of every node.
 
     Raises:
@@ -53,7 +53,7 @@ def place(program: Program) -> Program:
 class _Placer:
     """Writes the operators again, each of this rank's rows, or of all rows where no rule divides it."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Placed) -> None:
         self.ctx, self.program = Context(program), program
         self.graph = fx.Graph()
         self.here: dict[fx.Node, fx.Node] = {}
@@ -207,7 +207,7 @@ class _Placer:
         if any(p.sharded for p in each):
             self.sharded.add(node)
 
-    def finish(self) -> Program:
+    def finish(self) -> Placed:
         self.graph.erase_node(self.whole.anchor)
         module = graph_module(self.program.graph, self.graph)
         if self.whole.spaces:

@@ -8,12 +8,13 @@ x[:, sender]             =>    index_select(x, 1, sender)
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import sympy
 import torch
 from torch import fx
 
-from ...ir import Input, Pointer, Program, Space, replace_graph
+from ...ir import Input, Placed, Pointer, Space, Split, grown
 from ...ir.sizes import size_nodes
 from ...rules.indexing import INDEX_VIEWS, accesses
 from ...runtime.operators.checks import distinct_rows
@@ -33,8 +34,7 @@ def pointer_root(index: fx.Node) -> fx.Node | None:
 class Origins:
     """Names outputs of the index program so that casts of one pointer share a name."""
 
-    def __init__(self, program: Program) -> None:
-        assert program.index_program is not None
+    def __init__(self, program: Split) -> None:
         (output,) = [n for n in program.index_program.graph.nodes if n.op == "output"]
         self._outputs: tuple[fx.Node, ...] = output.args[0]  # type: ignore[assignment]
 
@@ -56,14 +56,15 @@ class Origins:
 
 
 def with_pointers(
-    program: Program,
+    program: Split,
     module: fx.GraphModule,
+    found: Iterable[Space],
     targets: dict[fx.Node, sympy.Expr],
     inputs: dict[str, Input],
     origins: Origins,
-) -> Program:
-    """Split inputs by role and list them in the order of the placeholders."""
-    spaces = {s.symbol: s for s in program.spaces}
+) -> Placed:
+    """A program of the spaces that were found, with one input for each role, in the order of the placeholders."""
+    spaces = {s.symbol: s for s in found}
     ordered: list[Input] = []
     pointers: list[Pointer] = []
     sized: dict[sympy.Symbol, fx.Node] = {}
@@ -109,12 +110,19 @@ def with_pointers(
     for node in made:
         _compute_size(program, module.graph, node, sized)
     _select_rows(module.graph, {p.name for p in pointers})
-    return replace_graph(
-        program, module, inputs=tuple(ordered), pointers=tuple(pointers), spaces=tuple(spaces.values())
+    return grown(
+        program,
+        Placed,
+        graph=module,
+        inputs=tuple(ordered),
+        pointers=tuple(pointers),
+        spaces=tuple(spaces.values()),
+        ranges=(),
+        may_be_less=frozenset(),
     )
 
 
-def _compute_size(program: Program, graph: fx.Graph, node: fx.Node, sized: dict[sympy.Symbol, fx.Node]) -> None:
+def _compute_size(program: Split, graph: fx.Graph, node: fx.Node, sized: dict[sympy.Symbol, fx.Node]) -> None:
     """Let a rank compute a size that is one less than it has rows, say, rather than be given the whole graph's."""
     with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
         known = size_nodes(graph, program.size(node.meta["val"]), sized.get)

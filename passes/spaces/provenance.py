@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ...ir import Program
+from ...ir import Split
 
 aten = torch.ops.aten
 
@@ -44,9 +44,8 @@ _ROW_NUMBERS = (aten.arange.default, aten.arange.start, aten.arange.start_step)
 class Elements:
     """The codes of the integers that outputs of the index program are made of."""
 
-    def __init__(self, program: Program, leaves: Sequence[Tensor], *, chosen: bool = False) -> None:
+    def __init__(self, program: Split, leaves: Sequence[Tensor], *, chosen: bool = False) -> None:
         """With `chosen`, what is picked by a mask or an order counts as if all rows had been picked."""
-        assert program.index_program is not None
         self._program, self._module, self._chosen = program, program.index_program, chosen
         self.starts: list[int] = []
         """The first code of each leaf; codes of its elements follow in memory order."""

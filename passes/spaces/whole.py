@@ -142,7 +142,7 @@ class Whole:
     def space(self, of: Space) -> Space:
         """The space of all rows of a space."""
         if of not in self.spaces:
-            env, name = self.program.capture.shape_env, all_rows_name(of.name)
+            env, name = self.program.captured.shape_env, all_rows_name(of.name)
             symbol = env.create_symbol(1009, ConstantSource(name), DimDynamic.DYNAMIC)
             self.spaces[of] = Space(name, symbol, sharded=False, all_of=of)
         return self.spaces[of]
@@ -167,7 +167,7 @@ class Whole:
         if isinstance(size, int):
             return size
         expr = self.counted(size)
-        return int(expr) if expr.is_Integer else self.program.capture.shape_env.create_symintnode(expr, hint=None)
+        return int(expr) if expr.is_Integer else self.program.captured.shape_env.create_symintnode(expr, hint=None)
 
     def _size(self, node: fx.Node) -> fx.Node:
         """A size, counted in all rows; a number is that already."""

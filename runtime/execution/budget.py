@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import InputError
-from ...ir import Program
+from ...ir import Split
 from ...ir.user_code import user_line
 from .memory import available
 
@@ -27,8 +27,7 @@ SMALL = 2**20
 class Careful(fx.Interpreter):
     """Runs an index program operator by operator; the sizes of its results tell those of later ones."""
 
-    def __init__(self, program: Program, known: Mapping[sympy.Symbol, int]) -> None:
-        assert program.index_program is not None
+    def __init__(self, program: Split, known: Mapping[sympy.Symbol, int]) -> None:
         super().__init__(program.index_program)
         self.extra_traceback = False  # messages are for users
         self._program, self._known = program, dict(known)
@@ -60,12 +59,11 @@ class Careful(fx.Interpreter):
             )
 
 
-def compares_all_with_all(program: Program) -> bool:
+def compares_all_with_all(program: Split) -> bool:
     """Whether an index program builds tables of rows by rows."""
-    assert program.index_program is not None
     shapes = [_shape(program, n) for n in program.index_program.graph.nodes if n.op == "call_function"]
     return any(len([size for size in shape if not size.is_Integer]) > 1 for shape in shapes)
 
 
-def _shape(program: Program, node: fx.Node) -> tuple[sympy.Expr, ...]:
+def _shape(program: Split, node: fx.Node) -> tuple[sympy.Expr, ...]:
     return program.shape(node) if isinstance(node.meta.get("val"), torch.Tensor) else ()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import DistcompileError, InputError, RankError
-from ...ir import Placement, Program, placement
+from ...ir import Placement, Tiled, placement
 from ...ir.graphs import runnable
 from ...ir.sizes import as_traced
 from ...ir.tree import Leaf
@@ -77,9 +77,9 @@ class Executor:
 
     def __init__(
         self,
-        program: Program,
+        program: Tiled,
         world: World,
-        fit: Callable[[dict[str, int], Division, int | None], Program] | None = None,
+        fit: Callable[[dict[str, int], Division, int | None], Tiled] | None = None,
     ) -> None:
         """
         Args:
@@ -88,7 +88,6 @@ class Executor:
             fit: chooses a tiling for a division (sizes of all spaces, division, bytes free for each rank), the same on
                 every rank, or refuses it.
         """
-        assert program.index_program is not None
         self.program, self.world = program, world
         self.running = program
         """The program in the tiling that runs."""
@@ -135,7 +134,7 @@ class Executor:
             prepared = self.prepare(leaves)
         except DistcompileError as error:
             problem = error
-        numbers = repr((self.program.capture.numbers, self.program.capture.precision))
+        numbers = repr((self.program.captured.numbers, self.program.captured.precision))
         graph = fingerprint(leaves) + numbers if self.world.size > 1 else ""
         held = self._held(prepared) if prepared is not None else None
         fits = self.fit is None or (held is not None and held is self._fitted)
@@ -154,7 +153,7 @@ class Executor:
                 self._standing = layouts[0].division.partition
                 if self.fit is not None and not fits:
                     free_for_each = share([r.free for r in everyone])
-                    self._run_as(self.fit(prepared.sizes, layouts[0].division, free_for_each))
+                    self.run_as(self.fit(prepared.sizes, layouts[0].division, free_for_each))
                     self._fitted = layouts[0]
             given = dict(zip(wanted, values, strict=False)) if torch.is_grad_enabled() else {}
             return self._run(comm, prepared, layouts[0], given)
@@ -165,7 +164,13 @@ class Executor:
             return Lockstep(self.world, work)(list(wanted.values()))
         return self.world.run(lambda comm: work(comm, list(wanted.values())))[0]
 
-    def _run_as(self, program: Program) -> None:
+    def on(self, world: World) -> Executor:
+        """The same program, as it runs, on another world."""
+        other = Executor(self.program, world, self.fit)
+        other.run_as(self.running)
+        return other
+
+    def run_as(self, program: Tiled) -> None:
         """Run this tiling of the program from now on."""
         if program is not self.running:
             self.running, self._constants = program, _constants(program)
@@ -195,7 +200,7 @@ class Executor:
                 values[position] = enter(tensor)
         parameters = {name: enter(tensor) for name, tensor in given.items() if isinstance(name, str)}
         # Virtual ranks take turns within the graph, so none may set its parameters on the module that all share.
-        graph = runnable(self.running.graph if given or self.running.tiled is None else self.running.tiled)
+        graph = runnable(self.running.graph if given else self.running.tiled)
         module = SimpleNamespace(**{**self._constants, **parameters})
         with torch.set_grad_enabled(bool(given) and torch.is_grad_enabled()), as_written():
             local = shard_inputs(self._inputs, self._shapes, values, self._spaces, plans, layout.sizes, layout.orders)
@@ -248,7 +253,7 @@ class Executor:
         spaces = [s for s in self.program.spaces if s.sharded]
         pointers = [p for p in self.program.pointers if p.source.sharded and p.target.sharded]
         given = prepared.sizes, prepared.pointers, prepared.coordinates
-        return divide(spaces, pointers, *given, parts, last, self.program.some_spaces)
+        return divide(spaces, pointers, *given, parts, last, self.program.thinned_spaces)
 
     def run_rank(self, comm: Communicator, prepared: Prepared, layout: Layout) -> list[Tensor]:
         """One rank's part of an evaluation in a given layout."""
@@ -308,10 +313,14 @@ class Executor:
             _check_range(values[span.source], rows, span.label, f"entries of {of}", span.negative)
 
 
-def _constants(program: Program) -> dict[str, Any]:
+def _constants(program: Tiled) -> dict[str, Any]:
     """Parameters, constant tensors and regions by the names that the generated code knows them by."""
-    graphs = [g for g in (program.graph, program.tiled) if g is not None]
-    nodes = [(g, str(n.target)) for g in graphs for n in g.graph.nodes if n.op in ("get_attr", "call_module")]
+    nodes = [
+        (g, str(n.target))
+        for g in (program.graph, program.tiled)
+        for n in g.graph.nodes
+        if n.op in ("get_attr", "call_module")
+    ]
     return {name: getattr(g, name) for g, name in nodes}
 
 
@@ -319,10 +328,10 @@ def _gather(value: Tensor, place: Placement, orders: Mapping[str, Order]) -> Ten
     return gather_output(value, place, orders, communicator())
 
 
-def _raw_shape(program: Program, node: fx.Node) -> tuple[sympy.Expr, ...]:
+def _raw_shape(program: Tiled, node: fx.Node) -> tuple[sympy.Expr, ...]:
     value = node.meta["val"]
     shape = value.shape if isinstance(value, Tensor) else ()
-    return tuple(program.size(program.capture.raw_size(n)) for n in shape)
+    return tuple(program.size(program.captured.raw_size(n)) for n in shape)
 
 
 def _traced_shape(node: fx.Node) -> tuple[sympy.Expr, ...]:

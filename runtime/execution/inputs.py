@@ -11,13 +11,13 @@ from torch import fx
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from ...errors import GuardError, InputError
-from ...ir import Program
+from ...ir import Placed
 from ...ir.tree import Leaf
 
 
-def check_leaves(program: Program, leaves: Sequence[Leaf]) -> None:
+def check_leaves(program: Placed, leaves: Sequence[Leaf]) -> None:
     """Same tensors, dtypes and feature widths as the example; no NaN."""
-    expected = program.capture.leaves
+    expected = program.captured.leaves
     paths, known = [leaf.path for leaf in leaves], [leaf.path for leaf in expected]
     if paths != known:
         missing, extra = sorted(set(known) - set(paths)), sorted(set(paths) - set(known))
@@ -28,7 +28,7 @@ def check_leaves(program: Program, leaves: Sequence[Leaf]) -> None:
             )
             + ". Build it as the example was built, or compile again."
         )
-    for leaf, example, sizes in zip(leaves, expected, program.capture.sizes, strict=True):
+    for leaf, example, sizes in zip(leaves, expected, program.captured.sizes, strict=True):
         tensor, model = leaf.tensor, example.tensor
         if tensor.dtype != model.dtype:
             raise InputError(
@@ -55,11 +55,11 @@ def check_leaves(program: Program, leaves: Sequence[Leaf]) -> None:
             )
 
 
-def bind_sizes(program: Program, leaves: Sequence[Leaf]) -> dict[sympy.Symbol, int]:
+def bind_sizes(program: Placed, leaves: Sequence[Leaf]) -> dict[sympy.Symbol, int]:
     """The value of every size symbol, from the shapes of the leaves; sizes made of others must agree with them."""
     known: dict[sympy.Symbol, int] = {}
     first: dict[sympy.Symbol, str] = {}
-    for leaf, sizes in zip(leaves, program.capture.sizes, strict=True):
+    for leaf, sizes in zip(leaves, program.captured.sizes, strict=True):
         for size, n in zip(sizes, leaf.tensor.shape, strict=True):
             symbol = program.size(size)
             if not symbol.is_Symbol:
@@ -70,9 +70,9 @@ def bind_sizes(program: Program, leaves: Sequence[Leaf]) -> dict[sympy.Symbol, i
                     "each of the same things (atoms, edges)."
                 )
             first.setdefault(symbol, leaf.path)
-    for leaf, sizes in zip(leaves, program.capture.sizes, strict=True):
+    for leaf, sizes in zip(leaves, program.captured.sizes, strict=True):
         for size, n in zip(sizes, leaf.tensor.shape, strict=True):
-            expected = program.size(program.capture.size(size))  # also what the example alone took for equal
+            expected = program.size(program.captured.size(size))  # also what the example alone took for equal
             if expected.free_symbols <= known.keys() and int(expected.xreplace(known)) != n:
                 raise InputError(
                     f"{leaf.path} has {n} rows, not the {expected.xreplace(known)} that "
@@ -87,7 +87,7 @@ def number_in(value: torch.Tensor) -> Any:
     return int(number) if isinstance(number, bool) else number
 
 
-def bind_number(program: Program, known: dict[sympy.Symbol, int], symbol: sympy.Symbol, value: Any) -> None:
+def bind_number(program: Placed, known: dict[sympy.Symbol, int], symbol: sympy.Symbol, value: Any) -> None:
     """Note a number that the graph holds; one that the model takes for the number of rows of something must be that."""
     size = program.size(symbol) if symbol in dict(program.merged) else symbol
     fits = not size.free_symbols <= known.keys() or (rows := int(size.xreplace(known))) == value
@@ -107,7 +107,7 @@ def bind_number(program: Program, known: dict[sympy.Symbol, int], symbol: sympy.
 
 
 def check_branches(
-    program: Program, known: Mapping[sympy.Symbol, int], tensors: Sequence[torch.Tensor], shapes: Shapes
+    program: Placed, known: Mapping[sympy.Symbol, int], tensors: Sequence[torch.Tensor], shapes: Shapes
 ) -> None:
     """Where the index program fails: whether it is because this graph takes another branch of the model.
 
@@ -116,7 +116,6 @@ def check_branches(
     Raises:
         GuardError: it does.
     """
-    assert program.index_program is not None
     values = _AsFarAsItGoes(program.index_program).run(*tensors)
     found = {symbol: values[position] for symbol, position in program.conditions if values[position] is not None}
     numbers = {symbol: number_in(value) for symbol, value in found.items()}
@@ -157,7 +156,7 @@ def counted(values: Sequence[Any], shapes: Shapes) -> dict[sympy.Symbol, int]:
 
 
 def check_guards(
-    program: Program, known: Mapping[sympy.Symbol, int | float], sizes: Mapping[sympy.Symbol, int] | None = None
+    program: Placed, known: Mapping[sympy.Symbol, int | float], sizes: Mapping[sympy.Symbol, int] | None = None
 ) -> None:
     """Branches that the model took on the example's sizes must be the branches for these sizes.
 
@@ -166,18 +165,18 @@ def check_guards(
         known: sizes and numbers of this graph, in the symbols that the program knows them by.
         sizes: see `counted`; what a branch of the example fixed is known by a number there.
     """
-    shape_env = program.capture.shape_env
+    shape_env = program.captured.shape_env
     values = {symbol: sympy.sympify(value) for symbol, value in known.items()}
     decided = {symbol: sympy.Integer(n) for symbol, n in (sizes or {}).items()}
     decided |= {symbol: values[symbol] for symbol, _ in program.conditions if symbol in values}
-    for check in program.capture.checks:
+    for check in program.captured.checks:
         # Values that decided about a branch go in first: the example's took their place when they did.
         expr = program.size(shape_env.replace(check.xreplace(decided)))
         if expr.free_symbols <= set(known) and expr.xreplace(values) == sympy.false:
             raise GuardError(
                 f"This graph takes another branch of the model than the example did: {check} does not hold."
             )
-    for comparison in program.capture.comparisons:
+    for comparison in program.captured.comparisons:
         size = program.size(comparison.size)
         if size.free_symbols <= set(known) and not comparison.holds(int(size.xreplace(values))):
             raise GuardError(

@@ -89,12 +89,27 @@ def taken(results: Any, position: int, table: Tensor | None = None) -> Tensor:
 class Region(nn.Module):
     """A row-local stretch of the program over one space."""
 
-    def __init__(self, spec: RegionSpec, body: fx.GraphModule, block: int) -> None:
+    def __init__(
+        self,
+        spec: RegionSpec,
+        body: fx.GraphModule,
+        block: int,
+        compiled: Callable[..., Sequence[Any]] | None = None,
+    ) -> None:
+        """
+        Args:
+            spec: how the body is fed.
+            body: the operators of one block of rows.
+            block: rows of a block, at most.
+            compiled: what the body was compiled to; if None, its operators run one by one.
+        """
         super().__init__()
         self.spec, self.block = spec, block
-        self.graph_module = body
-        self.compiled: Callable[..., Sequence[Any]] | None = None
-        """What the body was compiled to; if None, its operators run one by one."""
+        self.graph_module, self.compiled = body, compiled
+
+    def running(self, compiled: Callable[..., Sequence[Any]]) -> Region:
+        """The same region with a body that was compiled."""
+        return Region(self.spec, self.graph_module, self.block, compiled)
 
     def forward(
         self, rows: int, *args: Any, only: tuple[int, int] | None = None, so_far: list[Any] | None = None
