@@ -15,7 +15,7 @@ from ..ir.graphs import writes
 from ..rules.indexing import accesses
 from ..runtime.execution.tiles import Region
 from ..runtime.operators.halo import COLLECTIVES
-from ..runtime.operators.messages import wait
+from ..runtime.operators.messages import start, wait
 
 
 def functional(program: Normal) -> None:
@@ -61,7 +61,7 @@ def scheduled(program: Tiled) -> None:
     nodes = list(program.tiled.graph.nodes)
     waits = Counter(node.args[0] for node in nodes if node.target is wait)
     assert all(n == 1 for n in waits.values()), f"waited for more than once: {waits}"
-    started = {node for node in nodes if str(getattr(node.target, "__name__", "")).rstrip("_").endswith("_start")}
+    started = {node for node in nodes if node.target is start}
     assert started == set(waits), f"started and never waited for, or the other way round: {started ^ set(waits)}"
     for region in program.tiled.children():
         if isinstance(region, Region):

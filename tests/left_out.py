@@ -26,7 +26,9 @@ OPTIONAL = (
 )  # fmt: skip
 
 
-def compiled(model: nn.Module, graph: Any, *without: Any, **options: Any) -> DistributedModel:
+def compiled(
+    model: nn.Module, graph: Any, *without: Any, model_kwargs: dict[str, Any] | None = None, **options: Any
+) -> DistributedModel:
     """A model compiled for one rank, without some passes."""
     settings = Settings(LocalWorld(1), without=tuple(p.__name__ for p in without), **options)
-    return compiled_for(model, graph, settings)[0]
+    return compiled_for(model, graph, settings, model_kwargs)[0]

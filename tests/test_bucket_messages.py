@@ -19,7 +19,7 @@ from distcompile import LocalWorld
 from distcompile.passes.schedule.bucket_messages import bucket_messages
 from distcompile.runtime.operators.buckets import bucket, send
 from distcompile.runtime.operators.halo import halo_exchange, halo_reduce
-from distcompile.runtime.operators.messages import halo_exchange_start, halo_reduce_start, wait
+from distcompile.runtime.operators.messages import start, wait
 from distcompile.runtime.world import _LocalCommunicator
 from distcompile.testing import check_model
 
@@ -105,9 +105,9 @@ def one_and_one() -> list[list[Tensor]]:
         numbers = torch.arange(4 + halos[1], dtype=torch.float64) + 10 * comm.rank
         flags = rows[:, 0] % 2 == comm.rank % 2
         shared = bucket()
-        first = halo_exchange_start(rows, *plans[0], halos[0], 0, bucket=shared)
-        second = halo_reduce_start(numbers, *plans[1], halos[1], 0, bucket=shared)
-        third = halo_exchange_start(flags, *plans[0], halos[0], 0, bucket=shared)
+        first = start("exchange", rows, *plans[0], halos[0], 0, bucket=shared)
+        second = start("reduce", numbers, *plans[1], halos[1], 0, bucket=shared)
+        third = start("exchange", flags, *plans[0], halos[0], 0, bucket=shared)
         send(shared)
         together = [wait(third, flags), wait(first, rows), wait(second, numbers)]
         alone = [

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from toys import Graph, random_graph
 
 import distcompile
-from distcompile import DistributedModel, LocalWorld, api, testing
+from distcompile import DistributedModel, LocalWorld, testing
+from distcompile import model as compiled_model
 from distcompile.capture.trace import capture
 from distcompile.passes.halos.bundle_all_reduces import bundle_all_reduces
 from distcompile.passes.halos.narrow_halos import narrow_halos
@@ -181,7 +182,7 @@ def test_models_are_exact_without_each_pass(name: str, left_out: tuple[Any, ...]
     given = stock(name)
     model, example = given.make(), given.example()
     call = captured(name)  # not within another capture
-    with mock.patch.object(api, "capture", lambda *_: call):
+    with mock.patch.object(compiled_model, "capture", lambda *_: call):
         program, without = (compiled(model, example, *p, model_kwargs=given.kwargs) for p in (left_out, OPTIONAL))
     with mock.patch.object(testing, "compile", return_value=program):
         check_model(model, example, [given.other()], (3,), model_kwargs=given.kwargs)
@@ -198,7 +199,7 @@ def captured(name: str) -> Any:
         found.append(capture(*args))
         return found[-1]
 
-    with mock.patch.object(api, "capture", note):
+    with mock.patch.object(compiled_model, "capture", note):
         distcompile.compile(
             given.make(), given.example(), model_kwargs=given.kwargs, world=LocalWorld(1), validate=False
         )

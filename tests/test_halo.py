@@ -24,18 +24,22 @@ from distcompile.runtime.operators.halo import (
     all_reduce,
     all_reduces,
     halo_exchange,
-    halo_exchange_,
     halo_gather,
     halo_join,
     halo_join_,
     halo_reduce,
-    halo_reduce_,
     halo_scatter,
 )
+from distcompile.runtime.operators.messages import start, wait
 from distcompile.runtime.world import Communicator
 
 WIDTH = 3
 PARTS = (1, 2, 3, 4)
+
+
+def in_place(kind: Any, table: Tensor, *plan: Any) -> Tensor:
+    """A message that ends in the table that it begins with; `plan` are the further arguments of `start`."""
+    return wait(start(kind, table, *plan, in_place=True), table)
 
 
 def normal(shape: list[int], seed: int) -> Tensor:
@@ -150,9 +154,11 @@ def test_some_rows_cross(parts: int, data: st.DataObject, dim: int) -> None:
         added = halo_scatter(theirs, part.send_rows, part.splits, torch.zeros_like(x), dim, places)
         torch.testing.assert_close(fetched, expected, rtol=0, atol=0)
         table = y.clone()
-        torch.testing.assert_close(halo_reduce_(table, *given_arguments, "sum", places), reduced, rtol=0, atol=0)
+        torch.testing.assert_close(in_place("reduce", table, *given_arguments, "sum", places), reduced, rtol=0, atol=0)
         table.narrow(dim, 0, owned).copy_(x)
-        torch.testing.assert_close(halo_exchange_(table, *given_arguments, places), exchanged, rtol=0, atol=0)
+        torch.testing.assert_close(
+            in_place("exchange", table, *given_arguments, "sum", places), exchanged, rtol=0, atol=0
+        )
         leaf = x.clone().requires_grad_()
         (gradient,) = torch.autograd.grad((halo_exchange(leaf, *given_arguments, places) * y).sum(), leaf)
         torch.testing.assert_close(gradient, reduced, rtol=0, atol=1e-12)
@@ -239,10 +245,10 @@ def test_in_place_is_the_same(parts: int, reduction: str, data: st.DataObject, s
         mine = table.narrow(dim, 0, owned)
         reduced = halo_reduce(table, *arguments(plan, dim), reduction)
         exchanged = halo_exchange(reduced, *arguments(plan, dim))
-        result = halo_reduce_(table, *arguments(plan, dim), reduction)
+        result = in_place("reduce", table, *arguments(plan, dim), reduction)
         torch.testing.assert_close(result, reduced, rtol=0, atol=0)
         assert result.data_ptr() == mine.data_ptr()
-        filled = halo_exchange_(table, *arguments(plan, dim))
+        filled = in_place("exchange", table, *arguments(plan, dim))
         assert filled is table
         torch.testing.assert_close(filled, exchanged, rtol=0, atol=0)
 

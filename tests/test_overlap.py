@@ -18,7 +18,7 @@ from distcompile import LocalWorld
 from distcompile.runtime.division.plan import Division, SpacePlan
 from distcompile.runtime.execution.tiles import Region
 from distcompile.runtime.operators import buckets, messages
-from distcompile.runtime.operators.messages import halo_reduce_start_, wait
+from distcompile.runtime.operators.messages import wait
 from distcompile.runtime.world import Communicator, communicator
 
 Events = dict[int, list[tuple[str, int]]]
@@ -147,11 +147,11 @@ def test_a_reduction_waits_for_all_that_is_added() -> None:
     )
     tiled = dmodel.program.tiled
     assert tiled is not None
-    waits = [n for n in tiled.graph.nodes if n.target is wait and n.args[0].target is halo_reduce_start_]
+    waits = [n for n in tiled.graph.nodes if n.target is wait and n.args[0].args[0] == "reduce"]
     assert len(waits) == 2
     for node in waits:
-        start, table = node.args
-        first, second = start.args[0].args[0], table.args[0]
+        begin, table = node.args
+        first, second = begin.args[1].args[0], table.args[0]
         assert second.kwargs["so_far"] is first
         assert second.kwargs["only"][0] == 0, "interior rows come second"
         assert first.kwargs["only"][0] is second.kwargs["only"][1]

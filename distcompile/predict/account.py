@@ -19,9 +19,11 @@ from ..passes.schedule.storage import storage
 from ..passes.spaces.place import WHY, placements
 from ..rules.cost import bytes_per_row, product_flops, product_length
 from ..rules.levels import rows_of
+from ..rules.messages import message
 from ..rules.shape import VIEWS
 from ..runtime.execution.tiles import Region
-from ..runtime.operators.halo import COLLECTIVES, MESSAGES, all_reduce, all_reduces
+from ..runtime.operators.halo import COLLECTIVES, all_reduce, all_reduces
+from ..runtime.operators.messages import wait
 from ..runtime.operators.whole import gather_rows
 
 _TO_OWNERS = ("halo_reduce", "halo_scatter")
@@ -69,12 +71,14 @@ def collectives(program: Tiled) -> list[Collective]:
             size = sum(_bytes(program, n, {}) for n in summed)
             found.append(Collective(short(node), "", size, "summed at " + ", ".join(lines)))
             continue
-        dim: Any = node.args[3 if node.target is gather_rows else 4]
+        sent = message(node)
+        dim: Any = node.args[3] if sent is None else sent.dim
         widths = [n for i, n in enumerate(program.shape(node)) if i != dim]
         row = math.prod(int(n) for n in widths if n.is_Integer) * value.element_size()
         space = next(i for i in program.inputs if i.name == node.args[1].name).space  # type: ignore[union-attr]
         readers = dict.fromkeys(place(u) for u in node.users)
-        why = "added at " + place(operand) if short(node) in _TO_OWNERS else "read at " + ", ".join(readers)
+        back = sent is not None and not sent.to_readers
+        why = "added at " + place(operand) if back else "read at " + ", ".join(readers)
         found.append(Collective(short(node), str(space), row, why))
     return found
 
@@ -111,7 +115,7 @@ class Work:
 def work(program: Tiled) -> Work:
     """What an evaluation of a tiled program takes."""
     rows = {s.name: RowWork(0.0, 0.0) for s in program.row_spaces if s.sharded}
-    operators = sum(n.op == "call_function" for n in program.tiled.graph.nodes)
+    operators = sum(n.op == "call_function" and n.target is not wait for n in program.tiled.graph.nodes)
     for region in program.tiled.children():
         assert isinstance(region, Region)
         for node in region.graph_module.graph.nodes:
@@ -128,15 +132,14 @@ def work(program: Tiled) -> Work:
 
 def _messages(program: Tiled) -> Iterator[tuple[Collective, ...]]:
     """Halo exchanges and reductions by the message in which they leave."""
-    spaces = {i.name: str(i.space) for i in program.inputs}
     left: dict[tuple[str, str], list[Collective]] = {}
     for c in [c for c in collectives(program) if not c.to_all]:
         left.setdefault((c.kind, c.space), []).append(c)
     shared: dict[Any, list[Collective]] = {}
     for node in program.tiled.graph.nodes:
-        if node.target in MESSAGES:
-            kind = short(node).rstrip("_").removesuffix("_start")
-            found = left[kind, spaces[node.args[1].name]].pop(0)
+        sent = message(node)
+        if sent is not None:
+            found = left[sent.name, str(sent.space(program.inputs))].pop(0)
             shared.setdefault(node.kwargs.get("bucket", node), []).append(found)
     return (tuple(message) for message in shared.values())
 

@@ -10,9 +10,10 @@ from torch import fx
 from ..ir import Tiled
 from ..ir.text import short
 from ..predict.account import collectives, stretches
+from ..rules.messages import message
 from ..runtime.execution.tiles import Region
-from ..runtime.operators.halo import COLLECTIVES, STARTS
-from ..runtime.operators.messages import wait
+from ..runtime.operators.halo import COLLECTIVES
+from ..runtime.operators.messages import start, wait
 
 
 def explain(program: Tiled) -> str:
@@ -77,10 +78,11 @@ def _whole(program: Tiled) -> list[str]:
 def _schedule(program: Tiled) -> Iterator[str]:
     """What a rank runs, one after the other."""
     tiled = program.tiled
-    assert tiled is not None
     width = max((len(r.spec.space) for r in tiled.children() if isinstance(r, Region)), default=0)
+    under_way = _under_way(tiled)
     started: list[fx.Node] = []
     for node in tiled.graph.nodes:
+        sent = message(node)
         if node.op == "call_module":
             region = tiled.get_submodule(str(node.target))
             assert isinstance(region, Region)
@@ -91,14 +93,31 @@ def _schedule(program: Tiled) -> Iterator[str]:
                 f"blocks of {region.block:>8} rows, {spec.row_bytes:>8.0f} bytes/row{_which_rows(node)}"
             )
         elif node.target is wait:
-            yield f"  >> wait for {started.index(node.args[0]) + 1}"
-        elif node.target in STARTS.values():
+            if node.args[0] in under_way:
+                yield f"  >> wait for {started.index(node.args[0]) + 1}"
+        elif sent is not None and node in under_way:
             started.append(node)
             shared = "bucket" in node.kwargs and started[:-1] and node.kwargs == started[-2].kwargs
             joined = f", in one message with {len(started) - 1}" if shared else ""
-            yield f"  >> {short(node).rstrip('_')} {len(started)}{joined}"
-        elif node.target in COLLECTIVES or node.target in STARTS:
-            yield f"  >> {short(node).rstrip('_')}"
+            yield f"  >> {sent.name}_start {len(started)}{joined}"
+        elif sent is not None:
+            yield f"  >> {sent.name}"
+        elif node.target in COLLECTIVES:
+            yield f"  >> {short(node)}"
+
+
+def _under_way(tiled: fx.GraphModule) -> set[fx.Node]:
+    """The starts of messages that share a bucket, or travel while a region runs."""
+    found, begun = set(), set[fx.Node]()
+    for node in tiled.graph.nodes:
+        if node.op == "call_module":
+            found |= begun
+        elif node.target is start:
+            begun.add(node)
+            found |= {node} if "bucket" in node.kwargs else set()
+        elif node.target is wait:
+            begun.discard(node.args[0])
+    return found
 
 
 def _which_rows(call: fx.Node) -> str:

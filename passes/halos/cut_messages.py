@@ -25,7 +25,7 @@ from ...ir import META, Distributed, Placement, Space, is_random
 from ...rules.cost import bytes_per_row, work_per_row
 from ...rules.levels import Work, is_size, rows_of, tables_of
 from ...rules.linear import is_linear
-from ...runtime.operators.halo import halo_exchange, halo_reduce
+from ...rules.messages import message
 from .thin_messages import read_through, written_through
 
 aten = torch.ops.aten
@@ -44,16 +44,15 @@ class HaloRows:
         self, program: Distributed, module: fx.GraphModule, work: Mapping[fx.Node, Work], space: Space
     ) -> None:
         self.program, self.module, self.work, self.space = program, module, work, space
-        self.exchanges = [n for n in module.graph.nodes if n.target is halo_exchange and self._is_here(n)]
-        sums = [n for n in module.graph.nodes if n.target is halo_reduce and len(n.args) == 5]
-        self.reductions = [n for n in sums if self._is_here(n)]
+        messages = {n: m for n in module.graph.nodes if (m := message(n)) is not None}
+        self.here = {n: m for n, m in messages.items() if m.space(program.inputs) == space}
+        """Messages of the space."""
+        self.exchanges = [n for n, m in self.here.items() if m.kind == "exchange"]
+        sums = {n: m for n, m in self.here.items() if m.kind == "reduce" and m.reduction == "sum"}
+        self.reductions = [n for n, m in sums.items() if m.of_all_rows]
         whole = {p.name for p in program.pointers if not p.target.sharded}
         given = [i for i in program.inputs if i.kind in ("rows", "owned") or (i.kind == "pointer" and i.name in whole)]
         self._given = {i.name for i in given}
-
-    def _is_here(self, node: fx.Node) -> bool:
-        plan = next(i for i in self.program.inputs if i.name == node.args[1].name)  # type: ignore[union-attr]
-        return plan.space == self.space
 
     def rows(self, node: fx.Node) -> list[fx.Node]:
         """Operands that have rows of the space."""

@@ -34,7 +34,7 @@ from ...ir import (
 from ...ir.graphs import copy_graph
 from ...rules.indexing import accesses, reduction
 from ...rules.levels import continues
-from ...runtime.operators.halo import halo_exchange, halo_reduce
+from ...rules.messages import Message
 from ..spaces.pointers import pointer_root
 
 aten = torch.ops.aten
@@ -102,7 +102,7 @@ def _exchange_before(node: fx.Node, access: Access, space: Space, plans: Plans) 
     send_rows, splits = plans.call(space)
     size = plans.get(space, "halo_size")
     with node.graph.inserting_before(node):
-        whole = node.graph.call_function(halo_exchange, (access.table, send_rows, splits, size, access.dim))
+        whole = Message("exchange", access.table, send_rows, splits, access.dim, size).written(node.graph)
     whole.meta = {META: _extended(access.table, access.dim, space), "val": access.table.meta["val"]}
     node.update_arg(0, whole)
 
@@ -124,8 +124,8 @@ def _reduce_after(node: fx.Node, access: Access, space: Space, plans: Plans) -> 
     chain[0].update_arg(0, padded)
     last = chain[-1]
     with node.graph.inserting_after(last):
-        how = () if reduction(node) == "sum" else (reduction(node),)
-        reduced = node.graph.call_function(halo_reduce, (last, send_rows, splits, size, dim, *how))
+        sent = Message("reduce", last, send_rows, splits, dim, size, reduction=reduction(node))
+        reduced = sent.written(node.graph)
     last.replace_all_uses_with(reduced, delete_user_cb=lambda user: user is not reduced)
     reduced.meta = {META: placement(last), "val": last.meta["val"]}
     for each in chain:

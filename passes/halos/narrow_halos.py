@@ -29,7 +29,8 @@ from ...ir import META, Distributed, Input, Placement, Space, halo_name, replace
 from ...ir.graphs import copy_graph, copy_node
 from ...ir.sizes import size_nodes
 from ...rules.levels import is_size, levels
-from ...runtime.operators.halo import halo_exchange, halo_gather, halo_join, halo_reduce, halo_scatter
+from ...rules.messages import Message, is_message
+from ...runtime.operators.halo import halo_join
 from .cut_messages import Cut, HaloRows, factors
 
 aten = torch.ops.aten
@@ -74,9 +75,10 @@ class _Rewriter:
         self.symbol = env.create_symbol(1009, ConstantSource(f"halo_of_{halos.space}"), DimDynamic.DYNAMIC)
         self.space = Space(halo_name(halos.space.name), self.symbol, halo_of=halos.space)
         self.inputs = list(self.program.inputs)
-        first = (halos.exchanges or halos.reductions)[0]
-        self.send_rows, self.splits, self.rows = first.args[1:4]
-        self.rows.meta["val"] = self._symint(self.symbol)  # type: ignore[union-attr]
+        first = halos.here[(halos.exchanges or halos.reductions)[0]]
+        assert first.halo_rows is not None
+        self.send_rows, self.splits, self.rows = first.send_rows, first.splits, first.halo_rows
+        self.rows.meta["val"] = self._symint(self.symbol)
         self.last = [n for n in self.graph.nodes if n.op == "placeholder"][-1]
         self.there: dict[fx.Node, fx.Node] = {}
         """By value, its halo rows."""
@@ -96,7 +98,7 @@ class _Rewriter:
             if node in self.cut.pushed:
                 self._push(node)
         for node in reversed(order):
-            if node.target in (halo_exchange, halo_reduce) and not node.users:
+            if is_message(node, "exchange", "reduce") and not node.users:
                 self.graph.erase_node(node)
         spaces = (*self.program.halo_spaces, self.space)
         return replace_graph(self.program, self.halos.module, inputs=tuple(self.inputs), halo_spaces=spaces)
@@ -116,7 +118,7 @@ class _Rewriter:
         elif node in self.cut.loaded:
             dim = self._dim(node)
             with self.graph.inserting_after(node):
-                new = self.graph.call_function(halo_gather, (node, self.send_rows, self.splits, self.rows, dim))
+                new = Message("gather", node, self.send_rows, self.splits, dim, self.rows).written(self.graph)
             self.there[node] = self._like(new, node)
         else:
             self.there[node] = self._copy(node, self.there)
@@ -186,9 +188,10 @@ class _Rewriter:
         return node.meta[META].dims.index((self.halos.space,))  # type: ignore[no-any-return]
 
     def _join(self, exchange: fx.Node) -> None:
-        table: Any = exchange.args[0]
+        sent = self.halos.here[exchange]
         with self.graph.inserting_before(exchange):
-            joined = self.graph.call_function(halo_join, (table, self.there[table], self.rows, exchange.args[4]))
+            rows = sent.value, self.there[sent.value]
+            joined = self.graph.call_function(halo_join, (*rows, self.rows, sent.dim))
         joined.meta = dict(exchange.meta)
         exchange.replace_all_uses_with(joined)
 
@@ -205,9 +208,11 @@ class _Rewriter:
             last = self._contribute(node, operands)
         if not users:
             return
-        arguments = (self.apart[mine], self.send_rows, self.splits, mine, self._dim(node))
+        dim = self._dim(node)
         with self.graph.inserting_after(last):
-            whole = self.graph.call_function(halo_scatter, arguments)
+            whole = Message("scatter", self.apart[mine], self.send_rows, self.splits, dim, onto=mine).written(
+                self.graph
+            )
         whole.meta = dict(node.meta)
         for user in users:
             user.replace_input_with(node, whole)

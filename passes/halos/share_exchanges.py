@@ -11,7 +11,7 @@ from torch import fx
 
 from ...ir import Distributed, replace_graph
 from ...ir.graphs import copy_graph
-from ...runtime.operators.halo import halo_exchange
+from ...rules.messages import is_message
 
 
 def share_exchanges(program: Distributed) -> Distributed:
@@ -19,7 +19,7 @@ def share_exchanges(program: Distributed) -> Distributed:
     module, _ = copy_graph(program.graph)
     first: dict[tuple[object, ...], fx.Node] = {}
     for node in list(module.graph.nodes):
-        if node.target is not halo_exchange:
+        if not is_message(node, "exchange"):
             continue
         if node.args in first:
             node.replace_all_uses_with(first[node.args])

@@ -11,6 +11,7 @@ sought among values with rows of atoms.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import fx
 
@@ -18,11 +19,9 @@ from ...ir import Distributed, Space, replace_graph
 from ...ir.graphs import copy_graph
 from ...rules.indexing import accesses
 from ...rules.levels import constant_of, continues, is_fresh
-from ...runtime.operators.halo import halo_exchange, halo_gather, halo_reduce, halo_scatter
+from ...rules.messages import Message, is_message, message
 from ..spaces.pointers import pointer_root
 from .insert_halos import Plans
-
-_MESSAGES = (halo_exchange, halo_gather, halo_reduce, halo_scatter)
 
 
 def thin_messages(program: Distributed) -> Distributed:
@@ -30,35 +29,31 @@ def thin_messages(program: Distributed) -> Distributed:
     module, _ = copy_graph(program.graph)
     plans = Plans(module.graph)
     spaces: dict[str, Space] = {}
-    of = {i.name: i.space for i in program.inputs if i.kind == "send_rows"}
-    for node in [n for n in module.graph.nodes if n.target in _MESSAGES]:
-        space = of[node.args[1].name]  # type: ignore[union-attr]
-        through = _through(program, node)
-        if space is None or not through:
+    for node, sent in [(n, m) for n in module.graph.nodes if (m := message(n)) is not None]:
+        through = _through(program, node, sent)
+        if not through:
             continue
+        space = sent.space(program.inputs)
         name = f"{space} of {' and '.join(through)}"
         some = spaces.setdefault(name, Space(name, space.symbol, some_of=space, through=through))
-        node.update_arg(1, plans.get(some, "send_rows"))
-        node.update_arg(2, plans.get(some, "splits"))
-        if node.target is halo_reduce:
-            node.args = (*node.args, "sum")[:6]
-        node.args = (*node.args, plans.get(some, "places"))
+        plan = plans.get(some, "send_rows"), plans.get(some, "splits"), plans.get(some, "places")
+        node.args = sent.thinned(*plan).operands()
     found = tuple(spaces.values())
     return replace_graph(program, module, inputs=(*program.inputs, *plans.inputs), thinned_spaces=found)
 
 
-def _through(program: Distributed, message: fx.Node) -> tuple[str, ...]:
+def _through(program: Distributed, node: fx.Node, sent: Message) -> tuple[str, ...]:
     """The pointers whose rows are all that matter of a message; none if all of the halo does."""
-    if message.target is halo_gather:
-        return written_through(program, message.args[0])  # type: ignore[arg-type]
-    if message.target is halo_reduce:
-        return written_through(program, message) or read_through(program, message, message.users)
-    return read_through(program, message, message.users)
+    if sent.kind == "gather":
+        return written_through(program, sent.value)
+    if sent.kind == "reduce":
+        return written_through(program, node) or read_through(program, node, node.users)
+    return read_through(program, node, node.users)
 
 
 def written_through(program: Distributed, value: fx.Node) -> tuple[str, ...]:
     """The pointers through which everything was added that a sum is; none if it may be more than zero anywhere."""
-    node = value.args[0] if value.target is halo_reduce else value
+    node: Any = value.args[0] if is_message(value, "reduce") else value
     names = []
     while isinstance(node, fx.Node) and (found := accesses(node)) and found[0].kind == "scatter":
         names += [_pointer(a.index) for a in found]

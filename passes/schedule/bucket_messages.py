@@ -1,11 +1,11 @@
 """Messages that start together leave as one.
 
-    p = halo_reduce_start_(x, ...)           b = bucket()
-    v = slice(y)                             v = slice(y)
-    q = halo_reduce_start_(v, ...)     =>    p = halo_reduce_start_(x, ..., bucket=b)
-    region(...)                              q = halo_reduce_start_(v, ..., bucket=b)
-                                             send(b)
-                                             region(...)
+    p = start("reduce", x, ...)           b = bucket()
+    v = slice(y)                          v = slice(y)
+    q = start("reduce", v, ...)     =>    p = start("reduce", x, ..., bucket=b)
+    region(...)                           q = start("reduce", v, ..., bucket=b)
+                                          send(b)
+                                          region(...)
 
 Their spaces and dtypes may differ: a bucket holds bytes. None waits for work of another, so what travels beside work
 travels beside as much of it as before.
@@ -19,9 +19,8 @@ from torch import fx
 
 from ...ir import Tiled, copy_tiled, replace_tiled
 from ...runtime.operators.buckets import bucket, send
-from ...runtime.operators.halo import COLLECTIVES, MESSAGES, STARTS
-from ...runtime.operators.messages import wait
-from .overlap import in_two_phases
+from ...runtime.operators.halo import COLLECTIVES
+from ...runtime.operators.messages import start, wait
 from .storage import storage
 
 
@@ -43,7 +42,11 @@ def _together(graph: fx.Graph) -> Iterator[tuple[list[fx.Node], set[fx.Node]]]:
     brought: set[fx.Node] = set()
     """Memory that messages done at once write to: who reads it needs them, whether it says so or not."""
     for node in graph.nodes:
-        is_message = node.target in MESSAGES
+        is_message = node.target is start
+        if node.target is wait and node.args[0] in found:
+            behind.add(node)
+            brought.add(storage(node.args[0].args[1]))
+            continue
         given = node.all_input_nodes
         needs_another = not behind.isdisjoint(given) or any(storage(n) in brought for n in given)
         if (is_message and needs_another) or not (is_message or _is_free(node)):
@@ -53,10 +56,8 @@ def _together(graph: fx.Graph) -> Iterator[tuple[list[fx.Node], set[fx.Node]]]:
             needs_another = False
         if is_message:
             found.append(node)
-        if needs_another or node.target in STARTS:
+        if needs_another:
             behind.add(node)
-        if node.target in STARTS:
-            brought.add(storage(node.args[0]))
 
 
 def _is_free(node: fx.Node) -> bool:
@@ -64,25 +65,19 @@ def _is_free(node: fx.Node) -> bool:
     return node.op in ("call_function", "get_attr") and node.target not in COLLECTIVES and node.target is not wait
 
 
-def _share(graph: fx.Graph, messages: list[fx.Node], behind: set[fx.Node]) -> None:
+def _share(graph: fx.Graph, starts: list[fx.Node], behind: set[fx.Node]) -> None:
     """Let messages start where the last of them does; what was done at once, and what needs it, follows."""
-    starts: list[fx.Node] = []
-    late = set(behind)
-    for message in messages:
-        start, end = in_two_phases(message, message.args) if message.target in STARTS else (message, None)
-        starts.append(start)
-        late |= {end} if end is not None else set()
     nodes = list(graph.nodes)
     last = starts[-1]
     between = nodes[nodes.index(starts[0]) : nodes.index(last)]
     with graph.inserting_before(last):
         shared = graph.call_function(bucket)
-    for start in starts[:-1]:
-        last.prepend(start)
-    for start in starts:
-        start.kwargs = {**start.kwargs, "bucket": shared}
+    for begin in starts[:-1]:
+        last.prepend(begin)
+    for begin in starts:
+        begin.kwargs = {**begin.kwargs, "bucket": shared}
     with graph.inserting_after(last):
         place = graph.call_function(send, (shared,))
-    for node in [n for n in between if n in late]:
+    for node in [n for n in between if n in behind]:
         place.append(node)
         place = node

@@ -1,13 +1,13 @@
 """Let messages travel while a rank works on rows that need nothing of them.
 
-    h = halo_exchange_(x, ...)           p = halo_exchange_start_(x, ...)
-    y = region(n, h, ...)                y = region(n, x, ..., only=(0, interior))                these read no halo row
-                                    =>   h = wait(p, x)
+    p = start("exchange", x, ...)        p = start("exchange", x, ...)
+    h = wait(p, x)                       y = region(n, x, ..., only=(0, interior))                these read no halo row
+    y = region(n, h, ...)           =>   h = wait(p, x)
                                          y = region(n, h, ..., only=(interior, n), so_far=y)
 
     y = region(n, ..., t)                y = region(n, ..., t, only=(interior, n))      only these add to halo rows of t
-    z = halo_reduce_(t, ...)        =>   p = halo_reduce_start_(t, ...)
-                                         y = region(n, ..., t, only=(0, interior), so_far=y)
+    p = start("reduce", t, ...)     =>   p = start("reduce", t, ...)
+    z = wait(p, t)                       y = region(n, ..., t, only=(0, interior), so_far=y)
                                          z = wait(p, t)
 
 Rows of a space whose pointers stay on the rank are interior; the runtime puts them first. What is computed on halo rows
@@ -23,25 +23,12 @@ import torch
 from torch import fx
 
 from ...ir import META, Halo, Placement, Tiled, copy_tiled, replace_tiled
+from ...rules.messages import message
 from ...runtime.execution.tiles import Add, Region, taken
-from ...runtime.operators.halo import (
-    COLLECTIVES,
-    STARTS,
-    halo_exchange,
-    halo_exchange_,
-    halo_gather,
-    halo_join,
-    halo_join_,
-    halo_scatter,
-)
-from ...runtime.operators.messages import wait
+from ...runtime.operators.halo import COLLECTIVES, halo_join, halo_join_
+from ...runtime.operators.messages import start, wait
 
 aten = torch.ops.aten
-
-_TO_READERS = (halo_exchange, halo_exchange_, halo_gather)
-_TO_OWNERS = tuple(target for target in STARTS if target not in _TO_READERS)
-_JOINS = (halo_exchange, halo_exchange_, halo_join, halo_join_)
-"""What puts halo rows beside the owned rows that are its first operand."""
 
 
 def overlap(program: Tiled) -> Tiled:
@@ -59,6 +46,8 @@ class _Overlapping:
     def __init__(self, program: Tiled, module: fx.GraphModule) -> None:
         self.module, self.graph = module, module.graph
         self.inputs = {i.name: i for i in program.inputs}
+        self.apart: set[fx.Node] = set()
+        """Starts of messages that travel while something else is done."""
 
     def spec(self, call: fx.Node) -> Any:
         region = self.module.get_submodule(str(call.target))
@@ -77,43 +66,50 @@ class _Overlapping:
         """Whether a node works on halo rows at most, and is no message."""
         if node.op == "call_module":
             return self._input("size", self.spec(node).space) is None and not node.kwargs
-        return node.target not in COLLECTIVES and node.target not in STARTS and node.target is not wait
+        return node.target not in COLLECTIVES and node.target is not start and node.target is not wait
 
     def wait_within(self, region: fx.Node) -> bool:
         """Wait for messages that a region reads when its interior rows are done; whether there are any."""
         before = _until(region, self.graph.nodes)
-        messages: list[fx.Node] = []
+        begun: list[fx.Node] = []
         late: set[fx.Node] = set()
-        for message in [n for n in before if n.target in _TO_READERS]:
-            found = _dependents(message, before)
-            if found.isdisjoint(region.all_input_nodes) or not all(self._is_cheap(n) for n in found - {message}):
+        for begin in self._at_once(before, to_readers=True):
+            (end,) = begin.users
+            found = _dependents(end, before)
+            if found.isdisjoint(region.all_input_nodes) or not all(self._is_cheap(n) for n in found - {end}):
                 continue
-            messages.append(message)
+            begun.append(begin)
             late |= found
-        instead = {n: n.args[0] for n in region.all_input_nodes if n in late and n.target in _JOINS}
-        if not messages or any(n in late and instead.get(n, n) in late for n in region.all_input_nodes):
+        read = [n for n in region.all_input_nodes if n in late]
+        instead = {n: owned for n in read if (owned := _joined(n)) is not None}
+        if not begun or any(instead.get(n, n) in late for n in read):
             return False
         self._in_two(region, interior_first=True, instead=instead)
-        waits = {message: in_two_phases(message, message.args)[1] for message in messages}
+        self.apart.update(begun)
         for node in [n for n in before if n in late]:
-            region.prepend(waits.get(node, node))
+            region.prepend(node)
         return True
+
+    def _at_once(self, nodes: Iterable[fx.Node], to_readers: bool) -> list[fx.Node]:
+        """The starts of messages that are waited for as soon as they have begun."""
+        begun = [(n, m) for n in nodes if n not in self.apart and n.target is start and (m := message(n)) is not None]
+        return [n for n, m in begun if m.to_readers is to_readers]
 
     def send_within(self, region: fx.Node) -> None:
         """Send what the other rows of a region add to halo rows, and then run over its interior rows."""
         after = list(self.graph.nodes)
         after = after[after.index(region) + 1 :]
         found: list[tuple[fx.Node, list[fx.Node]]] = []
-        for message in [n for n in after if n.target in _TO_OWNERS]:
-            before = _needed(_sent(message), after)
+        for begin in self._at_once(after, to_readers=False):
+            before = _needed(begin.all_input_nodes, after)
             parts = [n for n in before if n.target is taken and n.args[0] is region]
-            if parts and all(self._is_cheap(n) for n in before) and self._all_of_halo(parts, {message, *before}):
-                found.append((message, [n for n in after if n in before]))
+            if parts and all(self._is_cheap(n) for n in before) and self._all_of_halo(parts, {begin, *before}):
+                found.append((begin, [n for n in after if n in before]))
         if not found:
             return
         first = self._in_two(region, interior_first=False)
         early: dict[fx.Node, fx.Node] = {}
-        for message, needed in found:
+        for begin, needed in found:
             for node in [n for n in needed if n not in early]:  # two messages may need the same
                 early[node] = node
                 if node.target is taken and node.args[0] is region:
@@ -123,7 +119,9 @@ class _Overlapping:
                 else:
                     region.prepend(node)
                     node.args = fx.map_arg(node.args, lambda n: early.get(n, n))
-            region.prepend(in_two_phases(message, fx.map_arg(message.args, lambda n: early.get(n, n)))[0])
+            region.prepend(begin)
+            begin.args = fx.map_arg(begin.args, lambda n: early.get(n, n))
+            self.apart.add(begin)
 
     def _all_of_halo(self, tables: Iterable[fx.Node], readers: set[fx.Node]) -> bool:
         """Whether `readers` read halo rows alone of tables that a region adds to."""
@@ -134,8 +132,9 @@ class _Overlapping:
         )
 
     def _is_of_halo(self, user: fx.Node, table: fx.Node) -> bool:
-        if user.target in _TO_OWNERS:
-            return user.args[0] is table and user.target is not halo_scatter
+        sent = message(user)
+        if sent is not None:
+            return sent.kind == "reduce" and sent.value is table
         place = table.meta.get(META)
         if user.target is not aten.slice.Tensor or not isinstance(place, Placement):
             return False
@@ -165,20 +164,12 @@ class _Overlapping:
         return first
 
 
-def in_two_phases(message: fx.Node, args: Any) -> tuple[fx.Node, fx.Node]:
-    """Replace a message by its start, with these arguments, and a wait."""
-    graph = message.graph
-    rows = () if message.target is halo_gather else (message.args[3 if message.target is halo_scatter else 0],)
-    if message.target is halo_scatter:
-        halo, send_rows, splits, _, *rest = args
-        args = (halo, send_rows, splits, *rest)
-    with graph.inserting_before(message):
-        start = graph.call_function(STARTS[message.target], tuple(args))  # type: ignore[index,arg-type]
-        end = graph.call_function(wait, (start, *rows))
-    end.meta = dict(message.meta)
-    message.replace_all_uses_with(end)
-    graph.erase_node(message)
-    return start, end
+def _joined(node: fx.Node) -> fx.Node | None:
+    """The owned rows beside which something puts halo rows; None if it does something else."""
+    if node.target is wait:
+        sent = message(node.args[0])  # type: ignore[arg-type]
+        return sent.value if sent is not None and sent.kind == "exchange" else None
+    return node.args[0] if node.target in (halo_join, halo_join_) else None  # type: ignore[return-value]
 
 
 def _until(node: fx.Node, nodes: Iterable[fx.Node]) -> list[fx.Node]:
@@ -204,9 +195,3 @@ def _needed(nodes: Iterable[fx.Node], among: list[fx.Node]) -> set[fx.Node]:
             found.add(node)
             left += node.all_input_nodes
     return found
-
-
-def _sent(message: fx.Node) -> list[fx.Node]:
-    """What must be there for a message to start; owned rows that a scatter adds to may come later."""
-    later = message.args[3] if message.target is halo_scatter else None
-    return [n for n in message.all_input_nodes if n is not later]

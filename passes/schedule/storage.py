@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import fx
 
+from ...rules.messages import ends_in_place
 from ...rules.shape import VIEWS
 from ...runtime.execution.tiles import taken
-from ...runtime.operators.halo import halo_exchange_, halo_join_, halo_reduce_
-from ...runtime.operators.messages import halo_exchange_start_, halo_reduce_start_, wait
+from ...runtime.operators.halo import halo_join_
+from ...runtime.operators.messages import wait
 
-_SAME_MEMORY = VIEWS | {halo_exchange_, halo_join_, halo_reduce_}
+_SAME_MEMORY = VIEWS | {halo_join_}
 """Operators of a tiled graph whose results stand in their first operand's memory."""
 
 
@@ -20,15 +19,10 @@ def storage(node: fx.Node) -> fx.Node:
     while node.op == "call_function":
         if node.target in _SAME_MEMORY:
             node = node.args[0]  # type: ignore[assignment]
-        elif node.target is wait and _is_in_place(node.args[0]):
+        elif node.target is wait and ends_in_place(node.args[0]):  # type: ignore[arg-type]
             node = node.args[1]  # type: ignore[assignment]
         elif node.target is taken and len(node.args) == 3:
             node = node.args[2]  # type: ignore[assignment]
         else:
             break
     return node
-
-
-def _is_in_place(start: Any) -> bool:
-    """Whether a message ends in the table that it began with."""
-    return start.target is halo_exchange_start_ or start.target is halo_reduce_start_

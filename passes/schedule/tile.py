@@ -27,9 +27,10 @@ from ...ir.sizes import size_nodes
 from ...rules.cost import bytes_per_row, load_per_row, work_per_row
 from ...rules.indexing import accesses, reduction
 from ...rules.levels import Rows, Work, continues, is_fresh, is_size, levels, rows_of, source_of, tables_of
+from ...rules.messages import Message, is_message, message
 from ...rules.shape import VIEWS
 from ...runtime.execution.tiles import Add, Reduce, Region, RegionSpec, Result, Slice, Store, taken
-from ...runtime.operators.halo import halo_exchange, halo_exchange_, halo_join, halo_join_, halo_reduce, halo_reduce_
+from ...runtime.operators.halo import halo_join, halo_join_
 from .store_or_recompute import choose
 
 aten = torch.ops.aten
@@ -131,27 +132,29 @@ class _Tiler:
         self.stored |= loaded
 
     def _copy(self, node: fx.Node) -> None:
-        if node.target is halo_exchange and self._has_room(node):
-            table, *plan = node.args
-            self.env[node] = self._in_place(halo_exchange_, node, self.tables[table], plan)  # type: ignore[index]
-        elif node.target is halo_join and self._has_room(node):
+        sent = message(node)
+        if sent is not None:
+            self._send(node, sent)
+        elif node.target is halo_join and self._has_room(node, node.args[0]):  # type: ignore[arg-type]
             table, *rest = node.args
-            self.env[node] = self._in_place(halo_join_, node, self.tables[table], rest)  # type: ignore[index]
-        elif node.target is halo_reduce and len(node.args[0].users) == 1:  # type: ignore[union-attr]
-            table, *plan = node.args
-            self.env[node] = self._in_place(halo_reduce_, node, self.env[table], plan)  # type: ignore[index]
-            self.tables[node] = self.env[table]  # type: ignore[index]
+            given = (self._whole(a) if isinstance(a, fx.Node) else a for a in rest)
+            self.env[node] = self._call(halo_join_, (self.tables[table], *given), node)  # type: ignore[index]
         else:
             self.env[node] = copy_node(self.graph, node, self._whole)
 
-    def _has_room(self, exchange: fx.Node) -> bool:
-        """Whether the exchanged rows stand in a table with room for this space's halo rows."""
-        table: Any = exchange.args[0]
-        return table in self.tables and self.tables[table].meta[META].dims == exchange.meta[META].dims
+    def _send(self, node: fx.Node, sent: Message) -> None:
+        """Start a message and wait for it, in the table that has room for what comes, if there is one."""
+        table, in_place = self._whole(sent.value), False
+        if sent.kind == "exchange" and self._has_room(node, sent.value):
+            table, in_place = self.tables[sent.value], True
+        elif sent.kind == "reduce" and len(sent.value.users) == 1:
+            self.tables[node], in_place = table, True
+        _, self.env[node] = sent.on(self._whole, table).begun(self.graph, in_place)
+        self.env[node].meta = dict(node.meta)
 
-    def _in_place(self, function: Any, node: fx.Node, table: fx.Node, plan: list[Any]) -> fx.Node:
-        given = (self._whole(a) if isinstance(a, fx.Node) else a for a in plan)
-        return self._call(function, (table, *given), node)
+    def _has_room(self, joined: fx.Node, rows: fx.Node) -> bool:
+        """Whether rows stand in a table with room for the halo rows that are put beside them."""
+        return rows in self.tables and self.tables[rows].meta[META].dims == joined.meta[META].dims
 
     def _call(self, function: Any, args: tuple[Any, ...], like: fx.Node) -> fx.Node:
         """A call whose result is what `like` was."""
@@ -349,13 +352,14 @@ def _compared(node: fx.Node) -> Iterator[fx.Node]:
 
 def _exchange_of(node: fx.Node) -> fx.Node | None:
     """What puts halo rows beside a value's rows, if something does: it finds room there."""
-    return next((u for u in node.users if u.target in (halo_exchange, halo_join) and u.args[0] is node), None)
+    joins = [u for u in node.users if u.target is halo_join or is_message(u, "exchange")]
+    return next((u for u in joins if u.args[0] is node), None)
 
 
 def _room(exchange: fx.Node) -> tuple[Any, Any]:
     """The number of halo rows that an exchange or a join puts beside owned rows, and the dimension of rows."""
-    first = 3 if exchange.target is halo_exchange else 2
-    return exchange.args[first : first + 2]  # type: ignore[return-value]
+    sent = message(exchange)
+    return exchange.args[2:4] if sent is None else (sent.halo_rows, sent.dim)  # type: ignore[return-value]
 
 
 def _result(node: fx.Node, work: Work, exchange: fx.Node | None, roots: list[fx.Node]) -> Result:

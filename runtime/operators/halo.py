@@ -12,8 +12,7 @@ it made of them beside owned rows; `halo_scatter` adds what was computed on halo
     halo_reduce([x, h]) = halo_scatter(h, x)            <halo_gather(x), h> = <x, halo_scatter(h, 0)>
 
 They are ``torch.library`` operators with shapes for tracing and gradients for differentiating again. A tiled graph,
-which nobody differentiates, calls `halo_exchange_`, `halo_reduce_` and `halo_join_` where it can: they work in tables
-with room for the halo, so that owned rows stay where they are. `STARTS` has the first phase of each (see `messages`).
+which nobody differentiates, starts messages and waits for them (see `messages`), and joins in place by `halo_join_`.
 """
 
 from __future__ import annotations
@@ -26,15 +25,7 @@ from torch import Tensor, fx
 
 from ...errors import UnsupportedOp
 from ..world import active, communicator
-from .messages import (
-    halo_exchange_start,
-    halo_exchange_start_,
-    halo_gather_start,
-    halo_reduce_start,
-    halo_reduce_start_,
-    halo_scatter_start,
-    wait,
-)
+from .messages import start, wait
 from .whole import gather_rows, scatter_rows
 
 
@@ -44,16 +35,9 @@ def _halo_exchange(
 ) -> Tensor:
     """Owned rows -> owned rows followed by halo rows.
 
-    Args:
-        rows: owned rows along dimension `dim`.
-        send_rows: the owned rows that other ranks read, by reader.  # Shape: [n_sent], int64
-        splits: rows sent to and received from each rank.  # Shape: [2, n_ranks], int64 on the CPU
-        halo_rows: number of halo rows of this rank.
-        dim: the dimension that counts rows.
-        places: which of the halo rows cross, of no others `send_rows` and `splits` tell; the rest are zero. All if
-            None.  # Shape: [n_received], int64
+    Arguments as of `messages.start`.
     """
-    return wait(halo_exchange_start(rows, send_rows, splits, halo_rows, dim, places), rows)
+    return wait(start("exchange", rows, send_rows, splits, halo_rows, dim, places=places), rows)
 
 
 @torch.library.custom_op("distcompile::halo_reduce", mutates_args=())
@@ -68,17 +52,17 @@ def _halo_reduce(
 ) -> Tensor:
     """Owned rows followed by halo rows -> owned rows, with every rank's halo rows added at their owner.
 
-    Arguments as of `halo_exchange`, of which this is the adjoint; `reduction` may also be ``amax`` or ``amin``.
+    The adjoint of `halo_exchange`. Arguments as of `messages.start`.
     """
-    return wait(halo_reduce_start(rows, send_rows, splits, halo_rows, dim, reduction, places), rows)
+    return wait(start("reduce", rows, send_rows, splits, halo_rows, dim, reduction, places), rows)
 
 
 @torch.library.custom_op("distcompile::halo_gather", mutates_args=())
 def _halo_gather(
     rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int, places: Tensor | None = None
 ) -> Tensor:
-    """Owned rows -> halo rows. Arguments as of `halo_exchange`."""
-    return wait(halo_gather_start(rows, send_rows, splits, halo_rows, dim, places))
+    """Owned rows -> halo rows. Arguments as of `messages.start`."""
+    return wait(start("gather", rows, send_rows, splits, halo_rows, dim, places=places))
 
 
 @torch.library.custom_op("distcompile::halo_scatter", mutates_args=())
@@ -89,13 +73,9 @@ def _halo_scatter(
 
     Args:
         halo: contributions to rows of other ranks, along dimension `dim`.
-        send_rows: as of `halo_exchange`.
-        splits: as of `halo_exchange`.
-        rows: owned rows along dimension `dim`.
-        dim: the dimension that counts rows.
-        places: as of `halo_exchange`.
+        rows: owned rows along dimension `dim`; the rest as of `messages.start`.
     """
-    return wait(halo_scatter_start(halo, send_rows, splits, dim, places), rows)
+    return wait(start("scatter", halo, send_rows, splits, None, dim, places=places), rows)
 
 
 @torch.library.custom_op("distcompile::halo_join", mutates_args=())
@@ -109,28 +89,6 @@ def halo_join_(rows: Tensor, halo: Tensor, halo_rows: int, dim: int) -> Tensor:
     """`halo_join` in place: `rows` has owned rows, followed by room for the halo rows, which are written there."""
     rows.narrow(dim, rows.shape[dim] - halo_rows, halo_rows).copy_(halo)
     return rows
-
-
-@fx.has_side_effect
-def halo_exchange_(
-    rows: Tensor, send_rows: Tensor, splits: Tensor, halo_rows: int, dim: int, places: Tensor | None = None
-) -> Tensor:
-    """`halo_exchange` in place: `rows` has owned rows, followed by room for the halo rows, which are written there."""
-    return wait(halo_exchange_start_(rows, send_rows, splits, halo_rows, dim, places), rows)
-
-
-@fx.has_side_effect
-def halo_reduce_(
-    rows: Tensor,
-    send_rows: Tensor,
-    splits: Tensor,
-    halo_rows: int,
-    dim: int,
-    reduction: str = "sum",
-    places: Tensor | None = None,
-) -> Tensor:
-    """`halo_reduce` in place: returns the owned rows of `rows`, a view of it."""
-    return wait(halo_reduce_start_(rows, send_rows, splits, halo_rows, dim, reduction, places), rows)
 
 
 @torch.library.custom_op("distcompile::all_reduce", mutates_args=())
@@ -225,19 +183,6 @@ halo_scatter = torch.ops.distcompile.halo_scatter.default
 halo_join = torch.ops.distcompile.halo_join.default
 all_reduce = torch.ops.distcompile.all_reduce.default
 all_reduces = torch.ops.distcompile.all_reduces.default
-
-STARTS = {
-    halo_exchange: halo_exchange_start,
-    halo_exchange_: halo_exchange_start_,
-    halo_gather: halo_gather_start,
-    halo_reduce: halo_reduce_start,
-    halo_reduce_: halo_reduce_start_,
-    halo_scatter: halo_scatter_start,
-}
-"""How a message begins that `wait` ends."""
-
-MESSAGES = {*STARTS, *STARTS.values()}
-"""Messages about rows, in one phase and in two."""
 
 COLLECTIVES = (
     *(halo_exchange, halo_reduce, halo_gather, halo_scatter),

@@ -1,6 +1,6 @@
 """Messages in two phases: rows leave when one starts, and the rank works on until it waits for those that come in.
 
-    p = halo_exchange_start(x, ...)      sends rows of x
+    p = start("exchange", x, ...)        sends rows of x
     y = region(interior rows)            works on
     h = wait(p, x)                       puts what came in beside the rows of x
 
@@ -12,12 +12,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, fx
 
 from ..world import communicator
 from .buckets import Bucket
+
+Kind = Literal["exchange", "gather", "reduce", "scatter"]
+"""Of messages about halo rows: owners send to readers (an exchange puts halo rows beside owned ones, a gather returns
+them alone), or readers send back to owners (a reduction has owned and halo rows in one table, a scatter apart)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,124 +36,76 @@ class Pending:
 
 
 @fx.has_side_effect
+def start(
+    kind: Kind,
+    rows: Tensor,
+    send_rows: Tensor,
+    splits: Tensor,
+    halo_rows: int | None,
+    dim: int,
+    reduction: str = "sum",
+    places: Tensor | None = None,
+    in_place: bool = False,
+    bucket: Bucket | None = None,
+) -> Pending:
+    """Begin a message.
+
+    Args:
+        kind: what it is for.
+        rows: along dimension `dim`: owned rows (of an exchange or a gather), owned rows followed by halo rows (of a
+            reduction), halo rows (of a scatter).
+        send_rows: the owned rows that other ranks read, by reader.  # Shape: [n_sent], int64
+        splits: rows sent to and received from each rank.  # Shape: [2, n_ranks], int64 on the CPU
+        halo_rows: number of halo rows of this rank; a scatter needs none.
+        dim: the dimension that counts rows.
+        reduction: of a reduction, ``sum``, ``amax`` or ``amin``.
+        places: which of the halo rows cross, of no others `send_rows` and `splits` tell; the rest are zero. All if
+            None.  # Shape: [n_received], int64
+        in_place: `rows` has owned rows, followed by halo rows or room for them, and the message ends there: nothing may
+            read halo rows before an exchange is over, nor add to them once a reduction was started.
+        bucket: sends the rows, with those of other messages.
+    """
+    halo = halo_rows or 0
+    if kind in ("exchange", "gather"):
+        owned = _parts(rows, halo, dim)[0] if in_place else rows.movedim(dim, 0)
+        arrived = _to_readers(owned, send_rows, splits, bucket)
+    else:
+        sent = _parts(rows, halo, dim)[1] if kind == "reduce" else rows.movedim(dim, 0)
+        arrived = _to_owners(sent, splits, places, bucket)
+
+    def exchanged(received: Tensor, rows: Tensor) -> Tensor:
+        came = _placed(received, halo, places)
+        if in_place:
+            _parts(rows, halo, dim)[1].copy_(came)
+            return rows
+        return torch.cat([rows.movedim(dim, 0), came]).movedim(0, dim).contiguous()
+
+    def gathered(received: Tensor) -> Tensor:
+        return _placed(received, halo, places).movedim(0, dim).contiguous()
+
+    def reduced(returned: Tensor, rows: Tensor) -> Tensor:
+        owned = _parts(rows, halo, dim)[0]
+        if in_place:
+            _combined(owned, send_rows, returned, reduction)
+            return rows.narrow(dim, 0, len(owned))
+        return _combined(owned.clone(), send_rows, returned, reduction).movedim(0, dim).contiguous()
+
+    def scattered(returned: Tensor, rows: Tensor) -> Tensor:
+        return _combined(rows.movedim(dim, 0).clone(), send_rows, returned, "sum").movedim(0, dim).contiguous()
+
+    ends: dict[Kind, Callable[..., Tensor]] = {
+        "exchange": exchanged,
+        "gather": gathered,
+        "reduce": reduced,
+        "scatter": scattered,
+    }
+    return Pending(arrived, ends[kind])
+
+
+@fx.has_side_effect
 def wait(pending: Pending, *rows: Tensor) -> Tensor:
     """The result of a message. `rows` are those that it puts halo rows beside, or adds to; a gather has none."""
     return pending.finish(pending.arrived(), *rows)
-
-
-@fx.has_side_effect
-def halo_exchange_start(
-    rows: Tensor,
-    send_rows: Tensor,
-    splits: Tensor,
-    halo_rows: int,
-    dim: int,
-    places: Tensor | None = None,
-    bucket: Bucket | None = None,
-) -> Pending:
-    """Begin a `halo_exchange`."""
-
-    def finish(received: Tensor, rows: Tensor) -> Tensor:
-        halo = _placed(received, halo_rows, places)
-        return torch.cat([rows.movedim(dim, 0), halo]).movedim(0, dim).contiguous()
-
-    return Pending(_to_readers(rows.movedim(dim, 0), send_rows, splits, bucket), finish)
-
-
-@fx.has_side_effect
-def halo_exchange_start_(
-    rows: Tensor,
-    send_rows: Tensor,
-    splits: Tensor,
-    halo_rows: int,
-    dim: int,
-    places: Tensor | None = None,
-    bucket: Bucket | None = None,
-) -> Pending:
-    """Begin a `halo_exchange_`: nothing may read the halo rows of `rows` before they have come."""
-
-    def finish(received: Tensor, rows: Tensor) -> Tensor:
-        _, halo = _parts(rows, halo_rows, dim)
-        halo.copy_(_placed(received, halo_rows, places))
-        return rows
-
-    return Pending(_to_readers(_parts(rows, halo_rows, dim)[0], send_rows, splits, bucket), finish)
-
-
-@fx.has_side_effect
-def halo_gather_start(
-    rows: Tensor,
-    send_rows: Tensor,
-    splits: Tensor,
-    halo_rows: int,
-    dim: int,
-    places: Tensor | None = None,
-    bucket: Bucket | None = None,
-) -> Pending:
-    """Begin a `halo_gather`."""
-
-    def finish(received: Tensor) -> Tensor:
-        return _placed(received, halo_rows, places).movedim(0, dim).contiguous()
-
-    return Pending(_to_readers(rows.movedim(dim, 0), send_rows, splits, bucket), finish)
-
-
-@fx.has_side_effect
-def halo_reduce_start(
-    rows: Tensor,
-    send_rows: Tensor,
-    splits: Tensor,
-    halo_rows: int,
-    dim: int,
-    reduction: str = "sum",
-    places: Tensor | None = None,
-    bucket: Bucket | None = None,
-) -> Pending:
-    """Begin a `halo_reduce`: nothing may be added to the halo rows of `rows` from now on, to owned ones it may."""
-
-    def finish(returned: Tensor, rows: Tensor) -> Tensor:
-        owned = _parts(rows, halo_rows, dim)[0].clone()
-        return _combined(owned, send_rows, returned, reduction).movedim(0, dim).contiguous()
-
-    return Pending(_to_owners(_parts(rows, halo_rows, dim)[1], splits, places, bucket), finish)
-
-
-@fx.has_side_effect
-def halo_reduce_start_(
-    rows: Tensor,
-    send_rows: Tensor,
-    splits: Tensor,
-    halo_rows: int,
-    dim: int,
-    reduction: str = "sum",
-    places: Tensor | None = None,
-    bucket: Bucket | None = None,
-) -> Pending:
-    """Begin a `halo_reduce_`, as `halo_reduce_start` does."""
-
-    def finish(returned: Tensor, rows: Tensor) -> Tensor:
-        owned, _ = _parts(rows, halo_rows, dim)
-        _combined(owned, send_rows, returned, reduction)
-        return rows.narrow(dim, 0, len(owned))
-
-    return Pending(_to_owners(_parts(rows, halo_rows, dim)[1], splits, places, bucket), finish)
-
-
-@fx.has_side_effect
-def halo_scatter_start(
-    halo: Tensor,
-    send_rows: Tensor,
-    splits: Tensor,
-    dim: int,
-    places: Tensor | None = None,
-    bucket: Bucket | None = None,
-) -> Pending:
-    """Begin a `halo_scatter`."""
-
-    def finish(returned: Tensor, rows: Tensor) -> Tensor:
-        return _combined(rows.movedim(dim, 0).clone(), send_rows, returned, "sum").movedim(0, dim).contiguous()
-
-    return Pending(_to_owners(halo.movedim(dim, 0), splits, places, bucket), finish)
 
 
 def _parts(rows: Tensor, halo_rows: int, dim: int) -> tuple[Tensor, Tensor]:
