@@ -209,6 +209,8 @@ class Program:
     graph: fx.GraphModule
     tiled: fx.GraphModule | None = None
     """The graph as calls of regions that run block by block; what ranks run unless they differentiate."""
+    differentiated: fx.GraphModule | None = None
+    """What ranks run to differentiate, where it is not the graph itself."""
     index_program: fx.GraphModule | None = None
     inputs: tuple[Input, ...] = ()
     outputs: tuple[Output, ...] = ()

@@ -21,6 +21,7 @@ from .overlap import overlap
 from .place import place
 from .reassociate import reassociate
 from .share_exchanges import share_exchanges
+from .share_gradients import share_gradients
 from .sparse_constants import sparse_constants
 from .thin_messages import thin_messages
 from .tile import tile
@@ -45,6 +46,7 @@ PIPELINE: tuple[Callable[[Program], Program], ...] = (
     tile,
     overlap,
     bucket_messages,
+    share_gradients,
 )
 
 __all__ = ["PIPELINE"]

@@ -1,4 +1,4 @@
-"""Pass 20: hand the body of each region to a code generator.
+"""Pass 21: hand the body of each region to a code generator.
 
     region body: 40 operators, each a pass over memory    =>    a few C++ loops that keep values in registers
 
