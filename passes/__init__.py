@@ -29,6 +29,7 @@ from .lower.lower import Lowering, lower
 from .normalize.normalize import normalize
 from .schedule.bucket_messages import bucket_messages
 from .schedule.overlap import overlap
+from .schedule.share_gradients import share_gradients
 from .schedule.tile import HOLD, tile
 from .simplify.clean import clean
 from .simplify.join_parts import join_parts
@@ -55,7 +56,8 @@ class Stage:
 
 def schedule(hold: float = HOLD) -> Stage:
     """The stage that decides what runs when; `hold` says how dear memory is against time, see `tile`."""
-    return Stage("schedule", (functools.partial(tile, hold=hold), overlap, bucket_messages), spec.scheduled)
+    passes = (functools.partial(tile, hold=hold), overlap, bucket_messages, share_gradients)
+    return Stage("schedule", passes, spec.scheduled)
 
 
 def lowering(how: Lowering = "eager", notify: Callable[[int, int], None] | None = None) -> Stage:

@@ -1425,13 +1425,11 @@ ADVERSARIES = {
     "sums at both ends": Adversary(ToBothEnds),
     "sums at both ends, half list": Adversary(ToBothEnds, lambda: plain(half=True)),
     "squares of sums": Adversary(Squares),
-    "longest edge": Adversary(LongestEdge, few_with_edges, untrainable="a maximum over ranks has no gradient"),
+    "longest edge": Adversary(LongestEdge, few_with_edges),
     "softmax over receivers": Adversary(lambda: SegmentSoftmax("receiver")),
     "softmax over senders": Adversary(lambda: SegmentSoftmax("sender")),
     "softmax over receivers, differentiated through": Adversary(lambda: SegmentSoftmax("receiver", detach=False)),
-    "softmax over senders, differentiated through": Adversary(
-        lambda: SegmentSoftmax("sender", detach=False), untrainable="a maximum over ranks has no gradient"
-    ),
+    "softmax over senders, differentiated through": Adversary(lambda: SegmentSoftmax("sender", detach=False)),
     "segment max at receivers": Adversary(lambda: SegmentMax("receiver")),
     "segment max at senders": Adversary(lambda: SegmentMax("sender")),
     "segment max of a part": Adversary(LargestPart),

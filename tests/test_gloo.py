@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 import toys
 import zoo
+from adversaries import SegmentSoftmax
 from processes import run_ranks
 from torch import Tensor
 
@@ -129,6 +130,24 @@ def test_stock_models_on_two_processes(name: str, results: tuple[str, ...]) -> N
         for result in results:
             assert any(path.startswith(result) for path in answer), f"no {result} among {list(answer)}"
         assert max(answer.values()) < 1e-9, answer
+
+
+def train_through_largest(compiled: bool) -> list[Tensor]:
+    """Gradients of the parameters of a model that follows largest values, some of rows of other ranks."""
+    model = SegmentSoftmax("sender", detach=False).train()
+    graph = toys.random_graph(14, 1)
+    result = (distcompile.compile(model, graph, validate=False) if compiled else model)(toys.random_graph(20, 2))
+    (result["energy"] + result["forces"].square().sum()).backward()
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+def test_gradients_of_largest_values_on_two_processes() -> None:
+    """Every rank has those of the stock model."""
+    expected = train_through_largest(False)
+    for answer in run_ranks(2, train_through_largest, True):
+        assert not isinstance(answer, Exception), answer
+        for found, stock in zip((g for g in answer if g.any()), (g for g in expected if g.any()), strict=True):
+            torch.testing.assert_close(found, stock, rtol=1e-11, atol=1e-11)
 
 
 def call_collectives() -> list[Any]:

@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from adversaries import AllWithAll, BatchCounted, F, SegmentSoftmax, ToReceivers, counted_batches, plain
+from adversaries import AllWithAll, BatchCounted, F, ToReceivers, counted_batches, plain
 from grids import ElementsOfAMatrix, not_square
 from torch import Tensor, nn
 from toys import CUTOFF, Gnn, Graph, random_graph
@@ -142,12 +142,6 @@ def raising(*_: Any) -> Tensor:
     raise KeyError("charges")
 
 
-def train(model: nn.Module) -> None:
-    """One training step on two ranks."""
-    compiled = distcompile.compile(model.train(), EXAMPLE, world=LocalWorld(2), validate=False)
-    compiled(OTHER)["energy"].backward()
-
-
 def outside_of_a_world() -> Any:
     """Run the rewritten graph by hand, on the rows of rank 0."""
     compiled = gnn()
@@ -273,8 +267,6 @@ WRONG = [
     case("no process group", ProcessGroupWorld, RankError, "not initialised", "torchrun"),
     case("the graph module called by hand", outside_of_a_world, RankError, "outside of a world", "compiled model"),
     case("a collective by hand", lambda: all_reduce(torch.ones(3)), RankError, "outside of a world"),
-    case("training through a maximum over ranks", lambda: train(SegmentSoftmax("sender", detach=False)), UnsupportedOp,
-         "amax over ranks has no gradient", "Detach it"),
     case("a calculator without a model", lambda: distcompile.distribute(object()), TypeError,
          "holds no torch.nn.Module"),
     case("a calculator that does not exist", lambda: load_calculator("no_such_package:calculator"), ValueError,

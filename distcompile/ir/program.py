@@ -179,13 +179,12 @@ class Distributed(Placed):
 
 @dataclasses.dataclass(frozen=True)
 class Tiled(Distributed):
-    """A program in an order to run: regions, block by block, and messages between them.
-
-    `graph` stays beside `tiled`: ranks run it when they differentiate.
-    """
+    """A program in an order to run: regions, block by block, and messages between them."""
 
     tiled: fx.GraphModule = dataclasses.field(kw_only=True)
     """The graph as calls of regions."""
+    differentiated: fx.GraphModule = dataclasses.field(kw_only=True)
+    """The graph that ranks run to differentiate: it is not tiled, and has gradients of what `graph` has none of."""
 
 
 @dataclasses.dataclass(frozen=True)

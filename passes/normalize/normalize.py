@@ -40,6 +40,10 @@ from .rows_within_rows import added_within_rows, selected_within_rows
 
 aten = torch.ops.aten
 
+WITHOUT_SELF = "distcompile_without_self"
+"""Key in ``node.meta`` of a scatter into a table of which no row counts that is written to; yet where such a row was as
+large as the result, torch gives it a share of the gradient, which is lost."""
+
 
 def normalize(program: Normal) -> Normal:
     """Return `program` in the smaller vocabulary."""
@@ -271,7 +275,9 @@ def _scatter_reduce(write: Writer, node: fx.Node) -> fx.Node | None:
         touched = write(aten.gt.Scalar, count, 0)
         base = write(aten.where.self, touched, write.filled(base, neutral), base)
         if how not in ("sum", "mean"):
-            return write(aten.scatter_reduce.two, base, dim, index, source, how)
+            found = write(aten.scatter_reduce.two, base, dim, index, source, how)
+            found.meta[WITHOUT_SELF] = True
+            return found
     if is_zero(base) or isinstance(base.meta["val"].shape[dim], torch.SymInt):
         total = _scatter_add(write, base, dim, index, source)
     else:  # as of `_added`

@@ -88,7 +88,7 @@ def _extreme(write: Writer, node: fx.Node) -> fx.Node | None:
     """A largest value with the gradient that torch gives it: shared by all rows that have it, on whatever rank."""
     source: Any = node.args[0]
     dims = _summed_rows(node)
-    if not dims or not source.meta["val"].is_floating_point() or _is_held(source):
+    if not dims or not source.meta["val"].is_floating_point() or is_held(source):
         return None
     if all(user.target is stop_gradient for user in node.users):
         return None
@@ -106,7 +106,7 @@ def _extreme(write: Writer, node: fx.Node) -> fx.Node | None:
     return write(aten.add.Tensor, largest, write(aten.div.Tensor, total, count))
 
 
-def _is_held(node: fx.Node) -> bool:
+def is_held(node: fx.Node) -> bool:
     """Whether no gradient goes to a value: it was detached, or made of such."""
     while node.op == "call_function" and len(node.all_input_nodes) == 1 and node.target is not stop_gradient:
         node = node.all_input_nodes[0]

@@ -44,7 +44,7 @@ BLOCK_BYTES = 8 * 2**20
 
 def tile(program: Distributed, hold: float = HOLD) -> Tiled:
     """Return `program` with `tiled`, the same graph as calls of regions; `hold` says how dear memory is."""
-    return grown(program, Tiled, tiled=_Tiler(program, hold).build())
+    return grown(program, Tiled, tiled=_Tiler(program, hold).build(), differentiated=program.graph)
 
 
 class _Tiler:

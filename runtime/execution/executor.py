@@ -200,12 +200,13 @@ class Executor:
                 values[position] = enter(tensor)
         parameters = {name: enter(tensor) for name, tensor in given.items() if isinstance(name, str)}
         # Virtual ranks take turns within the graph, so none may set its parameters on the module that all share.
-        graph = runnable(self.running.graph if given else self.running.tiled)
+        tiled = None if given else self.running.tiled
+        graph = runnable(tiled or self.running.differentiated)
         module = SimpleNamespace(**{**self._constants, **parameters})
         with torch.set_grad_enabled(bool(given) and torch.is_grad_enabled()), as_written():
             local = shard_inputs(self._inputs, self._shapes, values, self._spaces, plans, layout.sizes, layout.orders)
             # Regions see to their own rows; what every rank computes of all rows is of none where nobody has any.
-            some = layout.sizes.values() if graph is not self.program.graph else (len(p.owned) for p in plans.values())
+            some = layout.sizes.values() if graph is tiled else (len(p.owned) for p in plans.values())
             if self._has_limits and not all(some):
                 results = OfNothing(graph, vars(module)).run(*local)
             else:
@@ -315,12 +316,8 @@ class Executor:
 
 def _constants(program: Tiled) -> dict[str, Any]:
     """Parameters, constant tensors and regions by the names that the generated code knows them by."""
-    nodes = [
-        (g, str(n.target))
-        for g in (program.graph, program.tiled)
-        for n in g.graph.nodes
-        if n.op in ("get_attr", "call_module")
-    ]
+    graphs = (program.graph, program.tiled, program.differentiated)
+    nodes = [(g, str(n.target)) for g in graphs for n in g.graph.nodes if n.op in ("get_attr", "call_module")]
     return {name: getattr(g, name) for g, name in nodes}
 
 

@@ -211,7 +211,7 @@ def _adjoint(operator: Any) -> Any:
 
 def _has_gradient(reduction: str) -> None:
     if reduction != "sum":
-        raise UnsupportedOp(f"{reduction} over ranks has no gradient. Detach it, as a segment softmax may.")
+        raise UnsupportedOp(f"a message by {reduction} has no gradient: it does not know how many rows were as large")
 
 
 def _exchange_backward(ctx: Any, gradient: Tensor) -> Any:

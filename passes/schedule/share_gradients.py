@@ -1,0 +1,185 @@
+"""The gradient of a largest value goes to all rows that have it, in equal shares, on whatever rank.
+
+    t = scatter_reduce(b, 0, p, x, "amax")           m = halo_reduce(scatter_reduce(b, 0, p, x, "amax"), "amax")
+    y = halo_reduce(t, "amax")                  =>   h = halo_exchange(m)
+                                                     e = x == h[p]
+                                                     s = halo_reduce(scatter_add(zeros, 0, p, e * (x - h[p])))
+                                                     n = halo_reduce(scatter_add(zeros, 0, p, e))
+                                                     y = m + s / n                           m and h are held fixed
+
+s is zero, but its gradient is not. The table b has a share, too, where it is as large: it is left out of the picture.
+A table that is whole on every rank takes an all_reduce for the halo_reduce, and no exchange. Ranks that only evaluate
+do without all this: it goes into a graph of its own, for gradients that are taken outside. Largest values of all rows,
+to which no pointer leads, `normalize` has written in the same way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from ...ir import Reduction, Tiled
+from ...ir.graphs import copy_graph
+from ...rules.levels import is_fresh
+from ...rules.messages import message
+from ...runtime.operators.halo import all_reduce, all_reduces, halo_reduce, stop_gradient
+from ...runtime.operators.whole import gather_rows
+from ..normalize.normalize import WITHOUT_SELF
+from ..normalize.reductions import is_held
+
+aten = torch.ops.aten
+
+
+def share_gradients(program: Tiled) -> Tiled:
+    """Return `program` with gradients of largest values in the graph that is differentiated."""
+    module, _ = copy_graph(program.differentiated)
+    rewritten = False
+    for node in list(module.graph.nodes):
+        if node.target in _REWRITES:
+            with module.graph.inserting_before(node):
+                rewritten |= _REWRITES[node.target](node)
+    if not rewritten:
+        return program
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    return dataclasses.replace(program, differentiated=module)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+    """What a table that rows are written to goes through. One of this rank's rows alone goes through nothing."""
+
+    pad: Callable[[fx.Node, float], fx.Node] = lambda rows, _: rows
+    """Gives it room for halo rows, filled with a number."""
+    complete: Callable[[fx.Node, Reduction], fx.Node] = lambda table, _: table
+    """Puts together what ranks wrote, as a reduction says."""
+    extend: Callable[[fx.Node], fx.Node] = lambda rows: rows
+    """Puts halo rows beside it."""
+
+
+def _after_halo_reduce(reduced: fx.Node) -> bool:
+    """Rows written to tables of each other, by one scatter or by several, one after the other."""
+    sent = message(reduced)
+    if sent is None or sent.reduction == "sum":
+        return False
+    chain: list[Any] = [sent.value]
+    while chain[0].args[0].target is aten.scatter_reduce.two:
+        chain.insert(0, chain[0].args[0])
+    value, padding, _ = chain[0].args[0].args
+    if not any(_has_gradient(scatter, value) for scatter in chain):
+        return False
+    graph = reduced.graph
+    table = _Table(
+        lambda rows, fill: graph.call_function(aten.constant_pad_nd.default, (rows, padding, fill)),
+        lambda table, how: dataclasses.replace(sent, value=table, reduction=how).written(graph),
+        lambda rows: dataclasses.replace(sent, kind="exchange", value=rows, reduction="sum").written(graph),
+    )
+    for scatter in chain:
+        value = _shared(scatter, value, table)
+    reduced.replace_all_uses_with(value)
+    return True
+
+
+def _after_all_reduce(reduced: fx.Node) -> bool:
+    operand: Any = reduced.args[0]
+    if operand.target is not aten.scatter_reduce.two or not _has_gradient(operand, operand.args[0]):
+        return False
+    reduced.replace_all_uses_with(_whole(operand))
+    return True
+
+
+def _after_all_reduces(reduced: fx.Node) -> bool:
+    """Each of several values by itself: in one message, those with a gradient would lend it to the others."""
+    operands: Any = reduced.args[0]
+    if reduced.args[1] == "sum" or not operands[0].meta["val"].is_floating_point():
+        return False
+    for part in reduced.users:
+        operand: Any = operands[part.args[1]]  # type: ignore[index]
+        if operand.target is aten.scatter_reduce.two:
+            part.replace_all_uses_with(_whole(operand))
+        else:  # of all rows, whose gradient goes another way
+            held = reduced.graph.call_function(stop_gradient, (operand,))
+            part.replace_all_uses_with(reduced.graph.call_function(all_reduce, (held, reduced.args[1])))
+    return True
+
+
+def _on_the_rank(scatter: fx.Node) -> bool:
+    """Rows of the rank alone have the gradient of torch, but where their table was rewritten."""
+    base: Any = scatter.args[0]
+    is_sent = any(user.target in (all_reduce, all_reduces) for user in scatter.users)
+    if is_sent or _counted(scatter, base) is base or not _has_gradient(scatter, base):
+        return False
+    scatter.replace_all_uses_with(_shared(scatter, base, _Table()))
+    return True
+
+
+_REWRITES: dict[Any, Callable[[fx.Node], bool]] = {
+    halo_reduce: _after_halo_reduce,
+    all_reduce: _after_all_reduce,
+    all_reduces: _after_all_reduces,
+    aten.scatter_reduce.two: _on_the_rank,
+}
+
+
+def _has_gradient(scatter: fx.Node, base: fx.Node) -> bool:
+    """Whether a gradient may go through a scatter to what it writes, or to the table."""
+    source: Any = scatter.args[3]
+    fixed = is_held(source) and (is_held(base) or is_fresh(base))
+    return bool(source.meta["val"].is_floating_point()) and not fixed
+
+
+def _whole(scatter: fx.Node) -> fx.Node:
+    """A table that every rank holds, with what all ranks write to it."""
+    write, base = scatter.graph.call_function, scatter.args[0]
+    return _shared(scatter, base, _Table(complete=lambda table, how: write(all_reduce, (table, how))))  # type: ignore[arg-type]
+
+
+def _shared(scatter: fx.Node, base: fx.Node, table: _Table) -> fx.Node:
+    """A scatter of largest values into `base`, complete, and with its gradient."""
+    write = scatter.graph.call_function
+    args: Any = scatter.args
+    _, dim, index, source, how = args[:5]
+    rows, values = (write(stop_gradient, (n,)) for n in (base, source))
+    room = table.pad(rows, -math.inf if how == "amax" else math.inf)
+    largest = table.complete(write(aten.scatter_reduce.two, (room, dim, index, values, how)), how)
+    extended = table.extend(largest)
+    zeros = write(aten.zeros_like.default, (extended,))
+
+    def everywhere(own: fx.Node, written: fx.Node) -> fx.Node:
+        added = table.complete(write(aten.scatter_add.default, (zeros, dim, index, written)), "sum")
+        return write(aten.add.Tensor, (own, added))
+
+    theirs = write(aten.gather.default, (extended, dim, index))
+    kind = scatter.meta["val"].dtype
+    count = everywhere(_equal(_counted(scatter, base), largest, kind), _equal(source, theirs, kind))
+    total = everywhere(_off(base, largest, kind), _off(source, theirs, kind))
+    return write(aten.add.Tensor, (largest, write(aten.div.Tensor, (total, count))))
+
+
+def _counted(scatter: fx.Node, base: Any) -> fx.Node:
+    """What counts among those that share a gradient: the table, or as it was before a scatter made nothing of rows."""
+    if WITHOUT_SELF in scatter.meta and base.target is aten.where.self:
+        return base.args[2]  # type: ignore[no-any-return]
+    if WITHOUT_SELF in scatter.meta and base.target is gather_rows:
+        rows, *order = base.args
+        inner = _counted(scatter, rows)
+        return base if inner is rows else base.graph.call_function(gather_rows, (inner, *order))
+    return base  # type: ignore[no-any-return]
+
+
+def _equal(value: fx.Node, largest: fx.Node, kind: Any) -> fx.Node:
+    """One where a value is the largest, else zero."""
+    write = value.graph.call_function
+    return write(aten._to_copy.default, (write(aten.eq.Tensor, (value, largest)),), {"dtype": kind})
+
+
+def _off(value: fx.Node, largest: fx.Node, kind: Any) -> fx.Node:
+    """Zero, with the gradient of the value where it is the largest; of infinite ones the difference is no number."""
+    write = value.graph.call_function
+    off = write(aten.nan_to_num.default, (write(aten.sub.Tensor, (value, largest)), 0.0))
+    return write(aten.mul.Tensor, (off, _equal(value, largest, kind)))
