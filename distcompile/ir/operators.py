@@ -245,8 +245,13 @@ OPERATORS: dict[Any, Facts] = {}
 def register(target: Any, row: Facts) -> None:
     """Write the row of an operator, filled up with what torch's tags say."""
     assert target not in OPERATORS, f"two rows for {target}"
-    tags = dataclasses.asdict(_by_tags(target))
-    OPERATORS[target] = dataclasses.replace(row, **{name: True for name, tagged in tags.items() if tagged is True})
+    tagged = _by_tags(target)
+    OPERATORS[target] = dataclasses.replace(
+        row,
+        pointwise=row.pointwise or tagged.pointwise,
+        random=row.random or tagged.random,
+        data_dependent=row.data_dependent or tagged.data_dependent,
+    )
 
 
 @functools.cache
@@ -291,6 +296,11 @@ def filled_with(node: fx.Node) -> Any:
     """The one value of which a node makes a tensor; None of others."""
     value = facts(node).fill
     return value.of(node) if isinstance(value, Argument) else value
+
+
+def is_zero(node: fx.Node) -> bool:
+    """Whether a node is a tensor of zeros by construction."""
+    return bool(filled_with(node) == 0)
 
 
 def row_numbers(node: fx.Node) -> tuple[Any, Any] | None:

@@ -13,13 +13,13 @@ import torch
 from torch import fx
 
 from ..ir import META, WHOLE_RULE, Halo, Placement, Space, Tiled, placement
+from ..ir.operators import facts
 from ..ir.text import short, short_name
 from ..ir.user_code import user_frame
 from ..passes.schedule.storage import storage
 from ..passes.spaces.place import WHY, placements
 from ..rules.cost import bytes_per_row, product_flops, product_length
 from ..rules.levels import rows_of
-from ..rules.shape import VIEWS
 from ..runtime.execution.tiles import Region
 from ..runtime.operators.halo import COLLECTIVES, MESSAGES, all_reduce, all_reduces
 from ..runtime.operators.whole import gather_rows
@@ -120,7 +120,7 @@ def work(program: Tiled) -> Work:
                 found = rows.get(region.spec.space, RowWork(0.0, 0.0))
                 moved = sum(_row(program, n, region.spec.space) for n in (node, *node.all_input_nodes))
                 rows[region.spec.space] = RowWork(
-                    found.moved + (0.0 if node.target in VIEWS else moved), found.flops + product_flops(program, node)
+                    found.moved + (0.0 if facts(node).view else moved), found.flops + product_flops(program, node)
                 )
     sums = tuple(c for c in collectives(program) if not c.space)
     return Work(rows, operators, tuple(_messages(program)), sums, tuple(_results(program)))

@@ -6,19 +6,15 @@ from typing import Any
 
 from torch import fx
 
-from ...rules.shape import VIEWS
+from ...ir.operators import facts
 from ...runtime.execution.tiles import taken
-from ...runtime.operators.halo import halo_exchange_, halo_join_, halo_reduce_
 from ...runtime.operators.messages import halo_exchange_start_, halo_reduce_start_, wait
-
-_SAME_MEMORY = VIEWS | {halo_exchange_, halo_join_, halo_reduce_}
-"""Operators of a tiled graph whose results stand in their first operand's memory."""
 
 
 def storage(node: fx.Node) -> fx.Node:
     """The node whose memory `node` looks at."""
     while node.op == "call_function":
-        if node.target in _SAME_MEMORY:
+        if facts(node).shares_memory:
             node = node.args[0]  # type: ignore[assignment]
         elif node.target is wait and _is_in_place(node.args[0]):
             node = node.args[1]  # type: ignore[assignment]

@@ -23,11 +23,11 @@ from torch import Tensor, fx
 
 from ...ir import META, Distributed, Space, Tiled, grown, is_random
 from ...ir.graphs import anchor, copy_node, graph_module
+from ...ir.operators import facts
 from ...ir.sizes import size_nodes
 from ...rules.cost import bytes_per_row, load_per_row, work_per_row
 from ...rules.indexing import accesses, reduction
 from ...rules.levels import Rows, Work, continues, is_fresh, is_size, levels, rows_of, source_of, tables_of
-from ...rules.shape import VIEWS
 from ...runtime.execution.tiles import Add, Reduce, Region, RegionSpec, Result, Slice, Store, taken
 from ...runtime.operators.halo import halo_exchange, halo_exchange_, halo_join, halo_join_, halo_reduce, halo_reduce_
 from .store_or_recompute import choose
@@ -338,11 +338,11 @@ def _compared(node: fx.Node) -> Iterator[fx.Node]:
 
     Computed again, in blocks of other sizes, a value may round differently: matrix products do.
     """
-    for value in node.all_input_nodes if node.target in (aten.eq.Tensor, aten.ne.Tensor) else ():
+    for value in node.all_input_nodes if facts(node).compares else ():
         while not isinstance(value.meta["val"], Tensor) or value.meta["val"].is_floating_point():
             if isinstance(value.meta["val"], Tensor):  # else several parts, one of which is compared
                 yield value
-            if value.target not in VIEWS | {operator.getitem}:
+            if not facts(value).view:
                 break
             value = value.args[0]  # type: ignore[assignment]
 

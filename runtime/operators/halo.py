@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import UnsupportedOp
+from ...ir.operators import Facts, Linear, register
 from ..world import active, communicator
 from .messages import (
     halo_exchange_start,
@@ -225,6 +226,10 @@ halo_scatter = torch.ops.distcompile.halo_scatter.default
 halo_join = torch.ops.distcompile.halo_join.default
 all_reduce = torch.ops.distcompile.all_reduce.default
 all_reduces = torch.ops.distcompile.all_reduces.default
+
+register(stop_gradient, Facts(pointwise=True, linear=Linear()))
+for _operator in (halo_exchange_, halo_join_, halo_reduce_):
+    register(_operator, Facts(in_place=True))
 
 STARTS = {
     halo_exchange: halo_exchange_start,
