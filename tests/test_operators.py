@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import operator
 from collections.abc import Callable, Iterator
@@ -18,6 +19,19 @@ from distcompile.ir import is_random
 from distcompile.ir.operators import OPERATORS, Facts, Linear, facts, facts_of, filled_with, operators, row_numbers
 from distcompile.rules.linear import is_linear
 from distcompile.runtime.operators.checks import distinct_rows
+from distcompile.runtime.operators.halo import (
+    all_reduce,
+    all_reduces,
+    halo_exchange,
+    halo_exchange_,
+    halo_gather,
+    halo_join,
+    halo_join_,
+    halo_reduce,
+    halo_reduce_,
+    halo_scatter,
+)
+from distcompile.runtime.operators.whole import gather_rows, scatter_rows
 
 aten = torch.ops.aten
 
@@ -145,10 +159,19 @@ def replaced(args: tuple[Any, ...], values: dict[int, Any]) -> tuple[Any, ...]:
 
 @every(lambda f: f.view)
 def test_views_show_memory_of_their_first_operand(target: Any) -> None:
-    args = sample(target)
-    shown = args[0][args[1]] if target is operator.getitem else args[0]
-    for result in results(call(target, args)):
+    """However it lies there, where a reshape copies."""
+    operand, *rest = sample(target)
+    columnwise = [_columnwise(x) for x in results(operand)]
+    is_list = isinstance(operand, list)
+    shown = columnwise[rest[0]] if is_list else columnwise[0]
+    for result in results(call(target, (columnwise if is_list else shown, *rest))):
         assert result.untyped_storage().data_ptr() == shown.untyped_storage().data_ptr()
+
+
+def _columnwise(x: Tensor) -> Tensor:
+    """The same tensor with its first dimension innermost in memory."""
+    order = list(range(x.dim()))[::-1]
+    return x.permute(order).contiguous().permute(order)
 
 
 @every(lambda f: f.reshape)
@@ -271,7 +294,7 @@ def test_comparisons_tell_the_last_bit(target: Any) -> None:
     assert not torch.equal(call(target, (x, x)), call(target, (x, torch.nextafter(x, x + 1))))
 
 
-@every(lambda f: not f.data_dependent and f.message is None and not f.in_place)
+@every(lambda f: not f.data_dependent and f.message is None and f.puts_beside is None)
 def test_what_is_not_random_gives_the_same_again(target: Any) -> None:
     """And what is random gives something else."""
     if target is aten.empty_like.default:
@@ -479,6 +502,108 @@ def test_progressions_are_at_even_distances(target: Any) -> None:
 
 def test_row_numbers_go_up_by_one_if_no_step_is_given() -> None:
     assert row_numbers(node_of(aten.arange.start_step, 2, 5)) == (2, 1)
+
+
+# -- messages ---------------------------------------------------------------------------------------------------------
+
+
+def owned(rank: int) -> Tensor:
+    """Two rows of a rank."""
+    return torch.tensor([[1.0], [2.0]]) + 10 * rank
+
+
+def halo(rank: int) -> Tensor:
+    """What a rank adds to the first row of the other, the only one that it reads."""
+    return torch.tensor([[100.0]]) * (rank + 1)
+
+
+def room(rank: int) -> Tensor:
+    return torch.cat([owned(rank), torch.zeros(1, 1)])
+
+
+def both(rank: int) -> Tensor:
+    return torch.cat([owned(rank), halo(rank)])
+
+
+def summand(rank: int) -> Tensor:
+    """Of all rows."""
+    return torch.cat([owned(0), owned(1)]) * (rank + 1)
+
+
+def plan(rank: int) -> tuple[Tensor, Tensor]:
+    """The first row is sent to the other rank, and one is received."""
+    crossing = [1, 0] if rank else [0, 1]
+    return torch.tensor([0]), torch.tensor([crossing, crossing])
+
+
+def order() -> tuple[Tensor, Tensor]:
+    return torch.arange(4), torch.tensor([2, 2])
+
+
+CALLS: dict[Any, Callable[[int], tuple[Any, ...]]] = {
+    halo_exchange: lambda rank: (owned(rank), *plan(rank), 1, 0),
+    halo_exchange_: lambda rank: (room(rank), *plan(rank), 1, 0),
+    halo_gather: lambda rank: (owned(rank), *plan(rank), 1, 0),
+    halo_reduce: lambda rank: (both(rank), *plan(rank), 1, 0),
+    halo_reduce_: lambda rank: (both(rank), *plan(rank), 1, 0),
+    halo_scatter: lambda rank: (halo(rank), *plan(rank), owned(rank), 0),
+    halo_join: lambda rank: (owned(rank), halo(rank), 1, 0),
+    halo_join_: lambda rank: (room(rank), halo(rank), 1, 0),
+    gather_rows: lambda rank: (owned(rank), *order(), 0),
+    scatter_rows: lambda rank: (summand(rank), *order(), 0),
+    all_reduce: lambda rank: (owned(rank),),
+    all_reduces: lambda rank: ([owned(rank)], "sum"),
+}
+"""Operands on each of two ranks."""
+
+
+def on_two_ranks(target: Any) -> list[tuple[tuple[Any, ...], Tensor]]:
+    """Operands and result of each rank."""
+
+    def work(communicator: Any) -> Any:
+        args = CALLS[target](communicator.rank)
+        return args, results(target(*args))[0]
+
+    return LocalWorld(2).run(work)
+
+
+def parameter(target: Any, position: int) -> str:
+    """The name of an operand."""
+    schema = getattr(target, "_schema", None)
+    names = [a.name for a in schema.arguments] if schema is not None else list(inspect.signature(target).parameters)
+    return names[position]
+
+
+@every(lambda f: f.message)
+def test_messages_reach_whom_the_table_says(target: Any) -> None:
+    message = facts_of(target).message
+    assert message is not None
+    assert message.to == "sum" if message.dim is None else parameter(target, message.dim) == "dim"
+    for rank, (_, found) in enumerate(on_two_ranks(target)):
+        expected = {
+            "readers": owned(1 - rank)[:1],
+            "owners": owned(rank) + torch.cat([halo(1 - rank), torch.zeros(1, 1)]),
+            "all": torch.cat([owned(0), owned(1)]),
+            "own": 3 * owned(rank),
+            "sum": owned(0) + owned(1),
+        }[message.to]
+        assert torch.equal(found[-len(expected) :], expected)
+
+
+@every(lambda f: f.puts_beside is not None)
+def test_what_puts_halo_rows_beside_owned_rows(target: Any) -> None:
+    at = facts_of(target).puts_beside
+    assert at is not None
+    assert [parameter(target, i) for i in (at, at + 1)] == ["halo_rows", "dim"]
+    for rank, (_, found) in enumerate(on_two_ranks(target)):
+        assert torch.equal(found[:2], owned(rank))
+        assert found.shape == (3, 1)
+
+
+@every(lambda f: f.in_place)
+def test_what_works_in_place_shows_memory_of_its_first_operand(target: Any) -> None:
+    for args, found in on_two_ranks(target):
+        assert found.untyped_storage().data_ptr() == args[0].untyped_storage().data_ptr()
 
 
 # -- what has no row --------------------------------------------------------------------------------------------------

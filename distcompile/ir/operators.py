@@ -89,8 +89,9 @@ class Progression:
 class Message:
     """A collective operator. Numbers are positions of operands."""
 
-    to: Literal["readers", "owners", "all", "sum"]
-    """Who gets rows: ranks that read them, their owners, or every rank; or every rank gets the sum of all values."""
+    to: Literal["readers", "owners", "all", "own", "sum"]
+    """Who gets what: ranks the rows that they read, owners what others add to their rows, every rank all rows, or the
+    rows that it owns of a sum of all rows, or the sum of all values."""
     dim: int | None = None
     """The dimension that counts rows."""
 

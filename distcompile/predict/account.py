@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from ..ir import META, WHOLE_RULE, Halo, Placement, Space, Tiled, placement
-from ..ir.operators import facts
+from ..ir.operators import OPERATORS, Message, facts
 from ..ir.text import short, short_name
 from ..ir.user_code import user_frame
 from ..passes.schedule.storage import storage
@@ -21,11 +21,10 @@ from ..passes.spaces.place import WHY, placements
 from ..rules.cost import bytes_per_row, product_flops, product_length
 from ..rules.levels import rows_of
 from ..runtime.execution.tiles import Region
-from ..runtime.operators.halo import COLLECTIVES, MESSAGES, all_reduce, all_reduces
-from ..runtime.operators.whole import gather_rows
+from ..runtime.operators.halo import MESSAGES
 
-_TO_OWNERS = ("halo_reduce", "halo_scatter")
-"""Kinds of collectives in which rows go from who read them to their owners."""
+_KINDS: dict[str, Message] = {short_name(t): row.message for t, row in OPERATORS.items() if row.message is not None}
+"""What ranks send each other, by the name of the operator."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +42,12 @@ class Collective:
     @property
     def to_owners(self) -> bool:
         """Whether rows go from who read them to their owners."""
-        return self.kind in _TO_OWNERS
+        return _KINDS[self.kind].to == "owners"
 
     @property
     def to_all(self) -> bool:
         """Whether every rank gets the rows of all others, not those of its halo."""
-        return self.kind == short_name(gather_rows)
+        return _KINDS[self.kind].to == "all"
 
     def rows(self, owned: Mapping[str, int], halo: Mapping[str, int], sizes: Mapping[str, int]) -> int:
         """Rows that a rank receives which owns some of each space, and has some halo rows of it."""
@@ -59,22 +58,23 @@ def collectives(program: Tiled) -> list[Collective]:
     """Every collective of `program`, in order."""
     found = []
     for node in program.graph.graph.nodes:
-        if node.target not in COLLECTIVES:
+        message = facts(node).message
+        if message is None:
             continue
         value = node.meta["val"]
         operand: Any = node.args[0]
-        if node.target in (all_reduce, all_reduces):
+        if message.dim is None:
             summed: list[fx.Node] = [operand] if isinstance(operand, fx.Node) else operand
             lines = dict.fromkeys(place(n) for n in summed)
             size = sum(_bytes(program, n, {}) for n in summed)
             found.append(Collective(short(node), "", size, "summed at " + ", ".join(lines)))
             continue
-        dim: Any = node.args[3 if node.target is gather_rows else 4]
+        dim: Any = node.args[message.dim]
         widths = [n for i, n in enumerate(program.shape(node)) if i != dim]
         row = math.prod(int(n) for n in widths if n.is_Integer) * value.element_size()
         space = next(i for i in program.inputs if i.name == node.args[1].name).space  # type: ignore[union-attr]
         readers = dict.fromkeys(place(u) for u in node.users)
-        why = "added at " + place(operand) if short(node) in _TO_OWNERS else "read at " + ", ".join(readers)
+        why = "added at " + place(operand) if message.to == "owners" else "read at " + ", ".join(readers)
         found.append(Collective(short(node), str(space), row, why))
     return found
 

@@ -8,10 +8,11 @@ from typing import Any
 from torch import fx
 
 from ..ir import Tiled
+from ..ir.operators import facts
 from ..ir.text import short
 from ..predict.account import collectives, stretches
 from ..runtime.execution.tiles import Region
-from ..runtime.operators.halo import COLLECTIVES, STARTS
+from ..runtime.operators.halo import STARTS
 from ..runtime.operators.messages import wait
 
 
@@ -97,7 +98,7 @@ def _schedule(program: Tiled) -> Iterator[str]:
             shared = "bucket" in node.kwargs and started[:-1] and node.kwargs == started[-2].kwargs
             joined = f", in one message with {len(started) - 1}" if shared else ""
             yield f"  >> {short(node).rstrip('_')} {len(started)}{joined}"
-        elif node.target in COLLECTIVES or node.target in STARTS:
+        elif facts(node).message is not None:
             yield f"  >> {short(node).rstrip('_')}"
 
 

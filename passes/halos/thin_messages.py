@@ -16,13 +16,12 @@ from torch import fx
 
 from ...ir import Distributed, Space, replace_graph
 from ...ir.graphs import copy_graph
+from ...ir.operators import facts
 from ...rules.indexing import accesses
 from ...rules.levels import constant_of, continues, is_fresh
-from ...runtime.operators.halo import halo_exchange, halo_gather, halo_reduce, halo_scatter
+from ...runtime.operators.halo import halo_gather, halo_reduce
 from ..spaces.pointers import pointer_root
 from .insert_halos import Plans
-
-_MESSAGES = (halo_exchange, halo_gather, halo_reduce, halo_scatter)
 
 
 def thin_messages(program: Distributed) -> Distributed:
@@ -31,7 +30,7 @@ def thin_messages(program: Distributed) -> Distributed:
     plans = Plans(module.graph)
     spaces: dict[str, Space] = {}
     of = {i.name: i.space for i in program.inputs if i.kind == "send_rows"}
-    for node in [n for n in module.graph.nodes if n.target in _MESSAGES]:
+    for node in [n for n in module.graph.nodes if _is_of_halo(n)]:
         space = of[node.args[1].name]  # type: ignore[union-attr]
         through = _through(program, node)
         if space is None or not through:
@@ -45,6 +44,12 @@ def thin_messages(program: Distributed) -> Distributed:
         node.args = (*node.args, plans.get(some, "places"))
     found = tuple(spaces.values())
     return replace_graph(program, module, inputs=(*program.inputs, *plans.inputs), thinned_spaces=found)
+
+
+def _is_of_halo(node: fx.Node) -> bool:
+    """Whether a node is a message about halo rows."""
+    message = facts(node).message
+    return message is not None and message.to in ("readers", "owners")
 
 
 def _through(program: Distributed, message: fx.Node) -> tuple[str, ...]:

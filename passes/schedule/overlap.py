@@ -23,25 +23,12 @@ import torch
 from torch import fx
 
 from ...ir import META, Halo, Placement, Tiled, copy_tiled, replace_tiled
+from ...ir.operators import facts
 from ...runtime.execution.tiles import Add, Region, taken
-from ...runtime.operators.halo import (
-    COLLECTIVES,
-    STARTS,
-    halo_exchange,
-    halo_exchange_,
-    halo_gather,
-    halo_join,
-    halo_join_,
-    halo_scatter,
-)
+from ...runtime.operators.halo import STARTS, halo_gather, halo_scatter
 from ...runtime.operators.messages import wait
 
 aten = torch.ops.aten
-
-_TO_READERS = (halo_exchange, halo_exchange_, halo_gather)
-_TO_OWNERS = tuple(target for target in STARTS if target not in _TO_READERS)
-_JOINS = (halo_exchange, halo_exchange_, halo_join, halo_join_)
-"""What puts halo rows beside the owned rows that are its first operand."""
 
 
 def overlap(program: Tiled) -> Tiled:
@@ -77,20 +64,20 @@ class _Overlapping:
         """Whether a node works on halo rows at most, and is no message."""
         if node.op == "call_module":
             return self._input("size", self.spec(node).space) is None and not node.kwargs
-        return node.target not in COLLECTIVES and node.target not in STARTS and node.target is not wait
+        return facts(node).message is None and node.target is not wait
 
     def wait_within(self, region: fx.Node) -> bool:
         """Wait for messages that a region reads when its interior rows are done; whether there are any."""
         before = _until(region, self.graph.nodes)
         messages: list[fx.Node] = []
         late: set[fx.Node] = set()
-        for message in [n for n in before if n.target in _TO_READERS]:
+        for message in [n for n in before if _goes_to(n, "readers")]:
             found = _dependents(message, before)
             if found.isdisjoint(region.all_input_nodes) or not all(self._is_cheap(n) for n in found - {message}):
                 continue
             messages.append(message)
             late |= found
-        instead = {n: n.args[0] for n in region.all_input_nodes if n in late and n.target in _JOINS}
+        instead = {n: n.args[0] for n in region.all_input_nodes if n in late and facts(n).puts_beside is not None}
         if not messages or any(n in late and instead.get(n, n) in late for n in region.all_input_nodes):
             return False
         self._in_two(region, interior_first=True, instead=instead)
@@ -104,7 +91,7 @@ class _Overlapping:
         after = list(self.graph.nodes)
         after = after[after.index(region) + 1 :]
         found: list[tuple[fx.Node, list[fx.Node]]] = []
-        for message in [n for n in after if n.target in _TO_OWNERS]:
+        for message in [n for n in after if _goes_to(n, "owners")]:
             before = _needed(_sent(message), after)
             parts = [n for n in before if n.target is taken and n.args[0] is region]
             if parts and all(self._is_cheap(n) for n in before) and self._all_of_halo(parts, {message, *before}):
@@ -134,7 +121,7 @@ class _Overlapping:
         )
 
     def _is_of_halo(self, user: fx.Node, table: fx.Node) -> bool:
-        if user.target in _TO_OWNERS:
+        if _goes_to(user, "owners"):
             return user.args[0] is table and user.target is not halo_scatter
         place = table.meta.get(META)
         if user.target is not aten.slice.Tensor or not isinstance(place, Placement):
@@ -163,6 +150,12 @@ class _Overlapping:
         first.meta = dict(region.meta)
         region.kwargs = {"only": parts[1], "so_far": first}
         return first
+
+
+def _goes_to(node: fx.Node, whom: str) -> bool:
+    """Whether a node is a message to the readers, or to the owners, of rows."""
+    message = facts(node).message
+    return message is not None and message.to == whom
 
 
 def in_two_phases(message: fx.Node, args: Any) -> tuple[fx.Node, fx.Node]:

@@ -349,12 +349,12 @@ def _compared(node: fx.Node) -> Iterator[fx.Node]:
 
 def _exchange_of(node: fx.Node) -> fx.Node | None:
     """What puts halo rows beside a value's rows, if something does: it finds room there."""
-    return next((u for u in node.users if u.target in (halo_exchange, halo_join) and u.args[0] is node), None)
+    return next((u for u in node.users if facts(u).puts_beside is not None and u.args[0] is node), None)
 
 
 def _room(exchange: fx.Node) -> tuple[Any, Any]:
     """The number of halo rows that an exchange or a join puts beside owned rows, and the dimension of rows."""
-    first = 3 if exchange.target is halo_exchange else 2
+    first: Any = facts(exchange).puts_beside
     return exchange.args[first : first + 2]  # type: ignore[return-value]
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import UnsupportedOp
-from ...ir.operators import Facts, Linear, register
+from ...ir.operators import Facts, Linear, Message, register
 from ..world import active, communicator
 from .messages import (
     halo_exchange_start,
@@ -36,7 +36,6 @@ from .messages import (
     halo_scatter_start,
     wait,
 )
-from .whole import gather_rows, scatter_rows
 
 
 @torch.library.custom_op("distcompile::halo_exchange", mutates_args=())
@@ -228,8 +227,16 @@ all_reduce = torch.ops.distcompile.all_reduce.default
 all_reduces = torch.ops.distcompile.all_reduces.default
 
 register(stop_gradient, Facts(pointwise=True, linear=Linear()))
-for _operator in (halo_exchange_, halo_join_, halo_reduce_):
-    register(_operator, Facts(in_place=True))
+register(halo_exchange, Facts(message=Message("readers", dim=4), puts_beside=3))
+register(halo_exchange_, Facts(message=Message("readers", dim=4), puts_beside=3, in_place=True))
+register(halo_gather, Facts(message=Message("readers", dim=4)))
+register(halo_reduce, Facts(message=Message("owners", dim=4)))
+register(halo_reduce_, Facts(message=Message("owners", dim=4), in_place=True))
+register(halo_scatter, Facts(message=Message("owners", dim=4)))
+register(halo_join, Facts(puts_beside=2))
+register(halo_join_, Facts(puts_beside=2, in_place=True))
+register(all_reduce, Facts(message=Message("sum")))
+register(all_reduces, Facts(message=Message("sum")))
 
 STARTS = {
     halo_exchange: halo_exchange_start,
@@ -243,12 +250,6 @@ STARTS = {
 
 MESSAGES = {*STARTS, *STARTS.values()}
 """Messages about rows, in one phase and in two."""
-
-COLLECTIVES = (
-    *(halo_exchange, halo_reduce, halo_gather, halo_scatter),
-    *(gather_rows, scatter_rows),
-    *(all_reduce, all_reduces),
-)
 
 
 def _remember(ctx: Any, inputs: Any, output: Any) -> None:
