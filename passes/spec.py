@@ -12,9 +12,9 @@ from torch import fx
 
 from ..ir import META, Distributed, Halo, Normal, Placed, Placement, Runnable, Tiled
 from ..ir.graphs import writes
+from ..ir.operators import facts
 from ..rules.indexing import accesses
 from ..runtime.execution.tiles import Region
-from ..runtime.operators.halo import COLLECTIVES
 from ..runtime.operators.messages import start, wait
 
 
@@ -24,7 +24,7 @@ def functional(program: Normal) -> None:
     for node in program.graph.graph.nodes:
         assert not writes(node.target), f"{node} changes a tensor in place"
         assert node.op in ("output", "get_attr") or "val" in node.meta, f"{node} has no value"
-        assert node.target not in COLLECTIVES, f"{node} communicates before its place is known"
+        assert facts(node).crosses is None, f"{node} communicates before its place is known"
 
 
 def placed(program: Placed) -> None:
@@ -50,7 +50,7 @@ def distributed(program: Distributed) -> None:
     _inputs_have_roles(program, nodes)
     for node in nodes:
         place = node.meta[META]
-        if node.target in COLLECTIVES and isinstance(place, Placement):
+        if facts(node).crosses is not None and isinstance(place, Placement):
             assert not place.partial, f"{node}: a collective with a partial result"
         _reads_halo_rows(program, node)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .captured import Captured, Comparison, Origins, Precision
+from .operators import is_random
 from .placement import META, WHOLE_RULE, Placement, Reduction, placement
 from .program import (
     Access,
@@ -18,7 +19,6 @@ from .program import (
     Tiled,
     copy_tiled,
     grown,
-    is_random,
     replace_graph,
     replace_tiled,
 )

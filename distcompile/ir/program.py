@@ -205,11 +205,6 @@ def grown(program: Normal, record: type[P], **found: Any) -> P:
     return record(**{**held, **found})
 
 
-def is_random(node: fx.Node) -> bool:
-    """Whether an operator draws random numbers: run again, or in another order, it gives others."""
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-
-
 def copy_tiled(program: Tiled) -> fx.GraphModule:
     """Return a copy of a program's tiled graph to rewrite. Regions are shared."""
     graph = fx.Graph()

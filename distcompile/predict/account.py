@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from ..ir import META, WHOLE_RULE, Halo, Placement, Space, Tiled, placement
+from ..ir.operators import OPERATORS, Crossing, facts
 from ..ir.text import short, short_name
 from ..ir.user_code import user_frame
 from ..passes.schedule.storage import storage
@@ -20,14 +21,11 @@ from ..passes.spaces.place import WHY, placements
 from ..rules.cost import bytes_per_row, product_flops, product_length
 from ..rules.levels import rows_of
 from ..rules.messages import message
-from ..rules.shape import VIEWS
 from ..runtime.execution.tiles import Region
-from ..runtime.operators.halo import COLLECTIVES, all_reduce, all_reduces
 from ..runtime.operators.messages import wait
-from ..runtime.operators.whole import gather_rows
 
-_TO_OWNERS = ("halo_reduce", "halo_scatter")
-"""Kinds of collectives in which rows go from who read them to their owners."""
+_KINDS: dict[str, Crossing] = {short_name(t): row.crosses for t, row in OPERATORS.items() if row.crosses is not None}
+"""What ranks send each other, by the name of the operator."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +43,12 @@ class Collective:
     @property
     def to_owners(self) -> bool:
         """Whether rows go from who read them to their owners."""
-        return self.kind in _TO_OWNERS
+        return _KINDS[self.kind].to == "owners"
 
     @property
     def to_all(self) -> bool:
         """Whether every rank gets the rows of all others, not those of its halo."""
-        return self.kind == short_name(gather_rows)
+        return _KINDS[self.kind].to == "all"
 
     def rows(self, owned: Mapping[str, int], halo: Mapping[str, int], sizes: Mapping[str, int]) -> int:
         """Rows that a rank receives which owns some of each space, and has some halo rows of it."""
@@ -61,24 +59,23 @@ def collectives(program: Tiled) -> list[Collective]:
     """Every collective of `program`, in order."""
     found = []
     for node in program.graph.graph.nodes:
-        if node.target not in COLLECTIVES:
+        crossing = facts(node).crosses
+        if crossing is None:
             continue
         value = node.meta["val"]
         operand: Any = node.args[0]
-        if node.target in (all_reduce, all_reduces):
+        if crossing.dim is None:
             summed: list[fx.Node] = [operand] if isinstance(operand, fx.Node) else operand
             lines = dict.fromkeys(place(n) for n in summed)
             size = sum(_bytes(program, n, {}) for n in summed)
             found.append(Collective(short(node), "", size, "summed at " + ", ".join(lines)))
             continue
-        sent = message(node)
-        dim: Any = node.args[3] if sent is None else sent.dim
+        dim: Any = node.args[crossing.dim]
         widths = [n for i, n in enumerate(program.shape(node)) if i != dim]
         row = math.prod(int(n) for n in widths if n.is_Integer) * value.element_size()
         space = next(i for i in program.inputs if i.name == node.args[1].name).space  # type: ignore[union-attr]
         readers = dict.fromkeys(place(u) for u in node.users)
-        back = sent is not None and not sent.to_readers
-        why = "added at " + place(operand) if back else "read at " + ", ".join(readers)
+        why = "added at " + place(operand) if crossing.to == "owners" else "read at " + ", ".join(readers)
         found.append(Collective(short(node), str(space), row, why))
     return found
 
@@ -124,7 +121,7 @@ def work(program: Tiled) -> Work:
                 found = rows.get(region.spec.space, RowWork(0.0, 0.0))
                 moved = sum(_row(program, n, region.spec.space) for n in (node, *node.all_input_nodes))
                 rows[region.spec.space] = RowWork(
-                    found.moved + (0.0 if node.target in VIEWS else moved), found.flops + product_flops(program, node)
+                    found.moved + (0.0 if facts(node).view else moved), found.flops + product_flops(program, node)
                 )
     sums = tuple(c for c in collectives(program) if not c.space)
     return Work(rows, operators, tuple(_messages(program)), sums, tuple(_results(program)))

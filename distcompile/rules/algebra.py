@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from ..ir import Dim, Placement
+from ..ir.operators import facts, operators
 from ..runtime.operators.sparse import sparse_mm
 from .base import Context, Refused, argument, arguments, rank, rule, wrap
 
@@ -81,7 +82,7 @@ def _after(dims: tuple[Dim, ...], chosen: set[int], keep: bool) -> tuple[Dim, ..
     return tuple(d for i, d in enumerate(dims) if i not in chosen)
 
 
-@rule(aten.sum.default, aten.sum.dim_IntList)
+@rule(*operators(lambda f: f.reduces == "sum"))
 def sum_(ctx: Context, node: fx.Node) -> Placement:
     """A sum over rows is partial."""
     dims = ctx.dims(arguments(node)[0])
@@ -109,14 +110,14 @@ def reduce_whole(ctx: Context, node: fx.Node) -> Placement:
     return Placement(_after(dims, chosen, keep))
 
 
-@rule(aten.amax.default, aten.amin.default, aten.max.default, aten.min.default)
+@rule(*operators(lambda f: f.finds_extremes))
 def extreme(ctx: Context, node: fx.Node) -> Placement:
     """The largest or smallest value; over rows, every rank has the one of its own rows."""
     dims = ctx.dims(arguments(node)[0])
     chosen, keep = _reduced(node)
-    largest = node.target in (aten.amax.default, aten.max.default)
-    over_rows = any(dims[i] for i in chosen)
-    return Placement(_after(dims, chosen, keep), over_rows, reduction="amax" if largest else "amin")
+    how = facts(node).reduces
+    assert how is not None
+    return Placement(_after(dims, chosen, keep), any(dims[i] for i in chosen), reduction=how)
 
 
 @rule(aten.linalg_vector_norm.default)
@@ -188,22 +189,15 @@ def layer_norm_backward(ctx: Context, node: fx.Node) -> Any:
     return Placement(dims), weight, weight
 
 
-_RIGHT_HAND_SIDE: dict[Any, int] = {
-    aten._linalg_solve_ex.default: 1,
-    aten.linalg_lu_solve.default: 2,
-    aten.linalg_solve_triangular.default: 1,
-}
-"""Operators that solve equations, and the position of what their columns are solved for."""
-
-
-def _rows_are_columns(ctx: Context, node: fx.Node, operands: list[fx.Node]) -> bool:
-    """Whether equations of one matrix are solved for rows, which are columns: ``solve(cell.T, x.T)``."""
-    at = _RIGHT_HAND_SIDE.get(node.target)
+def _columns_of_rows(ctx: Context, node: fx.Node, operands: list[fx.Node]) -> fx.Node | None:
+    """The right-hand sides of equations of one matrix, if these are rows, which are columns: ``solve(cell.T, x.T)``."""
+    at = facts(node).right_hand_side
     if at is None or not node.kwargs.get("left", True):
-        return False
+        return None
     sides: Any = node.args[at]
     *others, columns = ctx.dims(sides)
-    return bool(columns) and not any(others) and not any(any(ctx.dims(n)) for n in operands if n is not sides)
+    apart = bool(columns) and not any(others) and not any(any(ctx.dims(n)) for n in operands if n is not sides)
+    return sides if apart else None
 
 
 @rule(
@@ -228,8 +222,9 @@ def per_matrix(ctx: Context, node: fx.Node) -> Any:
     matrices = next(ctx.dims(n) for n in operands if rank(n) == max(map(rank, operands)))
     batch = matrices[:-2]
     values = node.meta["val"]
-    if _rows_are_columns(ctx, node, operands):
-        solved = Placement(ctx.dims(node.args[_RIGHT_HAND_SIDE[node.target]]))
+    columns = _columns_of_rows(ctx, node, operands)
+    if columns is not None:
+        solved = Placement(ctx.dims(columns))
         if not isinstance(values, list | tuple):
             return solved
         return (solved, *(Placement(((),) * len(v.shape)) for v in values[1:]))

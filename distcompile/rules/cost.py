@@ -8,21 +8,11 @@ import sympy
 import torch
 from torch import fx
 
-from ..ir import Placed, is_random
-from .indexing import accesses
-from .pointwise import is_pointwise
-from .shape import VIEWS
-
-aten = torch.ops.aten
+from ..ir import Placed
+from ..ir.operators import facts
 
 FLOPS_PER_BYTE = 6.0
 """Floating-point operations in the time in which one byte is read: what makes matrix products worth storing."""
-
-_FREE = VIEWS | {aten.reshape.default, aten.full.default}
-"""Views, and constants."""
-
-_PRODUCTS = {aten.mm.default: 0, aten.bmm.default: 0, aten.addmm.default: 1, aten.baddbmm.default: 1}
-"""Matrix products, and the position of the first factor."""
 
 
 def bytes_per_row(program: Placed, node: fx.Node) -> float:
@@ -46,23 +36,24 @@ def _width(program: Placed, size: sympy.Expr) -> int:
 
 def load_per_row(program: Placed, node: fx.Node) -> float:
     """What loading one row of a value costs, in bytes; of a value and its transpose, better the value."""
-    return bytes_per_row(program, node) * (1.001 if node.target in _FREE else 1.0)
+    return bytes_per_row(program, node) * (1.001 if facts(node).free else 1.0)
 
 
 def work_per_row(program: Placed, node: fx.Node) -> float:
     """What computing one row of an operator costs, in bytes moved in the same time."""
-    if is_random(node):
+    row = facts(node)
+    if row.random:
         return math.inf  # a random number drawn again is another one
-    if node.target in _FREE:
+    if row.free:
         return 0.0
     size = bytes_per_row(program, node)
     if not math.isfinite(size):
         size = sum(bytes_per_row(program, n) for n in node.all_input_nodes[:1])
-    if node.target in _PRODUCTS:
+    if row.product is not None:
         return product_flops(program, node) / FLOPS_PER_BYTE + size
-    if accesses(node):
+    if row.rows is not None:
         return 1.5 * size
-    return (0.3 if is_pointwise(node.target) else 1.0) * size
+    return (0.3 if row.pointwise else 1.0) * size
 
 
 def product_flops(program: Placed, node: fx.Node) -> float:
@@ -76,7 +67,5 @@ def product_flops(program: Placed, node: fx.Node) -> float:
 
 def product_length(program: Placed, node: fx.Node) -> sympy.Expr | None:
     """How many products are added up for each element of a matrix product; None for other operators."""
-    if node.target not in _PRODUCTS:
-        return None
-    first = node.args[_PRODUCTS[node.target]]
-    return program.shape(first)[-1]  # type: ignore[arg-type]
+    first = facts(node).product
+    return None if first is None else program.shape(node.args[first])[-1]  # type: ignore[arg-type]

@@ -15,42 +15,17 @@ import torch
 from torch import fx
 
 from ..ir import Access, Dim, Placement, Reduction, Space
+from ..ir.operators import facts, is_zero, operators
 from .base import Context, Refused, one_row_dimension, rank, rule, wrap
 from .pointwise import broadcast
 
 aten = torch.ops.aten
 
-# operator -> positions of (table, dim, index, source); embedding runs over rows of its table, dimension 0.
-_GATHERS = {
-    aten.index_select.default: (0, 1, 2),
-    aten.gather.default: (0, 1, 2),
-    aten.embedding.default: (0, None, 1),
-}
-_SCATTERS = {
-    aten.index_add.default: (0, 1, 2, 3),
-    aten.scatter_add.default: (0, 1, 2, 3),
-    aten.scatter_reduce.two: (0, 1, 2, 3),
-}
-_ELEMENTWISE = {aten.gather.default, aten.scatter_add.default, aten.scatter_reduce.two}
-"""Their index has one entry per element; the other dimensions of index and table run in step."""
-
-
-RESHAPES = (aten.reshape.default, aten.view.default, aten._unsafe_view.default)
-
-INDEX_VIEWS = {
-    aten.expand.default,
-    aten.unsqueeze.default,
-    aten.reshape.default,
-    aten.permute.default,
-    aten.t.default,
-}
-"""Views through which an index is followed back to the pointer that it shows."""
-
 
 def makes_a_matrix(node: fx.Node) -> bool:
     """Whether a view shows a list of integers, as long as two sizes multiplied, as a matrix: which size is that of the
     rows, only the matrix says."""
-    if node.target not in RESHAPES:
+    if not facts(node).reshape:
         return False
     before, after = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
     if before.dtype.is_floating_point or before.dim() != 1 or after.dim() < 2:
@@ -61,26 +36,26 @@ def makes_a_matrix(node: fx.Node) -> bool:
 
 def accesses(node: fx.Node) -> list[Access]:
     """Every use of an index operand by `node`."""
-    if node.op != "call_function":
-        return []
     args: Any = node.args
-    if node.target in _GATHERS:
-        table, dim, index = _GATHERS[node.target]
-        at = 0 if dim is None else wrap(args[dim], args[table])
-        return [Access("gather", node, args[table], at, args[index], node.target not in _ELEMENTWISE)]
-    if node.target in _SCATTERS:
-        table, dim, index, _ = _SCATTERS[node.target]
-        at = wrap(args[dim], args[table])
-        return [Access("scatter", node, args[table], at, args[index], node.target not in _ELEMENTWISE)]
-    if node.target in (aten.index.Tensor, aten.index_put.default):
-        kind: Any = "gather" if node.target is aten.index.Tensor else "scatter"
-        return [Access(kind, node, args[0], d, i) for d, i in enumerate(args[1]) if i is not None]
-    return []
+    row = facts(node).rows
+    if row is None:
+        return []
+    table, index = args[row.table], args[row.index]
+    if row.several:
+        return [Access(row.kind, node, table, d, i) for d, i in enumerate(index) if i is not None]
+    dim = 0 if row.dim is None else wrap(args[row.dim], table)
+    return [Access(row.kind, node, table, dim, index, not row.by_element)]
 
 
 def index_operands(node: fx.Node) -> list[fx.Node]:
     """The operands of `node` that say where, not what."""
     return [a.index for a in accesses(node) if isinstance(a.index, fx.Node)]
+
+
+def _operators(kind: str, by_element: bool = False, several: bool = False) -> tuple[Any, ...]:
+    """The operators that read rows of tables, or add to them, in one way."""
+    way = (kind, by_element, several)
+    return operators(lambda f: f.rows is not None and (f.rows.kind, f.rows.by_element, f.rows.several) == way)
 
 
 def _local_dim(ctx: Context, access: Access) -> Dim:
@@ -93,7 +68,7 @@ def _local_dim(ctx: Context, access: Access) -> Dim:
     return dim
 
 
-@rule(aten.index_select.default, aten.embedding.default)
+@rule(*_operators("gather"))
 def select_rows(ctx: Context, node: fx.Node) -> Placement:
     (access,) = accesses(node)
     _local_dim(ctx, access)
@@ -101,7 +76,7 @@ def select_rows(ctx: Context, node: fx.Node) -> Placement:
     return Placement(one_row_dimension((*table[: access.dim], *ctx.dims(access.index), *table[access.dim + 1 :])))
 
 
-@rule(aten.gather.default)
+@rule(*_operators("gather", by_element=True))
 def gather(ctx: Context, node: fx.Node) -> Placement:
     (access,) = accesses(node)
     _local_dim(ctx, access)
@@ -112,7 +87,7 @@ def gather(ctx: Context, node: fx.Node) -> Placement:
     return Placement(dims)
 
 
-@rule(aten.index.Tensor)
+@rule(*_operators("gather", several=True))
 def index(ctx: Context, node: fx.Node) -> Placement:
     return Placement(one_row_dimension(_indexed(ctx, node)))
 
@@ -140,7 +115,7 @@ def _check_row_local(ctx: Context, found: list[Access]) -> None:
         raise Refused("a boolean mask as an index")
 
 
-@rule(aten.index_put.default)
+@rule(*_operators("scatter", several=True))
 def index_put(ctx: Context, node: fx.Node) -> Placement:
     found = accesses(node)
     if len(node.args) < 4 or not node.args[3]:
@@ -169,19 +144,18 @@ def _overwritten(ctx: Context, node: fx.Node, found: list[Access]) -> Placement:
 
 def reduction(node: fx.Node) -> Reduction:
     """How a scatter combines what meets in one row."""
-    if node.target is not aten.scatter_reduce.two:
-        return "sum"
-    how: Any = node.args[4]
+    row = facts(node).rows
+    how: Any = "sum" if row is None or row.reduction is None else node.args[row.reduction]
     return how
 
 
-@rule(aten.index_add.default, aten.scatter_add.default, aten.scatter_reduce.two)
+@rule(*_operators("scatter"), *_operators("scatter", by_element=True))
 def scatter(ctx: Context, node: fx.Node) -> Placement:
     """Rows added (or compared) where a pointer says; sums and means by scatter_reduce were rewritten before."""
     found = accesses(node)
     if reduction(node) not in ("sum", "amax", "amin"):
         raise Refused(f"a scatter that combines rows by {reduction(node)!r}")
-    if node.target is aten.scatter_reduce.two and not node.kwargs.get("include_self", True):
+    if not node.kwargs.get("include_self", True):
         raise Refused("a scatter_reduce with include_self=False")
     _local_dim(ctx, found[0])
     source: Any = node.args[3]
@@ -224,8 +198,3 @@ def overwrite_in_rows(ctx: Context, node: fx.Node) -> Placement:
     if any(isinstance(n, fx.Node) and ctx.dims(n) != dims for n in (index, source)):
         raise Refused("a scatter whose operands run over different rows")
     return Placement(dims)
-
-
-def is_zero(node: fx.Node) -> bool:
-    """Whether a node is a tensor of zeros by construction; normalised programs make all new tensors by ``full``."""
-    return node.target is aten.full.default and bool(node.args[1] == 0)

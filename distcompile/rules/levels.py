@@ -19,6 +19,7 @@ import torch
 from torch import fx
 
 from ..ir import META, Placed, Placement, Space
+from ..ir.operators import facts, filled_with
 from .indexing import accesses, reduction
 
 aten = torch.ops.aten
@@ -92,10 +93,8 @@ def tables_of(node: fx.Node) -> set[fx.Node]:
 
 def source_of(node: fx.Node) -> fx.Node | None:
     """What a scatter adds: its values."""
-    args: Any = node.args
-    if not accesses(node) or accesses(node)[0].kind != "scatter":
-        return None
-    return args[2] if node.target is aten.index_put.default else args[3]  # type: ignore[no-any-return]
+    row = facts(node).rows
+    return None if row is None or row.source is None else node.args[row.source]  # type: ignore[return-value]
 
 
 def is_fresh(node: fx.Node) -> bool:
@@ -103,14 +102,14 @@ def is_fresh(node: fx.Node) -> bool:
     if node.target is aten.constant_pad_nd.default:
         inner, padding, value = (*node.args, 0)[:3]
         return not any(padding[::2]) and is_fresh(inner) and constant_of(inner) == value  # type: ignore[index,arg-type]
-    return node.target is aten.full.default
+    return facts(node).fill is not None
 
 
 def constant_of(fresh: fx.Node) -> Any:
     """What a fresh table is filled with."""
-    while fresh.target is not aten.full.default:
+    while facts(fresh).fill is None:
         fresh = fresh.args[0]  # type: ignore[assignment]
-    return fresh.args[1]
+    return filled_with(fresh)
 
 
 def levels(program: Placed) -> dict[fx.Node, Work]:
@@ -169,11 +168,10 @@ def _work(node: fx.Node, found: dict[fx.Node, Work], order: Mapping[Space, int])
 
 def is_simple(node: fx.Node) -> bool:
     """Scatters that are one accumulation at one index: run block by block."""
-    return node.target in (aten.index_add.default, aten.scatter_add.default, aten.scatter_reduce.two) or (
-        node.target is aten.index_put.default
-        and len(accesses(node)) == 1
-        and accesses(node)[0].index.meta["val"].dim() == 1
-    )
+    row = facts(node).rows
+    if row is None or row.kind != "scatter":
+        return False
+    return not row.several or (len(found := accesses(node)) == 1 and found[0].index.meta["val"].dim() == 1)
 
 
 def _is_local(node: fx.Node, space: Space) -> bool:

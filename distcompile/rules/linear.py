@@ -5,37 +5,15 @@ Everything else needs the whole value first, so that the place pass asks for an 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import fx
 
-from ..runtime.operators.halo import stop_gradient
-from .indexing import is_zero
-from .shape import VIEWS
+from ..ir.operators import facts, is_zero
 
 aten = torch.ops.aten
-
-_UNARY = VIEWS | {
-    stop_gradient,
-    aten.neg.default,
-    aten.reshape.default,
-    aten.diagonal_backward.default,
-    aten.select_backward.default,
-    aten.slice_backward.default,
-    aten.sum.default,
-    aten.sum.dim_IntList,
-}
-_ALL = {aten.add.Tensor, aten.sub.Tensor, aten.cat.default, aten.stack.default}
-_ONE = {
-    aten.mul.Tensor,
-    aten.mm.default,
-    aten.bmm.default,
-    aten.mul.Scalar,
-    aten.mv.default,
-    aten.dot.default,
-}
-_FIRST = {aten.div.Tensor, aten.div.Scalar}
 
 
 def passes_partial(node: fx.Node, partial: set[fx.Node], sharded: set[fx.Node]) -> bool:
@@ -47,29 +25,27 @@ def passes_partial(node: fx.Node, partial: set[fx.Node], sharded: set[fx.Node]) 
 
 def is_linear(node: fx.Node, partial: set[fx.Node]) -> bool:
     """Whether `node` is linear in those of its operands that are in `partial`, taken together."""
-    if node.target is aten._to_copy.default:
-        return bool(node.meta["val"].dtype.is_floating_point)
-    if node.target in _UNARY:
-        return True
-    if node.target in _ALL:
-        return all(n in partial for n in _tensors(node)) and not any(_number(a) for a in node.args[:2])
-    if node.target in _ONE:
-        return sum(a in partial for a in node.args[:2] if isinstance(a, fx.Node)) == 1
-    if node.target is aten.where.self:
-        return node.args[0] not in partial and all(n in partial or _is_nothing(n) for n in node.args[1:])
-    if node.target in _FIRST:
-        return node.args[0] in partial and node.args[1] not in partial
-    return False
+    row = facts(node).linear
+    if row is None or (row.in_reals and not node.meta["val"].dtype.is_floating_point):
+        return False
+    given = _flat(node.args[i] for i in row.operands)
+    fixed = _flat(a for i, a in enumerate(node.args) if i not in row.operands)
+    if any(isinstance(n, fx.Node) and n in partial for n in fixed):
+        return False
+    if row.together:
+        return all(n in partial or (row.or_zero and _is_nothing(n)) for n in given)
+    return sum(n in partial for n in given) == 1
+
+
+def _flat(operands: Iterable[Any]) -> list[Any]:
+    """Operands, and those of lists of them."""
+    return [n for o in operands for n in (o if isinstance(o, list | tuple) else [o])]
 
 
 def _tensors(node: fx.Node) -> list[fx.Node]:
     return [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor | list | tuple)]
 
 
-def _is_nothing(node: Any) -> bool:
+def _is_nothing(node: fx.Node) -> bool:
     """Whether a node is zero, or zeros, by construction."""
-    return is_zero(node) or (node.target is aten.scalar_tensor.default and node.args[0] == 0)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float)
+    return is_zero(node) or bool(node.target is aten.scalar_tensor.default and node.args[0] == 0)

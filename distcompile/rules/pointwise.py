@@ -6,48 +6,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import fx
 
 from ..ir import Dim, Placement, Space
-from ..runtime.operators.halo import stop_gradient
 from .base import Context, Refused, argument, arguments, one_row_dimension, rank, rule
 
 aten = torch.ops.aten
-
-EXTRA = {
-    aten._to_copy.default,
-    aten.fill.Scalar,
-    aten.fill.Tensor,
-    aten.zeros_like.default,
-    aten.ones_like.default,
-    aten.full_like.default,
-    aten.empty_like.default,
-    aten.rand_like.default,
-    aten.randn_like.default,
-    aten.native_dropout.default,
-    aten.copy.default,
-    aten.complex.default,
-    aten.lift_fresh_copy.default,
-    aten.elu_backward.default,
-    aten.hardsigmoid_backward.default,
-    aten.hardswish.default,
-    aten.hardswish_backward.default,
-    aten.hardtanh_backward.default,
-    aten.leaky_relu_backward.default,
-    aten.mish_backward.default,
-    aten.softplus_backward.default,
-    aten.special_ndtr.default,
-    stop_gradient,
-}
-"""Elementwise in effect, but not tagged so by torch."""
-
-
-def is_pointwise(target: Any) -> bool:
-    """Whether an operator works element by element."""
-    return torch.Tag.pointwise in getattr(target, "tags", ()) or target in EXTRA
 
 
 def pointwise(ctx: Context, node: fx.Node) -> Placement:

@@ -7,7 +7,6 @@ cat     [atoms, 8], [atoms, 4] along 1 -> [atoms, 12]
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import sympy
@@ -15,31 +14,11 @@ import torch
 from torch import fx
 
 from ..ir import Dim, Factor, Halo, Placement, Space
+from ..ir.operators import operators
 from .base import Context, Refused, argument, arguments, one_row_dimension, rank, rule, wrap
 from .blocks import blocks_of, factors, joined, named, part
-from .indexing import RESHAPES
 
 aten = torch.ops.aten
-
-VIEWS = {
-    aten.expand.default,
-    aten.unsqueeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.squeeze.default,
-    aten.permute.default,
-    aten.t.default,
-    aten.transpose.int,
-    aten.select.int,
-    aten.slice.Tensor,
-    aten.unbind.int,
-    aten.split_with_sizes.default,
-    aten.split.Tensor,
-    aten.diagonal.default,
-    aten.view_as_real.default,
-    operator.getitem,
-}
-"""Operators whose results look at the memory of their operand."""
 
 
 def _size(factor: Factor) -> sympy.Expr:
@@ -73,7 +52,7 @@ def regroup(factors: list[Factor], shape: tuple[sympy.Expr, ...]) -> tuple[Dim, 
     return tuple(dims)
 
 
-@rule(*RESHAPES)
+@rule(*operators(lambda f: f.reshape))
 def reshape(ctx: Context, node: fx.Node) -> Placement:
     """Split and merge dimensions, following each factor in row-major order."""
     (source, *_) = arguments(node)

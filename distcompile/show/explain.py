@@ -8,11 +8,11 @@ from typing import Any
 from torch import fx
 
 from ..ir import Tiled
+from ..ir.operators import facts
 from ..ir.text import short
 from ..predict.account import collectives, stretches
 from ..rules.messages import message
 from ..runtime.execution.tiles import Region
-from ..runtime.operators.halo import COLLECTIVES
 from ..runtime.operators.messages import start, wait
 
 
@@ -102,7 +102,7 @@ def _schedule(program: Tiled) -> Iterator[str]:
             yield f"  >> {sent.name}_start {len(started)}{joined}"
         elif sent is not None:
             yield f"  >> {sent.name}"
-        elif node.target in COLLECTIVES:
+        elif facts(node).crosses is not None:
             yield f"  >> {short(node)}"
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import fx
 
 from ..ir import META, Placed, Placement
+from ..ir.operators import facts
 from ..ir.text import DTYPES, Names, short
-from ..runtime.operators.halo import COLLECTIVES
 
 
 def show_program(program: Placed) -> str:
@@ -40,7 +40,7 @@ def _lines(program: Placed) -> list[str]:
             lines.append(f"     return {names.show(node.args[0])}")
         else:
             names.count(node)
-            mark = ">>" if node.target in COLLECTIVES else "  "
+            mark = ">>" if facts(node).crosses is not None else "  "
             arguments = [names.show(a) for a in node.args] + [f"{k}={names.show(v)}" for k, v in _kwargs(node)]
             kind = _type(program, node)
             lines.append(f"  {mark} {names[node]}{': ' if kind else ''}{kind} = {short(node)}({', '.join(arguments)})")

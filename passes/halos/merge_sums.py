@@ -18,7 +18,8 @@ from torch import fx
 
 from ...ir import META, Placed, Placement, replace_graph
 from ...ir.graphs import copy_graph
-from ...rules.indexing import accesses, is_zero, reduction
+from ...ir.operators import is_zero
+from ...rules.indexing import accesses, reduction
 from ...rules.levels import Work, is_simple, levels
 from ..simplify.sums import replace_sum, roots_of_sums, summands
 

@@ -29,9 +29,9 @@ from torch import Tensor, fx
 
 from ...ir import Normal, replace_graph
 from ...ir.graphs import copy_graph
+from ...ir.operators import filled_with, is_zero, operators, row_numbers
 from ...ir.writer import Writer, ndim
 from ...rules.base import arguments
-from ...rules.indexing import is_zero
 from ...runtime.operators.checks import distinct_rows
 from .padded_rows import padded_gradient, part_of_padded, selected_from_padded
 from .reductions import REDUCTIONS
@@ -90,10 +90,7 @@ def _row_by_row(node: fx.Node) -> fx.Node | None:
 
 def _is_every_row(rows: fx.Node, table: fx.Node) -> bool:
     """Whether an index is ``arange(n)`` for the n rows of a table."""
-    start = rows.args[0] if rows.target in (aten.arange.start, aten.arange.start_step) else 0
-    step = rows.args[2] if rows.target is aten.arange.start_step and len(rows.args) > 2 else 1
-    is_all = rows.target in (aten.arange.default, aten.arange.start, aten.arange.start_step) and (start, step) == (0, 1)
-    return is_all and str(rows.meta["val"].shape[0]) == str(table.meta["val"].shape[0])
+    return row_numbers(rows) == (0, 1) and str(rows.meta["val"].shape[0]) == str(table.meta["val"].shape[0])
 
 
 def _repeat(write: Writer, node: fx.Node) -> fx.Node | None:
@@ -301,23 +298,15 @@ def _split(write: Writer, node: fx.Node) -> None:
         piece.replace_all_uses_with(write(aten.slice.Tensor, source, dim, start, end, value=pieces[i]))
 
 
-_FILLS: dict[Any, Any] = {
-    **dict.fromkeys((aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default), 0),
-    **dict.fromkeys((aten.ones.default, aten.new_ones.default, aten.ones_like.default), 1),
-}
-"""What operators that make tensors of one value fill them with; the others say so in their last argument."""
-
-
 def _created(write: Writer, node: fx.Node) -> fx.Node:
     """``zeros_like(x)``, ``x.new_zeros(...)`` and their kin depend on sizes only; x may be partial or not kept."""
     given: Any = node.args[0]
-    fill = _FILLS.get(node.target, node.args[-1])
     if isinstance(given, fx.Node):
         sizes = node.args[1] if "new_" in str(node.target) else [write.size(given, d) for d in range(ndim(given))]
     else:
         sizes = given
     value = node.meta["val"]
-    return write(aten.full.default, sizes, fill, value=value, dtype=value.dtype, device=value.device)
+    return write(aten.full.default, sizes, filled_with(node), value=value, dtype=value.dtype, device=value.device)
 
 
 def _done_at_once(write: Writer, node: fx.Node) -> Any:
@@ -427,8 +416,8 @@ def _are_alike(dim: int, one: fx.Node, two: fx.Node, with_dim: bool = True) -> b
 
 
 _REWRITES = {
-    **dict.fromkeys((*_FILLS, aten.full_like.default, aten.new_full.default), _created),
-    **dict.fromkeys((aten.arange.default, aten.arange.start, aten.arange.start_step), _counted),
+    **dict.fromkeys((t for t in operators(lambda f: f.fill is not None) if t is not aten.full.default), _created),
+    **dict.fromkeys(operators(lambda f: f.progression is not None and f.progression.step is not None), _counted),
     aten.view_as_complex.default: _complex,
     **dict.fromkeys((aten._conj.default, aten._neg_view.default), _done_at_once),
     aten.index_add.default: _added,

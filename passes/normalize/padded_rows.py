@@ -18,9 +18,9 @@ import sympy
 import torch
 from torch import fx
 
+from ...ir.operators import is_zero
 from ...ir.writer import Writer, ndim
 from ...rules.base import arguments
-from ...rules.indexing import is_zero
 from .rows_by_number import alone, range_of
 
 aten = torch.ops.aten

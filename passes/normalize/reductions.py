@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ...ir.operators import operators
 from ...ir.writer import Writer, ndim
 from ...runtime.operators.halo import stop_gradient
 
@@ -173,7 +174,7 @@ REDUCTIONS = {
     aten.linalg_vector_norm.default: _norm,
     aten.var.correction: _var,
     aten.std.correction: _std,
-    **dict.fromkeys((aten.amax.default, aten.amin.default, aten.max.default, aten.min.default), _extreme),
+    **dict.fromkeys(operators(lambda f: f.finds_extremes), _extreme),
     aten.logsumexp.default: _logsumexp,
     **dict.fromkeys((aten._softmax.default, aten._log_softmax.default), _softmax),
     aten._softmax_backward_data.default: _softmax_backward,

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ...ir.operators import is_zero
 from ...ir.writer import Writer, ndim
 from ...rules.base import argument, arguments
-from ...rules.indexing import is_zero
 
 aten = torch.ops.aten
 

@@ -17,8 +17,8 @@ import torch
 from torch import fx
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
+from ...ir.operators import facts, is_zero
 from ...ir.writer import Writer, ndim
-from ...rules.indexing import RESHAPES, is_zero
 
 aten = torch.ops.aten
 
@@ -73,9 +73,9 @@ def _rows_within_rows(write: Writer, table: fx.Node, dim: int, index: fx.Node) -
 
 def _columns(table: fx.Node) -> fx.Node | None:
     """The number of columns of a matrix of which a table has the elements one after another, row by row."""
-    if table.target not in (*RESHAPES, aten.full.default):
+    if not (facts(table).reshape or table.target is aten.full.default):
         return None
-    shape: Any = table.args[table.target is not aten.full.default]
+    shape: Any = table.args[1 if facts(table).reshape else 0]
     length = shape[0] if shape else None
     if not isinstance(length, fx.Node) or length.target is not operator.mul:
         return None

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from torch import fx
 
 from ...ir import Tiled, copy_tiled, replace_tiled
+from ...ir.operators import facts
 from ...runtime.operators.buckets import bucket, send
-from ...runtime.operators.halo import COLLECTIVES
 from ...runtime.operators.messages import start, wait
 from .storage import storage
 
@@ -62,7 +62,7 @@ def _together(graph: fx.Graph) -> Iterator[tuple[list[fx.Node], set[fx.Node]]]:
 
 def _is_free(node: fx.Node) -> bool:
     """Whether a node is neither a region nor part of another message."""
-    return node.op in ("call_function", "get_attr") and node.target not in COLLECTIVES and node.target is not wait
+    return node.op in ("call_function", "get_attr") and facts(node).crosses is None and node.target is not wait
 
 
 def _share(graph: fx.Graph, starts: list[fx.Node], behind: set[fx.Node]) -> None:

@@ -23,9 +23,9 @@ import torch
 from torch import fx
 
 from ...ir import META, Halo, Placement, Tiled, copy_tiled, replace_tiled
+from ...ir.operators import facts
 from ...rules.messages import message
 from ...runtime.execution.tiles import Add, Region, taken
-from ...runtime.operators.halo import COLLECTIVES, halo_join, halo_join_
 from ...runtime.operators.messages import start, wait
 
 aten = torch.ops.aten
@@ -66,7 +66,7 @@ class _Overlapping:
         """Whether a node works on halo rows at most, and is no message."""
         if node.op == "call_module":
             return self._input("size", self.spec(node).space) is None and not node.kwargs
-        return node.target not in COLLECTIVES and node.target is not start and node.target is not wait
+        return facts(node).crosses is None and node.target is not start and node.target is not wait
 
     def wait_within(self, region: fx.Node) -> bool:
         """Wait for messages that a region reads when its interior rows are done; whether there are any."""
@@ -169,7 +169,7 @@ def _joined(node: fx.Node) -> fx.Node | None:
     if node.target is wait:
         sent = message(node.args[0])  # type: ignore[arg-type]
         return sent.value if sent is not None and sent.kind == "exchange" else None
-    return node.args[0] if node.target in (halo_join, halo_join_) else None  # type: ignore[return-value]
+    return node.args[0] if facts(node).puts_beside is not None else None  # type: ignore[return-value]
 
 
 def _until(node: fx.Node, nodes: Iterable[fx.Node]) -> list[fx.Node]:

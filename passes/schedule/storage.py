@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from torch import fx
 
+from ...ir.operators import facts
 from ...rules.messages import ends_in_place
-from ...rules.shape import VIEWS
 from ...runtime.execution.tiles import taken
-from ...runtime.operators.halo import halo_join_
 from ...runtime.operators.messages import wait
-
-_SAME_MEMORY = VIEWS | {halo_join_}
-"""Operators of a tiled graph whose results stand in their first operand's memory."""
 
 
 def storage(node: fx.Node) -> fx.Node:
     """The node whose memory `node` looks at."""
     while node.op == "call_function":
-        if node.target in _SAME_MEMORY:
+        if facts(node).shares_memory:
             node = node.args[0]  # type: ignore[assignment]
         elif node.target is wait and ends_in_place(node.args[0]):  # type: ignore[arg-type]
             node = node.args[1]  # type: ignore[assignment]

@@ -23,12 +23,12 @@ from torch import Tensor, fx
 
 from ...ir import META, Distributed, Space, Tiled, grown, is_random
 from ...ir.graphs import anchor, copy_node, graph_module
+from ...ir.operators import facts
 from ...ir.sizes import size_nodes
 from ...rules.cost import bytes_per_row, load_per_row, work_per_row
 from ...rules.indexing import accesses, reduction
 from ...rules.levels import Rows, Work, continues, is_fresh, is_size, levels, rows_of, source_of, tables_of
-from ...rules.messages import Message, is_message, message
-from ...rules.shape import VIEWS
+from ...rules.messages import Message, message
 from ...runtime.execution.tiles import Add, Reduce, Region, RegionSpec, Result, Slice, Store, taken
 from ...runtime.operators.halo import halo_join, halo_join_
 from .store_or_recompute import choose
@@ -341,25 +341,24 @@ def _compared(node: fx.Node) -> Iterator[fx.Node]:
 
     Computed again, in blocks of other sizes, a value may round differently: matrix products do.
     """
-    for value in node.all_input_nodes if node.target in (aten.eq.Tensor, aten.ne.Tensor) else ():
+    for value in node.all_input_nodes if facts(node).compares else ():
         while not isinstance(value.meta["val"], Tensor) or value.meta["val"].is_floating_point():
             if isinstance(value.meta["val"], Tensor):  # else several parts, one of which is compared
                 yield value
-            if value.target not in VIEWS | {operator.getitem}:
+            if not facts(value).view:
                 break
             value = value.args[0]  # type: ignore[assignment]
 
 
 def _exchange_of(node: fx.Node) -> fx.Node | None:
     """What puts halo rows beside a value's rows, if something does: it finds room there."""
-    joins = [u for u in node.users if u.target is halo_join or is_message(u, "exchange")]
-    return next((u for u in joins if u.args[0] is node), None)
+    return next((u for u in node.users if facts(u).puts_beside is not None and u.args[0] is node), None)
 
 
 def _room(exchange: fx.Node) -> tuple[Any, Any]:
     """The number of halo rows that an exchange or a join puts beside owned rows, and the dimension of rows."""
-    sent = message(exchange)
-    return exchange.args[2:4] if sent is None else (sent.halo_rows, sent.dim)  # type: ignore[return-value]
+    first: Any = facts(exchange).puts_beside
+    return exchange.args[first : first + 2]  # type: ignore[return-value]
 
 
 def _result(node: fx.Node, work: Work, exchange: fx.Node | None, roots: list[fx.Node]) -> Result:

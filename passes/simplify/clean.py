@@ -23,18 +23,11 @@ from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from ...ir import Normal, is_random, replace_graph
 from ...ir.graphs import copy_graph
+from ...ir.operators import facts
 from ...ir.sizes import size_nodes
 from ...rules.indexing import makes_a_matrix
 
 aten = torch.ops.aten
-
-_IDENTITIES = {
-    aten.detach.default,
-    aten.alias.default,
-    aten.clone.default,
-    aten.lift_fresh_copy.default,
-    aten.contiguous.default,
-}
 
 _PARTS = {aten.slice.Tensor: 0, aten.slice_scatter.default: 1, aten.slice_backward.default: 0}
 """Operators on a range of a dimension, and the operand that they equal when the range is all of it."""
@@ -92,7 +85,7 @@ def _explicit_shapes(program: Normal, graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target in (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims):
             _explicit_squeeze(node)
-        if node.target in (aten.view.default, aten._unsafe_view.default):
+        if facts(node).reshape:
             node.target = aten.reshape.default
         if node.target is not aten.reshape.default or -1 not in node.args[1]:
             continue
@@ -174,7 +167,7 @@ def _simpler(node: fx.Node) -> fx.Node | None:
     """An earlier node that holds the same value."""
     args: Any = node.args
     target = node.target
-    if target in _IDENTITIES or _is_no_cast(node) or _is_plus_zero(node) or _is_same_view(node) or _is_times_one(node):
+    if facts(node).identity or _is_no_cast(node) or _is_plus_zero(node) or _is_same_view(node) or _is_times_one(node):
         return args[0]  # type: ignore[no-any-return]
     if target is aten.reshape.default and args[0].target is aten.reshape.default and not makes_a_matrix(args[0]):
         node.update_arg(0, args[0].args[0])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from ...ir import Normal
-from ...rules.indexing import RESHAPES
+from ...ir.operators import facts
 
 aten = torch.ops.aten
 
@@ -42,7 +42,7 @@ def matrices(program: Normal, nodes: Iterable[fx.Node]) -> dict[sympy.Expr, Matr
     for node in nodes:
         if node.target is aten.cat.default:
             joined |= set(program.shape(node))
-        if node.target not in RESHAPES:
+        if not facts(node).reshape:
             continue
         source: fx.Node = node.args[0]  # type: ignore[assignment]
         shape = program.shape(source)

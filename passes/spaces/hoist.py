@@ -23,15 +23,13 @@ from torch.utils._sympy.symbol import SymT, symbol_is_type
 from ...errors import CaptureError
 from ...ir import Input, Normal, Output, Split, grown
 from ...ir.graphs import anchor, copy_graph, graph_module
+from ...ir.operators import facts
 from ...ir.sizes import as_traced, size_nodes
 from ...ir.user_code import user_line
-from ...rules.indexing import INDEX_VIEWS, index_operands, makes_a_matrix
-from ...runtime.operators.python_calls import host
+from ...rules.indexing import index_operands, makes_a_matrix
 from .flat_lists import as_matrix, matrices
 
 aten = torch.ops.aten
-
-_ROW_NUMBERS = {aten.arange.default, aten.arange.start, aten.arange.start_step, aten.linspace.default}
 
 
 def hoist(program: Normal) -> Split:
@@ -58,7 +56,7 @@ def _hoisted(graph: fx.Graph, conditions: list[fx.Node]) -> set[fx.Node]:
         for node in graph.nodes:
             if node.target is operator.getitem and node.args[0] in hoisted and _data_dependent(node.args[0]):
                 hoisted.add(node)
-            elif node.op == "call_function" and (node.target in _ROW_NUMBERS or _is_integral(node)):
+            elif node.op == "call_function" and (facts(node).progression is not None or _is_integral(node)):
                 symbolic = _is_symbolic(node)
                 if all(_is_known(n, hoisted, symbolic) for n in node.all_input_nodes):
                     hoisted.add(node)
@@ -84,10 +82,7 @@ def _data_dependent(node: fx.Node) -> list[fx.Node]:
     """The node itself if the shape or value of its result depends on the values of its operands."""
     if node.target is aten.index.Tensor:
         return []  # only with a boolean mask, which its rule refuses
-    if node.target is host:
-        return [node]
-    tags = getattr(node.target, "tags", ())
-    return [node] if torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags else []
+    return [node] if facts(node).data_dependent else []
 
 
 def _is_symbolic(node: fx.Node) -> bool:
@@ -179,7 +174,7 @@ class _Builder:
         source = node.args[0] if node.target is operator.getitem else node
         if makes_a_matrix(node):
             return False
-        return node.target in INDEX_VIEWS or (not _is_integral(node) and not _data_dependent(source))  # type: ignore[arg-type]
+        return facts(node).shows_all or (not _is_integral(node) and not _data_dependent(source))  # type: ignore[arg-type]
 
     def number(self, node: fx.Node) -> fx.Node:
         """A size or other symbolic number used as a number: the global one."""

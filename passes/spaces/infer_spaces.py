@@ -23,9 +23,10 @@ from torch.utils._sympy.symbol import SymT, symbol_is_type
 from ...errors import CaptureError, NoIndexSpaceError
 from ...ir import Access, Input, Placed, Range, Space, Split
 from ...ir.graphs import copy_graph
+from ...ir.operators import is_zero
 from ...ir.sizes import SMALLEST_SPACE
 from ...ir.user_code import user_line
-from ...rules.indexing import accesses, is_zero
+from ...rules.indexing import accesses
 from .joined_spaces import joined_spaces, terms
 from .largest_row import may_be_less, solved
 from .pointers import Origins, pointer_root, with_pointers

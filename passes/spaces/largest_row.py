@@ -14,12 +14,13 @@ from torch import fx
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from ...ir import Split
-from ...rules.indexing import RESHAPES, accesses
+from ...ir.operators import facts, operators
+from ...rules.indexing import accesses
 
 aten = torch.ops.aten
 
-_MOVES = {aten.cat.default, aten.repeat.default, *RESHAPES}
-_LARGEST = {aten.max.default, aten.amax.default}
+_MOVES = {aten.cat.default, aten.repeat.default, *operators(lambda f: f.reshape)}
+"""What may put rows behind rows."""
 
 
 def solved(a: sympy.Expr, b: sympy.Expr) -> dict[sympy.Symbol, sympy.Expr] | None:
@@ -50,9 +51,9 @@ def _is_largest(program: Split, number: sympy.Symbol) -> bool:
         return False
     (output,) = [n for n in program.index_program.graph.nodes if n.op == "output"]
     node = output.args[0][position]  # type: ignore[index]
-    while node.op == "call_function" and node.target not in _LARGEST and len(node.all_input_nodes) == 1:
+    while node.op == "call_function" and facts(node).reduces != "amax" and len(node.all_input_nodes) == 1:
         node = node.all_input_nodes[0]  # casts, and the 1 that is added
-    return node.target in _LARGEST
+    return facts(node).reduces == "amax"
 
 
 def _only_pointed_at(

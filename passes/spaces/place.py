@@ -22,11 +22,11 @@ from torch import fx
 from ...errors import UnsupportedOp
 from ...ir import META, Dim, Input, Placed, Placement, Space, is_random, replace_graph
 from ...ir.graphs import copy_node, graph_module
+from ...ir.operators import facts
 from ...rules import RULES, Context, Refused
 from ...rules.base import named, unsupported
 from ...rules.linear import passes_partial
-from ...rules.pointwise import is_pointwise, pointwise
-from ...rules.shape import VIEWS
+from ...rules.pointwise import pointwise
 from .whole import Whole, everywhere
 
 aten = torch.ops.aten
@@ -132,7 +132,8 @@ class _Placer:
     def _check_mixed(self, node: fx.Node) -> None:
         """Refuse what would take a size for one of this rank's rows that is one of all rows."""
         sizes = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.SymInt)]
-        known = isinstance(node.meta["val"], torch.Tensor) and (is_pointwise(node.target) or node.target in _MIXED)
+        row = facts(node)
+        known = isinstance(node.meta["val"], torch.Tensor) and (row.pointwise or row.view or node.target in _MIXED)
         if not known or any(self.whole.counts_rows(n.meta["val"]) for n in sizes):
             raise Refused("an operator of a rank's own rows and of all rows")
 
@@ -160,7 +161,7 @@ class _Placer:
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor | list | tuple):
             return Placement(rule="size")
-        rule = pointwise if is_pointwise(node.target) else RULES.get(node.target)
+        rule = pointwise if facts(node).pointwise else RULES.get(node.target)
         touches = any(n in self.sharded for n in node.all_input_nodes) or _has_rows(self.ctx, value)
         if not touches:
             return everywhere(value, "replicated")
@@ -225,7 +226,6 @@ class _Placer:
 
 
 _MIXED = {
-    *VIEWS,
     aten.index.Tensor,
     aten.index_select.default,
     aten.embedding.default,
@@ -237,7 +237,7 @@ _MIXED = {
     aten.sum.default,
     aten.sum.dim_IntList,
 }
-"""Operators, beside elementwise ones, whose rules tell rows of a rank from all rows."""
+"""Operators, beside pointwise ones and views, whose rules tell rows of a rank from all rows."""
 
 
 def _check_result(ctx: Context, node: fx.Node) -> None:

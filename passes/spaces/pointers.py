@@ -15,18 +15,16 @@ import torch
 from torch import fx
 
 from ...ir import Input, Placed, Pointer, Space, Split, grown
+from ...ir.operators import facts, row_numbers
 from ...ir.sizes import size_nodes
-from ...rules.indexing import INDEX_VIEWS, accesses
-from ...runtime.operators.checks import distinct_rows
+from ...rules.indexing import accesses
 
 aten = torch.ops.aten
-
-_CASTS = {aten._to_copy.default, distinct_rows}
 
 
 def pointer_root(index: fx.Node) -> fx.Node | None:
     """The input that an index is a view of; None for constants."""
-    while index.op == "call_function" and index.target in INDEX_VIEWS:
+    while index.op == "call_function" and facts(index).shows_all:
         index = index.args[0]  # type: ignore[assignment]
     return index if index.op == "placeholder" else None
 
@@ -40,7 +38,7 @@ class Origins:
 
     def node(self, source: int) -> fx.Node:
         node = self._outputs[source]
-        while node.target in _CASTS:
+        while facts(node).same_values:
             node = node.args[0]  # type: ignore[assignment]
         return node
 
@@ -48,11 +46,7 @@ class Origins:
         return self.node(source).name
 
     def is_identity(self, source: int) -> bool:
-        node = self.node(source)
-        if node.target is aten.arange.default:
-            return True
-        starts_at_0 = node.target in (aten.arange.start, aten.arange.start_step) and node.args[0] == 0
-        return bool(starts_at_0 and (len(node.args) < 3 or node.args[2] == 1))
+        return row_numbers(self.node(source)) == (0, 1)
 
 
 def with_pointers(
@@ -166,13 +160,13 @@ def _indexes(user: fx.Node, node: fx.Node) -> bool:
 
 def _used_as_data(node: fx.Node) -> bool:
     return any(
-        not _indexes(user, node) and not (user.target in INDEX_VIEWS and not _used_as_data(user)) for user in node.users
+        not _indexes(user, node) and not (facts(user).shows_all and not _used_as_data(user)) for user in node.users
     )
 
 
 def _data_uses_to(node: fx.Node, twin: fx.Node) -> None:
     for user in list(node.users):
-        if user.target in INDEX_VIEWS and not _used_as_data(user):
+        if facts(user).shows_all and not _used_as_data(user):
             continue
         if not _indexes(user, node):
             user.replace_input_with(node, twin)

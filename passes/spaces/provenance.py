@@ -15,30 +15,9 @@ import torch
 from torch import Tensor, fx
 
 from ...ir import Split
+from ...ir.operators import facts, row_numbers
 
 aten = torch.ops.aten
-
-_MOVES = (
-    "select",
-    "slice",
-    "_to_copy",
-    "reshape",
-    "permute",
-    "transpose",
-    "t",
-    "cat",
-    "stack",
-    "unbind",
-    "getitem",
-    "unsqueeze",
-    "squeeze",
-    "expand",
-    "repeat",
-    "flip",
-    "roll",
-    "lift_fresh_copy",
-)
-_ROW_NUMBERS = (aten.arange.default, aten.arange.start, aten.arange.start_step)
 
 
 class Elements:
@@ -75,16 +54,15 @@ class Elements:
     def _evaluate(self, node: fx.Node) -> Any:
         if node in self._known:
             return self._known[node]
-        name = getattr(node.target, "__name__", "").partition(".")[0]
-        if node.target in _ROW_NUMBERS and isinstance(node.meta["val"], Tensor):
+        if row_numbers(node) is not None and isinstance(node.meta["val"], Tensor):
             value: Any = torch.zeros([self._length(node)], dtype=torch.int64)  # the model's own, not the graph's
         elif node.op == "get_attr":
             value = getattr(self._module, str(node.target))
         elif node.op == "call_function" and (picked := self._picked(node)) is not None:
             value = self._evaluate(picked)
-        elif not (name in _MOVES or node.target is aten.sym_size.int or _by_constants(node)):
+        elif not (facts(node).moves or node.target is aten.sym_size.int or _by_constants(node)):
             raise RuntimeError("not a move")
-        elif name == "_to_copy":
+        elif node.target is aten._to_copy.default:
             value = self._evaluate(node.args[0])  # type: ignore[arg-type]
         else:
             args: Any = fx.node.map_arg(node.args, self._evaluate)

@@ -25,8 +25,9 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic
 
 from ...ir import META, WHOLE_RULE, Dim, Input, InputKind, Placement, Space, all_rows_name
 from ...ir.graphs import anchor, copy_node
+from ...ir.operators import facts
 from ...rules.base import Context, Refused
-from ...rules.indexing import INDEX_VIEWS, accesses
+from ...rules.indexing import accesses
 from ...rules.levels import is_size
 from ...runtime.operators.whole import gather_rows
 
@@ -131,7 +132,7 @@ class Whole:
             return self._input(
                 f"{index.name}_numbers", dataclasses.replace(given, kind="rows", space=None), index, True
             )
-        if index.target not in INDEX_VIEWS:
+        if not facts(index).shows_all:
             return index
         source: Any = index.args[0]
         instead = self._numbers(source)
@@ -242,6 +243,6 @@ def everywhere(value: Any, rule: str) -> Any:
 
 def _is_given(node: fx.Node) -> bool:
     """Whether a value is the graph's own, or a constant, seen in some way: no rank needs others for it."""
-    if node.op == "placeholder" or node.target is aten.full.default:
+    if node.op == "placeholder" or facts(node).fill is not None:
         return True
-    return node.target in INDEX_VIEWS and _is_given(node.args[0])  # type: ignore[arg-type]
+    return facts(node).shows_all and _is_given(node.args[0])  # type: ignore[arg-type]

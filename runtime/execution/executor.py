@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from ...errors import DistcompileError, InputError, RankError
 from ...ir import Placement, Tiled, placement
 from ...ir.graphs import runnable
+from ...ir.operators import facts
 from ...ir.sizes import as_traced
 from ...ir.tree import Leaf
 from ..division.partition import Partition
@@ -32,7 +33,7 @@ from .budget import Careful, compares_all_with_all
 from .inputs import bind_number, bind_sizes, check_branches, check_guards, check_leaves, counted, number_in
 from .memory import Free, free, share
 from .precision import as_written
-from .tiles import LIMITS, OfNothing
+from .tiles import OfNothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Executor:
         self.fit = fit
         self.calls = 0
         self._index_program = program.index_program
-        self._has_limits = any(n.target in LIMITS for n in program.graph.graph.nodes)
+        self._has_limits = any(facts(n).finds_extremes for n in program.graph.graph.nodes)
         self._is_quadratic = compares_all_with_all(program)
         placeholders = [n for n in program.graph.graph.nodes if n.op == "placeholder"]
         by_name = {n.name: n for n in placeholders}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...ir.graphs import runnable
+from ...ir.operators import facts_of
 from .blocks import in_order
 
 WORTH_A_THREAD = 2**18
@@ -185,18 +186,14 @@ class OfNothing(fx.Interpreter):
         return self._attributes[target] if target in self._attributes else super().get_attr(target, args, kwargs)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target not in LIMITS or args[0].numel():
+        row = facts_of(target)
+        if not row.finds_extremes or args[0].numel():
             return super().call_function(target, args, kwargs)
         value, dims, keep = (*args, [], False)[:3]
         reduced = {d % value.dim() for d in dims} or set(range(value.dim()))
         shape = [1 if d in reduced else n for d, n in enumerate(value.shape) if keep or d not in reduced]
         limit = math.inf if value.is_floating_point() else torch.iinfo(value.dtype).max
-        return value.new_full(shape, limit if target in _SMALLEST else -limit)
-
-
-aten = torch.ops.aten
-_SMALLEST = (aten.amin.default, aten.min.default)
-LIMITS = (aten.amax.default, aten.max.default, *_SMALLEST)
+        return value.new_full(shape, limit if row.reduces == "amin" else -limit)
 
 
 def _table(result: Add, given: Iterator[Any], results: Sequence[Any]) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
+from ...ir.operators import Facts, register
 
 
 @torch.library.custom_op("distcompile::distinct_rows", mutates_args=())
@@ -29,3 +30,4 @@ def _(rows: Tensor, within: Tensor | None = None) -> Tensor:
 
 
 distinct_rows = torch.ops.distcompile.distinct_rows.default
+register(distinct_rows, Facts(same_values=True))

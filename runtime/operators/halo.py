@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import UnsupportedOp
+from ...ir.operators import Crossing, Facts, Linear, register
 from ..world import active, communicator
 from .messages import start, wait
-from .whole import gather_rows, scatter_rows
 
 
 @torch.library.custom_op("distcompile::halo_exchange", mutates_args=())
@@ -184,11 +184,15 @@ halo_join = torch.ops.distcompile.halo_join.default
 all_reduce = torch.ops.distcompile.all_reduce.default
 all_reduces = torch.ops.distcompile.all_reduces.default
 
-COLLECTIVES = (
-    *(halo_exchange, halo_reduce, halo_gather, halo_scatter),
-    *(gather_rows, scatter_rows),
-    *(all_reduce, all_reduces),
-)
+register(stop_gradient, Facts(pointwise=True, linear=Linear()))
+register(halo_exchange, Facts(crosses=Crossing("readers", dim=4), puts_beside=3))
+register(halo_gather, Facts(crosses=Crossing("readers", dim=4)))
+register(halo_reduce, Facts(crosses=Crossing("owners", dim=4)))
+register(halo_scatter, Facts(crosses=Crossing("owners", dim=4)))
+register(halo_join, Facts(puts_beside=2))
+register(halo_join_, Facts(puts_beside=2, in_place=True))
+register(all_reduce, Facts(crosses=Crossing("sum")))
+register(all_reduces, Facts(crosses=Crossing("sum")))
 
 
 def _remember(ctx: Any, inputs: Any, output: Any) -> None:

@@ -20,6 +20,8 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.utils import _pytree as pytree
 
 from ...errors import CaptureError
+from ...ir.operators import Facts
+from ...ir.operators import register as register_facts
 from ...ir.sizes import SMALLEST_SPACE
 
 
@@ -82,6 +84,7 @@ def _(tensors: Sequence[Tensor], sizes: Sequence[Any], key: str) -> list[Tensor]
 
 
 host = torch.ops.distcompile.host.default
+register_facts(host, Facts(data_dependent=True))
 
 
 def on_example(call: HostCall, tensors: Sequence[Tensor], sizes: Sequence[Any]) -> tuple[list[Tensor], list[Any], Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...ir.operators import Crossing, Facts, register
 from ..world import active, communicator
 
 
@@ -76,6 +77,9 @@ def _(whole: Tensor, order: Tensor, counts: Tensor, dim: int, outer: int = 1, in
 
 gather_rows = torch.ops.distcompile.gather_rows.default
 scatter_rows = torch.ops.distcompile.scatter_rows.default
+
+register(gather_rows, Facts(crosses=Crossing("all", dim=3)))
+register(scatter_rows, Facts(crosses=Crossing("own", dim=3)))
 
 
 def _remember(ctx: Any, inputs: Any, output: Any) -> None:
