@@ -17,6 +17,7 @@ import distcompile
 from distcompile import LocalWorld
 from distcompile.ir import is_random
 from distcompile.ir.operators import OPERATORS, Facts, Linear, facts, facts_of, filled_with, operators, row_numbers
+from distcompile.ir.text import short_name
 from distcompile.rules.linear import is_linear
 from distcompile.runtime.operators.checks import distinct_rows
 from distcompile.runtime.operators.halo import (
@@ -145,7 +146,7 @@ def node_of(target: Any, *args: Any) -> fx.Node:
 
 def every(having: Callable[[Facts], Any]) -> Any:
     """A parameter of all operators of which the table says something."""
-    return pytest.mark.parametrize("target", operators(having), ids=str)
+    return pytest.mark.parametrize("target", operators(having), ids=short_name)
 
 
 def replaced(args: tuple[Any, ...], values: dict[int, Any]) -> tuple[Any, ...]:
