@@ -196,11 +196,14 @@ class DistributedModel:
         """The rewritten graph that every rank runs."""
         return self.program.graph
 
-    def explain(self) -> str:
-        """The index spaces, pointers and collectives that were found, and why; or why there are none so far."""
+    def explain(self, detail: bool = False) -> str:
+        """The index spaces, pointers and collectives that were found, and why; or why there are none so far.
+
+        With `detail`, every operator of the graph that ranks run, too: the pass that made it, and the model's line.
+        """
         if not self._executors and self._undividable:
             return f"The stock model runs whole on every rank.\n{self._undividable[-1].why}\n"
-        return explain(self.program)
+        return explain(self.program, detail)
 
     def stats(self, *graph: Any) -> list[dict[str, Any]]:
         """Per rank, what an evaluation of this graph object takes, without running it.

@@ -17,6 +17,7 @@ import functools
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+from ..ir.writer import making
 from . import spec
 from .halos.bundle_all_reduces import bundle_all_reduces
 from .halos.insert_all_reduces import insert_all_reduces
@@ -124,7 +125,8 @@ def run(
             name = name_of(compiler_pass)
             if name in without:
                 continue
-            program = compiler_pass(program)
+            with making(name):
+                program = compiler_pass(program)
             if after is not None:
                 after(name, program)
         if check:

@@ -91,6 +91,17 @@ def test_the_runtime_knows_only_the_vocabulary() -> None:
         assert {module.split(".")[0] for module in imports(path, "distcompile")} <= {"ir", "errors", "runtime"}, path
 
 
+def test_operators_are_written_in_one_place() -> None:
+    """Which notes the value, the placement and the pass that made them."""
+    writers = [
+        path.relative_to(ROOT).as_posix()
+        for folder in ("passes", "rules", "ir")
+        for path in sources(ROOT / folder)
+        if ".call_function(" in path.read_text()
+    ]
+    assert writers == ["ir/writer.py"]
+
+
 def test_an_import_that_points_upwards_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever its form."""
     (tmp_path / "ir").mkdir()

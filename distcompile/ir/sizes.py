@@ -11,6 +11,8 @@ import torch
 from torch import fx
 from torch.utils._sympy.functions import FloorDiv, Max, Min, PowByNatural
 
+from .writer import write
+
 SMALLEST_SPACE = 4
 """Dimensions shorter than this are never index spaces: vectors, cells and counts of graphs have 1 to 3 rows."""
 
@@ -48,9 +50,6 @@ def size_nodes(graph: fx.Graph, expr: sympy.Expr, leaf: Callable[[sympy.Symbol],
         return None
     result, *rest = parts
     for part in rest:
-        node = graph.call_function(function, (result, part))
         values = [a.meta.get("val") if isinstance(a, fx.Node) else a for a in (result, part)]
-        if None not in values:
-            node.meta["val"] = function(*values)
-        result = node
+        result = write(graph, function, (result, part), value=None if None in values else function(*values))
     return result

@@ -13,6 +13,7 @@ from typing import Any, cast
 from torch import fx
 
 from ..ir import Input, Reduction, Space
+from ..ir.writer import write
 from ..runtime.operators.halo import halo_exchange, halo_gather, halo_reduce, halo_scatter
 from ..runtime.operators.messages import Kind, start, wait
 
@@ -81,9 +82,9 @@ class Message:
         copied: Any = {name: copy(n) for name, n in nodes.items() if isinstance(n, fx.Node) and name != "value"}
         return dataclasses.replace(self, value=value, **copied)
 
-    def written(self, graph: fx.Graph) -> fx.Node:
-        """The operator that does it at once, at the graph's insertion point."""
-        return graph.call_function(_OPERATORS[self.kind], self.operands())
+    def written(self, graph: fx.Graph, **known: Any) -> fx.Node:
+        """The operator that does it at once, at the graph's insertion point; `known` as of `ir.writer.write`."""
+        return write(graph, _OPERATORS[self.kind], self.operands(), **known)
 
     def operands(self) -> tuple[Any, ...]:
         """The operands of that operator."""
@@ -93,17 +94,18 @@ class Message:
             operands = (*operands, self.reduction)
         return operands if self.of_all_rows else (*operands, self.places)
 
-    def begun(self, graph: fx.Graph, in_place: bool) -> tuple[fx.Node, fx.Node]:
-        """Its start and the wait for it, at the graph's insertion point.
+    def begun(self, graph: fx.Graph, like: fx.Node, in_place: bool) -> fx.Node:
+        """Its start and the wait for it, which is returned, at the graph's insertion point.
 
         Args:
             graph: a tiled graph.
+            like: the operator that does it at once.
             in_place: the value is a table with room for halo rows, in which the message ends.
         """
         plan = (self.send_rows, self.splits, self.halo_rows, self.dim, self.reduction, self.places)
-        begin = graph.call_function(start, (self.kind, self.value, *plan, in_place))
+        begin = write(graph, start, (self.kind, self.value, *plan, in_place), value=None)
         rows = () if self.lands_on is None else (self.lands_on,)
-        return begin, graph.call_function(wait, (begin, *rows))
+        return write(graph, wait, (begin, *rows), like=like)
 
 
 def message(node: fx.Node) -> Message | None:

@@ -10,16 +10,17 @@ from torch import fx
 from ..ir import Tiled
 from ..ir.operators import facts
 from ..ir.text import short
-from ..predict.account import collectives, stretches
+from ..ir.writer import made_by
+from ..predict.account import collectives, place, stretches
 from ..rules.messages import message
 from ..runtime.execution.tiles import Region
 from ..runtime.operators.messages import start, wait
+from .printer import show_type
 
 
-def explain(program: Tiled) -> str:
-    """Spaces, pointers and every collective of a program, as text."""
+def explain(program: Tiled, detail: bool = False) -> str:
+    """Spaces, pointers and every collective of a program, as text; with `detail`, every operator, too."""
     graph, index = program.graph.graph, program.index_program
-    assert index is not None
     operators = sum(n.op == "call_function" for n in graph.nodes)
     hoisted = [n for n in index.graph.nodes if n.op == "call_function"]
     lines = [
@@ -62,7 +63,16 @@ def explain(program: Tiled) -> str:
         crossing = sum(c.row_bytes for c in found if c.space in here and not c.to_all)
         lines.append(f"  {name:<8} {crossing:>7} {least:>7}")
     lines += ["", "Regions, which run block by block, and messages (>>), in order", *_schedule(program)]
+    if detail:
+        lines += ["", "Operators, what they give, the pass that made them, and the line that they are for"]
+        lines += _operators(program)
     return "\n".join(lines) + "\n"
+
+
+def _operators(program: Tiled) -> Iterator[str]:
+    for node in program.graph.graph.nodes:
+        if node.op == "call_function":
+            yield f"  {short(node):<28} {show_type(program, node):<28} {made_by(node):<18} {place(node)}"
 
 
 def _whole(program: Tiled) -> list[str]:

@@ -16,6 +16,7 @@ from torch import fx
 
 from ...ir import META, Distributed, Placement, replace_graph
 from ...ir.graphs import copy_graph
+from ...ir.writer import write
 from ...rules.levels import levels
 from ...runtime.operators.halo import all_reduce, all_reduces
 from ..spaces.place import placements
@@ -74,13 +75,13 @@ def _bundle(graph: fx.Graph, bundle: list[fx.Node]) -> None:
     first, last = order.index(bundle[0]), order.index(bundle[-1])
     with graph.inserting_after(bundle[-1]):
         reduction = (*bundle[0].args[1:], "sum")[0]
-        message = graph.call_function(all_reduces, ([n.args[0] for n in bundle], reduction))
-    message.meta = {META: tuple(n.meta[META] for n in bundle), "val": [n.meta["val"] for n in bundle]}
+        values, places = [n.meta["val"] for n in bundle], tuple(n.meta[META] for n in bundle)
+        args = ([n.args[0] for n in bundle], reduction)
+        message = write(graph, all_reduces, args, value=values, place=places)
     place = message
     for i, node in enumerate(bundle):
         with graph.inserting_after(place):
-            part = graph.call_function(operator.getitem, (message, i))
-        part.meta = dict(node.meta)
+            part = write(graph, operator.getitem, (message, i), like=node)
         node.replace_all_uses_with(part)
         place = part
     late = set(message.users)

@@ -17,6 +17,7 @@ from torch import fx
 
 from ...ir import META, Distributed, Placement, replace_graph
 from ...ir.graphs import copy_graph
+from ...ir.writer import write
 from ...runtime.operators.halo import all_reduce
 from ..spaces.place import WHOLE, placements
 
@@ -47,9 +48,8 @@ def _made_whole(graph: fx.Graph, node: fx.Node) -> fx.Node:
     found = node.meta[META]
     with graph.inserting_after(node):
         how = () if found.reduction == "sum" else (found.reduction,)
-        new = graph.call_function(all_reduce, (node, *how))
-    new.meta = {META: Placement(found.dims, rule="all_reduce"), "val": node.meta["val"]}
-    return new
+        place = Placement(found.dims, rule="all_reduce")
+        return write(graph, all_reduce, (node, *how), value=node.meta["val"], place=place)
 
 
 def _is_partial(node: fx.Node) -> bool:

@@ -32,6 +32,7 @@ from ...ir import (
     placement,
 )
 from ...ir.graphs import copy_graph
+from ...ir.writer import described, write
 from ...rules.indexing import accesses, reduction
 from ...rules.levels import continues
 from ...rules.messages import Message
@@ -76,7 +77,7 @@ class Plans:
         if (space.name, kind) not in self._nodes:
             with self.graph.inserting_after(self._last):
                 node = self.graph.placeholder(f"{space.name}_{kind}".replace(" ", "_"))
-            node.meta = {META: Placement(rule="halo plan"), "val": None}
+            described(node, value=None, place=Placement(rule="halo plan"))
             self._last = node
             self._nodes[space.name, kind] = node
             self.inputs.append(Input(node.name, kind, space=space))
@@ -102,8 +103,9 @@ def _exchange_before(node: fx.Node, access: Access, space: Space, plans: Plans) 
     send_rows, splits = plans.call(space)
     size = plans.get(space, "halo_size")
     with node.graph.inserting_before(node):
-        whole = Message("exchange", access.table, send_rows, splits, access.dim, size).written(node.graph)
-    whole.meta = {META: _extended(access.table, access.dim, space), "val": access.table.meta["val"]}
+        sent = Message("exchange", access.table, send_rows, splits, access.dim, size)
+        place = _extended(access.table, access.dim, space)
+        whole = sent.written(node.graph, value=access.table.meta["val"], place=place)
     node.update_arg(0, whole)
 
 
@@ -119,15 +121,14 @@ def _reduce_after(node: fx.Node, access: Access, space: Space, plans: Plans) -> 
         ndim = len(_dims(base))
         padding: list[Any] = [0, 0] * (ndim - dim - 1) + [0, size]
         neutral = {"sum": (), "amax": (-math.inf,), "amin": (math.inf,)}[reduction(node)]
-        padded = node.graph.call_function(aten.constant_pad_nd.default, (base, padding, *neutral))
-    padded.meta = {META: extended, "val": base.meta["val"]}
+        args = (base, padding, *neutral)
+        padded = write(node.graph, aten.constant_pad_nd.default, args, value=base.meta["val"], place=extended)
     chain[0].update_arg(0, padded)
     last = chain[-1]
     with node.graph.inserting_after(last):
         sent = Message("reduce", last, send_rows, splits, dim, size, reduction=reduction(node))
-        reduced = sent.written(node.graph)
+        reduced = sent.written(node.graph, value=last.meta["val"], place=placement(last))
     last.replace_all_uses_with(reduced, delete_user_cb=lambda user: user is not reduced)
-    reduced.meta = {META: placement(last), "val": last.meta["val"]}
     for each in chain:
         each.meta = {**each.meta, META: extended}
     return chain

@@ -28,6 +28,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic
 from ...ir import META, Distributed, Input, Placement, Space, halo_name, replace_graph
 from ...ir.graphs import copy_graph, copy_node
 from ...ir.sizes import size_nodes
+from ...ir.writer import described, write
 from ...rules.levels import is_size, levels
 from ...rules.messages import Message, is_message
 from ...runtime.operators.halo import halo_join
@@ -118,7 +119,9 @@ class _Rewriter:
         elif node in self.cut.loaded:
             dim = self._dim(node)
             with self.graph.inserting_after(node):
-                new = Message("gather", node, self.send_rows, self.splits, dim, self.rows).written(self.graph)
+                new = Message("gather", node, self.send_rows, self.splits, dim, self.rows).written(
+                    self.graph, like=node
+                )
             self.there[node] = self._like(new, node)
         else:
             self.there[node] = self._copy(node, self.there)
@@ -162,12 +165,8 @@ class _Rewriter:
 
     def _like(self, new: fx.Node, node: fx.Node) -> fx.Node:
         """Let `new` be on halo rows what `node` is on owned rows."""
-        new.meta = {
-            **node.meta,
-            META: _mapped(node.meta[META], self._placed),
-            "val": _mapped(node.meta["val"], self._value),
-        }
-        return new
+        place, value = _mapped(node.meta[META], self._placed), _mapped(node.meta["val"], self._value)
+        return described(new, like=node, value=value, place=place)
 
     def _placed(self, place: Placement) -> Placement:
         dims = tuple(tuple(self.space if f == self.halos.space else f for f in dim) for dim in place.dims)
@@ -191,8 +190,7 @@ class _Rewriter:
         sent = self.halos.here[exchange]
         with self.graph.inserting_before(exchange):
             rows = sent.value, self.there[sent.value]
-            joined = self.graph.call_function(halo_join, (*rows, self.rows, sent.dim))
-        joined.meta = dict(exchange.meta)
+            joined = write(self.graph, halo_join, (*rows, self.rows, sent.dim), like=exchange)
         exchange.replace_all_uses_with(joined)
 
     def _push(self, node: fx.Node) -> None:
@@ -210,10 +208,8 @@ class _Rewriter:
             return
         dim = self._dim(node)
         with self.graph.inserting_after(last):
-            whole = Message("scatter", self.apart[mine], self.send_rows, self.splits, dim, onto=mine).written(
-                self.graph
-            )
-        whole.meta = dict(node.meta)
+            sent = Message("scatter", self.apart[mine], self.send_rows, self.splits, dim, onto=mine)
+            whole = sent.written(self.graph, like=node)
         for user in users:
             user.replace_input_with(node, whole)
 
@@ -221,9 +217,8 @@ class _Rewriter:
         """The owned rows of a reduction's table, for those who do not need the sum; what halo rows add is put apart."""
         table, owned, dim = node.args[0], self._owned(), self._dim(node)
         with self.graph.inserting_before(node):
-            mine = self.graph.call_function(aten.slice.Tensor, (table, dim, 0, owned))
-            others = self.graph.call_function(aten.slice.Tensor, (table, dim, owned, sys.maxsize))
-        mine.meta = dict(node.meta)
+            mine = write(self.graph, aten.slice.Tensor, (table, dim, 0, owned), like=node)
+            others = write(self.graph, aten.slice.Tensor, (table, dim, owned, sys.maxsize), like=node)
         self.apart[mine] = self._like(others, node)
         for user in [u for u in node.users if u in self.cut.pushed]:
             user.replace_input_with(node, mine)
@@ -245,8 +240,7 @@ class _Rewriter:
             return next(n for n in self.graph.nodes if n.name == given.name)
         name = f"n_{self.halos.space}"
         new = self._placeholder(name, Input(name, "size", space=self.halos.space))
-        new.meta = {META: Placement(rule="size"), "val": self._symint(self.halos.space.symbol)}
-        return new
+        return described(new, value=self._symint(self.halos.space.symbol), place=Placement(rule="size"))
 
 
 def _mapped(value: Any, function: Any) -> Any:

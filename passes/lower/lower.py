@@ -25,6 +25,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from ...ir import Runnable, Tiled, copy_tiled, grown
 from ...ir.graphs import copy_node, graph_module
 from ...ir.text import show_graph
+from ...ir.writer import write
 from ...runtime.execution.tiles import Region
 from .cpp_library import getting_ready
 from .generate import Code, Examples, generate, settings
@@ -191,16 +192,16 @@ def _terms(product: fx.Node) -> int:
 def _sum_of_terms(graph: fx.Graph, left: fx.Node, right: fx.Node, terms: int) -> Any:
     """Sum over k of ``left[:, :, k, None] * right[:, None, k, :]``."""
     if terms > SHORT:  # as many operators for any number of terms
-        column = graph.call_function(aten.unsqueeze.default, (left, 3))
-        row = graph.call_function(aten.unsqueeze.default, (right, 1))
-        products = graph.call_function(aten.mul.Tensor, (column, row))
-        return graph.call_function(aten.sum.dim_IntList, (products, [2]))
+        column = write(graph, aten.unsqueeze.default, (left, 3), value=None)
+        row = write(graph, aten.unsqueeze.default, (right, 1), value=None)
+        products = write(graph, aten.mul.Tensor, (column, row), value=None)
+        return write(graph, aten.sum.dim_IntList, (products, [2]), value=None)
     total: Any = None
     for k in range(terms):
-        column = graph.call_function(aten.slice.Tensor, (left, 2, k, k + 1))
-        row = graph.call_function(aten.slice.Tensor, (right, 1, k, k + 1))
-        term = graph.call_function(aten.mul.Tensor, (column, row))
-        total = term if total is None else graph.call_function(aten.add.Tensor, (total, term))
+        column = write(graph, aten.slice.Tensor, (left, 2, k, k + 1), value=None)
+        row = write(graph, aten.slice.Tensor, (right, 1, k, k + 1), value=None)
+        term = write(graph, aten.mul.Tensor, (column, row), value=None)
+        total = term if total is None else write(graph, aten.add.Tensor, (total, term), value=None)
     return total
 
 

@@ -19,6 +19,7 @@ from torch import fx
 
 from ...ir import Tiled, copy_tiled, replace_tiled
 from ...ir.operators import facts
+from ...ir.writer import write
 from ...runtime.operators.buckets import bucket, send
 from ...runtime.operators.messages import start, wait
 from .storage import storage
@@ -71,13 +72,13 @@ def _share(graph: fx.Graph, starts: list[fx.Node], behind: set[fx.Node]) -> None
     last = starts[-1]
     between = nodes[nodes.index(starts[0]) : nodes.index(last)]
     with graph.inserting_before(last):
-        shared = graph.call_function(bucket)
+        shared = write(graph, bucket, value=None)
     for begin in starts[:-1]:
         last.prepend(begin)
     for begin in starts:
         begin.kwargs = {**begin.kwargs, "bucket": shared}
     with graph.inserting_after(last):
-        place = graph.call_function(send, (shared,))
+        place = write(graph, send, (shared,), value=None)
     for node in [n for n in between if n in behind]:
         place.append(node)
         place = node

@@ -24,6 +24,7 @@ from torch import fx
 
 from ...ir import META, Halo, Placement, Tiled, copy_tiled, replace_tiled
 from ...ir.operators import facts
+from ...ir.writer import described, write
 from ...rules.messages import message
 from ...runtime.execution.tiles import Add, Region, taken
 from ...runtime.operators.messages import start, wait
@@ -114,8 +115,7 @@ class _Overlapping:
                 early[node] = node
                 if node.target is taken and node.args[0] is region:
                     with self.graph.inserting_before(region):
-                        early[node] = self.graph.call_function(taken, (first, *node.args[1:]))
-                    early[node].meta = dict(node.meta)
+                        early[node] = write(self.graph, taken, (first, *node.args[1:]), like=node)
                 else:
                     region.prepend(node)
                     node.args = fx.map_arg(node.args, lambda n: early.get(n, n))
@@ -159,7 +159,7 @@ class _Overlapping:
             first = self.graph.call_module(
                 str(region.target), fx.map_arg(region.args, lambda n: (instead or {}).get(n, n)), {"only": parts[0]}
             )
-        first.meta = dict(region.meta)
+        described(first, like=region)
         region.kwargs = {"only": parts[1], "so_far": first}
         return first
 

@@ -25,6 +25,7 @@ from torch import fx
 
 from ...ir import Reduction, Tiled
 from ...ir.graphs import copy_graph
+from ...ir.writer import write
 from ...rules.levels import is_fresh
 from ...rules.messages import message
 from ...runtime.operators.halo import all_reduce, all_reduces, halo_reduce, stop_gradient
@@ -75,9 +76,9 @@ def _after_halo_reduce(reduced: fx.Node) -> bool:
         return False
     graph = reduced.graph
     table = _Table(
-        lambda rows, fill: graph.call_function(aten.constant_pad_nd.default, (rows, padding, fill)),
-        lambda table, how: dataclasses.replace(sent, value=table, reduction=how).written(graph),
-        lambda rows: dataclasses.replace(sent, kind="exchange", value=rows, reduction="sum").written(graph),
+        lambda rows, fill: write(graph, aten.constant_pad_nd.default, (rows, padding, fill), value=None),
+        lambda table, how: dataclasses.replace(sent, value=table, reduction=how).written(graph, value=None),
+        lambda rows: dataclasses.replace(sent, kind="exchange", value=rows, reduction="sum").written(graph, value=None),
     )
     for scatter in chain:
         value = _shared(scatter, value, table)
@@ -103,8 +104,8 @@ def _after_all_reduces(reduced: fx.Node) -> bool:
         if operand.target is aten.scatter_reduce.two:
             part.replace_all_uses_with(_whole(operand))
         else:  # of all rows, whose gradient goes another way
-            held = reduced.graph.call_function(stop_gradient, (operand,))
-            part.replace_all_uses_with(reduced.graph.call_function(all_reduce, (held, reduced.args[1])))
+            held = write(reduced.graph, stop_gradient, (operand,), like=operand)
+            part.replace_all_uses_with(write(reduced.graph, all_reduce, (held, reduced.args[1]), like=part))
     return True
 
 
@@ -135,30 +136,35 @@ def _has_gradient(scatter: fx.Node, base: fx.Node) -> bool:
 
 def _whole(scatter: fx.Node) -> fx.Node:
     """A table that every rank holds, with what all ranks write to it."""
-    write, base = scatter.graph.call_function, scatter.args[0]
-    return _shared(scatter, base, _Table(complete=lambda table, how: write(all_reduce, (table, how))))  # type: ignore[arg-type]
+    call, base = _calls(scatter), scatter.args[0]
+    return _shared(scatter, base, _Table(complete=lambda table, how: call(all_reduce, table, how)))  # type: ignore[arg-type]
+
+
+def _calls(node: fx.Node) -> Callable[..., fx.Node]:
+    """Writes operators into the graph of a node; nothing reads their values, for it is only run."""
+    return lambda target, *args, **kwargs: write(node.graph, target, args, kwargs, value=None)
 
 
 def _shared(scatter: fx.Node, base: fx.Node, table: _Table) -> fx.Node:
     """A scatter of largest values into `base`, complete, and with its gradient."""
-    write = scatter.graph.call_function
+    call = _calls(scatter)
     args: Any = scatter.args
     _, dim, index, source, how = args[:5]
-    rows, values = (write(stop_gradient, (n,)) for n in (base, source))
+    rows, values = (call(stop_gradient, n) for n in (base, source))
     room = table.pad(rows, -math.inf if how == "amax" else math.inf)
-    largest = table.complete(write(aten.scatter_reduce.two, (room, dim, index, values, how)), how)
+    largest = table.complete(call(aten.scatter_reduce.two, room, dim, index, values, how), how)
     extended = table.extend(largest)
-    zeros = write(aten.zeros_like.default, (extended,))
+    zeros = call(aten.zeros_like.default, extended)
 
     def everywhere(own: fx.Node, written: fx.Node) -> fx.Node:
-        added = table.complete(write(aten.scatter_add.default, (zeros, dim, index, written)), "sum")
-        return write(aten.add.Tensor, (own, added))
+        added = table.complete(call(aten.scatter_add.default, zeros, dim, index, written), "sum")
+        return call(aten.add.Tensor, own, added)
 
-    theirs = write(aten.gather.default, (extended, dim, index))
+    theirs = call(aten.gather.default, extended, dim, index)
     kind = scatter.meta["val"].dtype
     count = everywhere(_equal(_counted(scatter, base), largest, kind), _equal(source, theirs, kind))
     total = everywhere(_off(base, largest, kind), _off(source, theirs, kind))
-    return write(aten.add.Tensor, (largest, write(aten.div.Tensor, (total, count))))
+    return call(aten.add.Tensor, largest, call(aten.div.Tensor, total, count))
 
 
 def _counted(scatter: fx.Node, base: Any) -> fx.Node:
@@ -168,18 +174,18 @@ def _counted(scatter: fx.Node, base: Any) -> fx.Node:
     if WITHOUT_SELF in scatter.meta and base.target is gather_rows:
         rows, *order = base.args
         inner = _counted(scatter, rows)
-        return base if inner is rows else base.graph.call_function(gather_rows, (inner, *order))
+        return base if inner is rows else write(base.graph, gather_rows, (inner, *order), like=base)
     return base  # type: ignore[no-any-return]
 
 
 def _equal(value: fx.Node, largest: fx.Node, kind: Any) -> fx.Node:
     """One where a value is the largest, else zero."""
-    write = value.graph.call_function
-    return write(aten._to_copy.default, (write(aten.eq.Tensor, (value, largest)),), {"dtype": kind})
+    call = _calls(value)
+    return call(aten._to_copy.default, call(aten.eq.Tensor, value, largest), dtype=kind)
 
 
 def _off(value: fx.Node, largest: fx.Node, kind: Any) -> fx.Node:
     """Zero, with the gradient of the value where it is the largest; of infinite ones the difference is no number."""
-    write = value.graph.call_function
-    off = write(aten.nan_to_num.default, (write(aten.sub.Tensor, (value, largest)), 0.0))
-    return write(aten.mul.Tensor, (off, _equal(value, largest, kind)))
+    call = _calls(value)
+    off = call(aten.nan_to_num.default, call(aten.sub.Tensor, value, largest), 0.0)
+    return call(aten.mul.Tensor, off, _equal(value, largest, kind))

@@ -25,6 +25,7 @@ from ...ir import META, Distributed, Space, Tiled, grown, is_random
 from ...ir.graphs import anchor, copy_node, graph_module
 from ...ir.operators import facts
 from ...ir.sizes import size_nodes
+from ...ir.writer import described, write
 from ...rules.cost import bytes_per_row, load_per_row, work_per_row
 from ...rules.indexing import accesses, reduction
 from ...rules.levels import Rows, Work, continues, is_fresh, is_size, levels, rows_of, source_of, tables_of
@@ -149,8 +150,7 @@ class _Tiler:
             table, in_place = self.tables[sent.value], True
         elif sent.kind == "reduce" and len(sent.value.users) == 1:
             self.tables[node], in_place = table, True
-        _, self.env[node] = sent.on(self._whole, table).begun(self.graph, in_place)
-        self.env[node].meta = dict(node.meta)
+        self.env[node] = sent.on(self._whole, table).begun(self.graph, node, in_place)
 
     def _has_room(self, joined: fx.Node, rows: fx.Node) -> bool:
         """Whether rows stand in a table with room for the halo rows that are put beside them."""
@@ -158,9 +158,7 @@ class _Tiler:
 
     def _call(self, function: Any, args: tuple[Any, ...], like: fx.Node) -> fx.Node:
         """A call whose result is what `like` was."""
-        new = self.graph.call_function(function, args)
-        new.meta = dict(like.meta)
-        return new
+        return write(self.graph, function, args, like=like)
 
     def _whole(self, node: fx.Node) -> fx.Node:
         """The complete value of a node in the outer graph."""
@@ -189,7 +187,7 @@ class _Tiler:
         tables = {n: self._table(n) for n in roots if self.work[n].kind == "scatter" and continues(n) not in roots}
         size = self._rows(space, body)
         given = [self._whole(n) for n in body.given]
-        call = self.graph.call_module(name, (size, *given, *halos, *tables.values()))
+        call = described(self.graph.call_module(name, (size, *given, *halos, *tables.values())), value=None)
         for i, node in enumerate(roots):
             result = spec.results[i]
             if isinstance(result, Add) and result.after is not None:
@@ -215,8 +213,11 @@ class _Tiler:
             if is_size(node) and not _is_number(self, node) and self.program.size(node.meta["val"]) == space.symbol:
                 return self.env[node]
         node, part = next((n, s) for n, s in zip(body.given, body.slices, strict=True) if s is not None)
-        rows = self.graph.call_function(aten.sym_size.int, (self._whole(node), part.dim))
-        return self.graph.call_function(operator.floordiv, (rows, part.factor)) if part.factor > 1 else rows
+        entries = node.meta["val"].shape[part.dim]
+        rows = write(self.graph, aten.sym_size.int, (self._whole(node), part.dim), value=entries)
+        if part.factor == 1:
+            return rows
+        return write(self.graph, operator.floordiv, (rows, part.factor), value=entries // part.factor)
 
     def _is_size_of(self, node: fx.Node, space: Space) -> bool:
         given = self.inputs[node.name]
@@ -239,10 +240,10 @@ class _Tiler:
         for i, more in enumerate(padding[1::2]):
             if more != 0:
                 with self.graph.inserting_before(new):
-                    size[-1 - i] = self.graph.call_function(operator.add, (size[-1 - i], self.env.get(more, more)))
+                    both = (size[-1 - i], self.env.get(more, more))
+                    size[-1 - i] = write(self.graph, operator.add, both, value=None)
         new.update_arg(0, size)
-        new.meta = dict(node.meta)
-        return new
+        return described(new, like=node)
 
 
 class _Body:
@@ -289,11 +290,10 @@ class _Body:
 
     def _input(self, node: fx.Node, whole: bool, part: Slice | None) -> fx.Node:
         with self.graph.inserting_before(self.end):
-            new = self.graph.placeholder(node.name)
+            new = described(self.graph.placeholder(node.name), like=node)
         new.target = new.name  # a value may be given twice: whole, and a block of its rows
-        new.meta = dict(node.meta)
         if node.op == "get_attr":
-            new.meta["val"] = getattr(self.tiler.program.graph, str(node.target))
+            described(new, value=getattr(self.tiler.program.graph, str(node.target)))
         self.given.append(node)
         self.slices.append(part)
         self.inside[node, whole] = new

@@ -25,6 +25,7 @@ from ...ir import Normal, is_random, replace_graph
 from ...ir.graphs import copy_graph
 from ...ir.operators import facts
 from ...ir.sizes import size_nodes
+from ...ir.writer import write
 from ...rules.indexing import makes_a_matrix
 
 aten = torch.ops.aten
@@ -96,9 +97,8 @@ def _explicit_shapes(program: Normal, graph: fx.Graph) -> None:
             if not program.captured.raw_size(value).free_symbols <= symbols:
                 continue
             with graph.inserting_before(node):
-                known = graph.call_function(aten.sym_size.int, (node.args[0], 0))
-            known.meta["val"] = value  # written as an expression of input sizes next
-            shape[dim] = known
+                # Written as an expression of input sizes next.
+                shape[dim] = write(graph, aten.sym_size.int, (node.args[0], 0), value=value)
         else:
             shape[dim] = int(value)
         node.update_arg(1, shape)
@@ -132,8 +132,8 @@ def _sizes_from_inputs(program: Normal, graph: fx.Graph) -> None:
         if symbol not in made and symbol in places:
             node, dim = places[symbol]
             with graph.inserting_before(first if node.op == "placeholder" else node.next):
-                made[symbol] = graph.call_function(aten.sym_size.int, (node, dim))
-            made[symbol].meta["val"] = node.meta["val"].shape[dim]
+                size = node.meta["val"].shape[dim]
+                made[symbol] = write(graph, aten.sym_size.int, (node, dim), value=size)
         return made.get(symbol)
 
     for node in list(graph.nodes):
@@ -187,8 +187,7 @@ def _simpler(node: fx.Node) -> fx.Node | None:
 
 def _selected(node: fx.Node, base: fx.Node) -> fx.Node:
     with node.graph.inserting_before(node):
-        new = node.graph.call_function(aten.select.int, (base, *node.args[1:]))
-    new.meta = dict(node.meta)
+        new = write(node.graph, aten.select.int, (base, *node.args[1:]), like=node)
     return _simpler(new) or new
 
 

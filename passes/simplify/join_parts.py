@@ -18,6 +18,7 @@ from torch import fx
 
 from ...ir import Normal, replace_graph
 from ...ir.graphs import copy_graph
+from ...ir.writer import write
 from .sums import replace_sum, roots_of_sums, summands
 
 aten = torch.ops.aten
@@ -102,25 +103,17 @@ def _padded(graph: fx.Graph, run: list[_Part]) -> fx.Node:
     example = first.like.meta["val"]
     rows = [_with_dim(graph, part) for part in run]
     start, end = first.start, run[-1].end
-    joined = graph.call_function(aten.cat.default, (rows, first.dim))
-    joined.meta = {**first.like.meta, "val": example.narrow(first.dim, 0, end - start)}
+    value = example.narrow(first.dim, 0, end - start)
+    joined = write(graph, aten.cat.default, (rows, first.dim), like=first.like, value=value)
     if end - start == first.size:
         return joined
     shape = first.like.args[1]
-    return _like(
-        first.like,
-        graph.call_function(aten.slice_backward.default, (joined, shape, first.dim, start, end, 1)),
-    )
+    args = (joined, shape, first.dim, start, end, 1)
+    return write(graph, aten.slice_backward.default, args, like=first.like)
 
 
 def _with_dim(graph: fx.Graph, part: _Part) -> fx.Node:
     if part.like.target is aten.slice_backward.default:
         return part.value
-    row = graph.call_function(aten.unsqueeze.default, (part.value, part.dim))
-    row.meta = {**part.like.meta, "val": part.like.meta["val"].narrow(part.dim, 0, 1)}
-    return row
-
-
-def _like(node: fx.Node, new: fx.Node) -> fx.Node:
-    new.meta = dict(node.meta)
-    return new
+    value = part.like.meta["val"].narrow(part.dim, 0, 1)
+    return write(graph, aten.unsqueeze.default, (part.value, part.dim), like=part.like, value=value)

@@ -24,6 +24,7 @@ from torch import fx
 
 from ...ir import Normal, replace_graph
 from ...ir.graphs import copy_graph
+from ...ir.writer import write
 
 aten = torch.ops.aten
 
@@ -55,12 +56,11 @@ class _Build:
         return self.program.shape(node)
 
     def call(self, target: Any, *args: Any) -> fx.Node:
-        new = self.graph.call_function(target, args)
-        return self._described(new, target(*fx.node.map_arg(args, lambda n: n.meta["val"])))
+        return self._at_users_line(write(self.graph, target, args))
 
-    def _described(self, new: fx.Node, value: Any) -> fx.Node:
-        new.meta = {k: v for k, v in self._replaced.meta.items() if k == "stack_trace"}
-        new.meta["val"] = value
+    def _at_users_line(self, new: fx.Node) -> fx.Node:
+        if "stack_trace" in self._replaced.meta:
+            new.meta["stack_trace"] = self._replaced.meta["stack_trace"]
         return new
 
     def rows(self, node: fx.Node) -> Any:
@@ -72,9 +72,9 @@ class _Build:
         return rows * factor if isinstance(rows, int) else self.call(operator.mul, rows, factor)
 
     def reshape(self, node: fx.Node, *shape: Any) -> fx.Node:
-        new = self.graph.call_function(aten.reshape.default, (node, list(shape)))
         sizes = [n.meta["val"] if isinstance(n, fx.Node) else n for n in shape]
-        return self._described(new, node.meta["val"].new_empty(sizes))  # torch's own rule takes ten times as long
+        value = node.meta["val"].new_empty(sizes)  # torch's own rule takes ten times as long
+        return self._at_users_line(write(self.graph, aten.reshape.default, (node, list(shape)), value=value))
 
     def table(self, node: fx.Node, shape: Sequence[int], order: Sequence[int], rows: int) -> fx.Node:
         """A table as a matrix of `rows` rows, its dimensions taken apart and put in another order."""

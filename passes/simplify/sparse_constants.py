@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from ...ir import Normal, is_random, replace_graph
 from ...ir.graphs import copy_graph
+from ...ir.writer import described, write
 from ...runtime.operators.sparse import sparse_mm
 
 aten = torch.ops.aten
@@ -102,11 +103,9 @@ def _rewrite(module: fx.GraphModule, node: fx.Node, constants: _Constants) -> fx
         ):
             name = f"{node.name}_{part}"
             module.register_buffer(name, value)
-            attribute = module.graph.get_attr(name)
-            attribute.meta["val"] = node.meta["val"].new_empty(value.shape, dtype=value.dtype)
-            given.append(attribute)
-        product = module.graph.call_function(sparse_mm, (left, *given, int(shape[1])))
-    product.meta = dict(node.meta)
+            entries = node.meta["val"].new_empty(value.shape, dtype=value.dtype)
+            given.append(described(module.graph.get_attr(name), value=entries))
+        product = write(module.graph, sparse_mm, (left, *given, int(shape[1])), like=node)
     node.replace_all_uses_with(product)
     return right
 

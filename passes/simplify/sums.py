@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from ...ir.writer import write
+
 aten = torch.ops.aten
 
 
@@ -32,9 +34,7 @@ def replace_sum(root: fx.Node, terms: Sequence[fx.Node]) -> None:
     total = terms[0]
     for term in terms[1:]:
         with root.graph.inserting_before(root):
-            added = root.graph.call_function(aten.add.Tensor, (total, term))
-        added.meta = dict(root.meta)
-        total = added
+            total = write(root.graph, aten.add.Tensor, (total, term), like=root)
     root.replace_all_uses_with(total)
     _erase(root)
 

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from ...ir import Normal
 from ...ir.operators import facts
+from ...ir.writer import write
 
 aten = torch.ops.aten
 
@@ -71,10 +72,8 @@ def as_matrix(program: Normal, node: fx.Node, found: dict[sympy.Expr, Matrix]) -
     sizes: list[int | fx.Node] = []
     with node.graph.inserting_before(output):
         for (source, dim), n in zip(of, given, strict=True):
-            sizes.append(n if isinstance(n, int) else node.graph.call_function(aten.sym_size.int, (source, dim)))
-            if isinstance(size := sizes[-1], fx.Node):
-                size.meta["val"] = n
-        view = node.graph.call_function(aten.reshape.default, (node, sizes))
-    with value.fake_mode:  # type: ignore[attr-defined]
-        view.meta = {**node.meta, "val": value.new_empty(given)}
-    return view
+            known = isinstance(n, int)
+            sizes.append(n if known else write(node.graph, aten.sym_size.int, (source, dim), value=n))
+        with value.fake_mode:  # type: ignore[attr-defined]
+            shown = value.new_empty(given)
+        return write(node.graph, aten.reshape.default, (node, sizes), like=node, value=shown)

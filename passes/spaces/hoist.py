@@ -26,6 +26,7 @@ from ...ir.graphs import anchor, copy_graph, graph_module
 from ...ir.operators import facts
 from ...ir.sizes import as_traced, size_nodes
 from ...ir.user_code import user_line
+from ...ir.writer import described, write
 from ...rules.indexing import index_operands, makes_a_matrix
 from .flat_lists import as_matrix, matrices
 
@@ -137,7 +138,7 @@ class _Builder:
         with self.graph.inserting_before(self.anchor):
             node = self.graph.placeholder(name)
         node.target = node.name  # the name of the argument, made unique
-        node.meta["val"] = value
+        described(node, value=value)
         self.inputs.append(Input(node.name, kind, **fields))
         return node
 
@@ -152,8 +153,7 @@ class _Builder:
         elif (matrix := as_matrix(self.program, node, self.matrices)) is not None:
             self.hoisted |= {matrix, *matrix.all_input_nodes}
             sizes = [self.size(n, node) for n in node.meta["val"].shape]
-            self.new[node] = self.graph.call_function(aten.reshape.default, (self.given(matrix), sizes))
-            self.new[node].meta = dict(node.meta)
+            self.new[node] = write(self.graph, aten.reshape.default, (self.given(matrix), sizes), like=node)
         else:
             self.new[node] = self.given(node)
         return self.new[node]

@@ -17,6 +17,7 @@ from torch import fx
 from ...ir import Input, Placed, Pointer, Space, Split, grown
 from ...ir.operators import facts, row_numbers
 from ...ir.sizes import size_nodes
+from ...ir.writer import described
 from ...rules.indexing import accesses
 
 aten = torch.ops.aten
@@ -96,9 +97,8 @@ def with_pointers(
         ordered.append(dataclasses.replace(given, kind="pointer", space=target))
         if _used_as_data(node):
             with module.graph.inserting_after(node):
-                twin = module.graph.placeholder(f"{node.name}_values")
+                twin = described(module.graph.placeholder(f"{node.name}_values"), like=node)
             twin.target = twin.name
-            twin.meta = dict(node.meta)
             _data_uses_to(node, twin)
             ordered.append(dataclasses.replace(given, name=twin.name))
     for node in made:

@@ -26,6 +26,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic
 from ...ir import META, WHOLE_RULE, Dim, Input, InputKind, Placement, Space, all_rows_name
 from ...ir.graphs import anchor, copy_node
 from ...ir.operators import facts
+from ...ir.writer import described, write
 from ...rules.base import Context, Refused
 from ...rules.indexing import accesses
 from ...rules.levels import is_size
@@ -83,10 +84,8 @@ class Whole:
 
     def run(self, node: fx.Node) -> fx.Node:
         """The same operator on all rows."""
-        new = copy_node(self.graph, node, self.of)
-        new.meta["val"] = self.value(node.meta["val"])
-        new.meta[META] = everywhere(new.meta["val"], WHOLE_RULE)
-        return new
+        value = self.value(node.meta["val"])
+        return described(copy_node(self.graph, node, self.of), value=value, place=everywhere(value, WHOLE_RULE))
 
     def own_rows(self, node: fx.Node) -> fx.Node | None:
         """This rank's rows of a value of all rows; None if that is not what its dimensions count."""
@@ -108,9 +107,8 @@ class Whole:
             value = node.meta["val"]
             with value.fake_mode:  # type: ignore[attr-defined]
                 own.meta["val"] = torch.empty([value.shape[at]], dtype=torch.int64, device=value.device)
-        new = self.graph.call_function(aten.index_select.default, (self.there[node], at, own))
-        new.meta = {**node.meta, META: Placement(dims, rule="own rows")}
-        return new
+        place = Placement(dims, rule="own rows")
+        return write(self.graph, aten.index_select.default, (self.there[node], at, own), like=node, place=place)
 
     def look_up_by_numbers(self, node: fx.Node) -> None:
         """Let an operator of this rank's rows look up tables of all rows by the numbers that rows have in the graph."""
@@ -179,15 +177,13 @@ class Whole:
         if expr == self.program.size(node.meta["val"]):
             return mine
         if node.op != "placeholder":
-            new = copy_node(self.graph, node, self.of)
-            new.meta |= {"val": self._symint(node.meta["val"]), META: Placement(rule="size")}
-            return new
+            size = self._symint(node.meta["val"])
+            return described(copy_node(self.graph, node, self.of), value=size, place=Placement(rule="size"))
         if self._given[node.name].kind == "number":
             return mine
         space = next(s for s in self.spaces.values() if s.symbol == expr)
         new = self._input(f"n_{space}".replace(" ", "_"), Input("", "size", space=space), node)
-        new.meta |= {"val": self._symint(node.meta["val"]), META: Placement(rule="size")}
-        return new
+        return described(new, value=self._symint(node.meta["val"]), place=Placement(rule="size"))
 
     # -- rows of all ranks --------------------------------------------------------------------------------------------
 
@@ -199,28 +195,25 @@ class Whole:
         if len(others) < 2:
             raise Refused("rows of varying length in one dimension, in a stretch that would have to run whole")
         plan = self._plan(dim[position], "order"), self._plan(dim[position], "counts")
-        new = self.graph.call_function(gather_rows, (mine, *plan, at, *(others if others != [1, 1] else ())))
-        new.meta = {**mine.meta, "val": self.value(mine.meta["val"])}
-        new.meta[META] = everywhere(new.meta["val"], "gather")
-        return new
+        value = self.value(mine.meta["val"])
+        args = (mine, *plan, at, *(others if others != [1, 1] else ()))
+        return write(self.graph, gather_rows, args, like=mine, value=value, place=everywhere(value, "gather"))
 
     def _plan(self, space: Space, kind: InputKind) -> fx.Node:
         """The input that says which rows of a space ranks own."""
         if (space.name, kind) not in self._added:
             new = self._placeholder(f"{space.name}_{kind}".replace(" ", "_"), Input("", kind, space=space))
             dims = ((space,),) if kind == "owned" else ((),)
-            new.meta = {META: Placement(dims, rule="plan"), "val": None}
-            self._added[space.name, kind] = new
+            self._added[space.name, kind] = described(new, value=None, place=Placement(dims, rule="plan"))
         return self._added[space.name, kind]
 
     def _input(self, name: str, given: Input, like: fx.Node, rows: bool = False) -> fx.Node:
         """The whole graph's values of an input; this rank's rows of them with `rows`."""
-        new = self._placeholder(name, given)
-        new.meta = dict(like.meta)
-        if not rows:
-            new.meta["val"] = self.value(like.meta["val"])
-            new.meta[META] = everywhere(new.meta["val"], "input")
-        return new
+        new = described(self._placeholder(name, given), like=like)
+        if rows:
+            return new
+        value = self.value(like.meta["val"])
+        return described(new, value=value, place=everywhere(value, "input"))
 
     def _placeholder(self, name: str, given: Input) -> fx.Node:
         with self.graph.inserting_before(self.anchor):
