@@ -10,6 +10,7 @@ from torch import fx
 from ..ir import Tiled
 from ..ir.operators import facts
 from ..ir.text import short
+from ..ir.user_code import user_frame
 from ..ir.writer import made_by
 from ..predict.account import collectives, place, stretches
 from ..rules.messages import message
@@ -72,7 +73,12 @@ def explain(program: Tiled, detail: bool = False) -> str:
 def _operators(program: Tiled) -> Iterator[str]:
     for node in program.graph.graph.nodes:
         if node.op == "call_function":
-            yield f"  {short(node):<28} {show_type(program, node):<28} {made_by(node):<18} {place(node)}"
+            yield f"  {short(node):<28} {show_type(program, node):<28} {made_by(node):<18} {_line(node)}".rstrip()
+
+
+def _line(node: fx.Node) -> str:
+    """The model's line that an operator is for: its own, or that of who reads it."""
+    return next((place(n) for n in (node, *node.users) if user_frame(n)[0]), "")
 
 
 def _whole(program: Tiled) -> list[str]:
