@@ -40,11 +40,21 @@ def test_python_blocks_run(tmp_path: Path) -> None:
     assert "Collectives of one evaluation" in done.stdout
 
 
+def test_the_worked_examples_of_extending_run(tmp_path: Path) -> None:
+    """In a process of their own: they add to tables of operators."""
+    script = tmp_path / "extending.py"
+    script.write_text("\n".join(blocks("python", "docs/extending.md")))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *sys.path])}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_no_block_is_left_out() -> None:
-    """Python blocks are in the README, commands in the README and in running.md; others are pictures."""
+    """Python blocks are in the README and in extending.md, commands in other pages; others are pictures."""
     found = {page: set(re.findall(r"^```(\w+)", text, re.MULTILINE)) for page, text in PAGES.items()}
     assert {page: languages for page, languages in found.items() if languages} == {
         "README.md": {"bash", "python"},
+        "docs/extending.md": {"python"},
         "docs/running.md": {"bash"},
     }
 
@@ -179,3 +189,20 @@ def test_files_that_pages_name_are_there() -> None:
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for path in re.findall(r"`((?:distcompile|passes|runtime|tests|benchmarks)/[\w/]+\.py)`", page.read_text()):
             assert (ROOT / path).exists(), f"{page.name} names {path}"
+
+
+def test_every_patch_is_on_the_page() -> None:
+    """Each attribute that the code replaces by name, and no file that replaces none."""
+    page = PAGES["docs/patches.md"]
+    where: dict[str, set[str]] = {}
+    package = ROOT / "distcompile"
+    for folder, _, files in os.walk(package, followlinks=True):
+        for path in [Path(folder) / name for name in files if name.endswith(".py")]:
+            for name in re.findall(r"\breplaced\([^()]*(?:\([^()]*\))?[^()]*?, f?\"([\w{}]+)\"", path.read_text()):
+                where.setdefault(name.replace("__{name}__", "__ceil__"), set()).add(str(path.relative_to(package)))
+    assert len(where) > 25
+    missing = {name: files for name, files in where.items() if not re.search(rf"`[\w.]*\b{name}`", page)}
+    assert not missing
+    assert set(re.findall(r"\| (?:`[\w/]+\.py`, )?`([\w/]+\.py)`", page)) <= set.union(*where.values()) | {
+        "capture/cures.py"
+    }

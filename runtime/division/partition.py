@@ -167,9 +167,8 @@ def metis(reading: Matrix, reads: Matrix, work: Array, parts: int, recursive: bo
     both = reading if np.array_equal(reading.indices, reads.indices) else reading + reads  # it wants either direction
     weights = np.maximum(work, 1).round().astype(np.int64)
     uneven = pymetis.Options(ufactor=10) if len(work) >= COARSE * parts and not recursive else None
-    _, ranks = pymetis.part_graph(
-        parts, xadj=both.indptr, adjncy=both.indices, vweights=weights, recursive=recursive, options=uneven
-    )
+    graph = pymetis.CSRAdjacency(both.indptr, both.indices)
+    _, ranks = pymetis.part_graph(parts, graph, vweights=weights, recursive=recursive, options=uneven)
     return np.asarray(ranks, dtype=np.int64)
 
 
