@@ -517,10 +517,12 @@ def halo(rank: int) -> Tensor:
 
 
 def room(rank: int) -> Tensor:
+    """Owned rows, and room for a halo row."""
     return torch.cat([owned(rank), torch.zeros(1, 1)])
 
 
 def both(rank: int) -> Tensor:
+    """Owned rows, and the halo row."""
     return torch.cat([owned(rank), halo(rank)])
 
 
@@ -536,6 +538,7 @@ def plan(rank: int) -> tuple[Tensor, Tensor]:
 
 
 def order() -> tuple[Tensor, Tensor]:
+    """All rows by rank, and how many each has."""
     return torch.arange(4), torch.tensor([2, 2])
 
 
@@ -620,6 +623,20 @@ def test_torch_tells_of_operators_without_a_row() -> None:
     assert facts_of(aten.nonzero.default) == Facts(data_dependent=True)
     assert facts_of(aten.rand.default) == Facts(random=True)
     assert is_random(node_of(aten.native_dropout.default))
+
+
+def test_a_wrong_row_is_found() -> None:
+    """What the checks above say of operators that are not what they ask for."""
+    assert not _acts_in_place(aten.flip.default, sample(aten.flip.default))
+    for check, target in (
+        (test_views_show_memory_of_their_first_operand, aten.reshape.default),
+        (test_reshapes_keep_the_order_of_elements, aten.expand.default),
+        (test_what_moves_elements_computes_nothing_and_does_not_look_at_them, aten.neg.default),
+        (test_what_shows_all_leaves_nothing_out, aten.select.int),
+        (test_what_keeps_values_returns_them, aten.neg.default),
+    ):
+        with pytest.raises(AssertionError):
+            check(target)
 
 
 def test_an_operator_has_one_row() -> None:

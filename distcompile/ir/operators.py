@@ -7,7 +7,7 @@
 `Facts` says what the columns are. All of them are properties of an operator by itself: what a pass makes of an operator
 (a pattern that it rewrites) stands in that pass, and how its result is divided is a rule in ``rules``.
 
-To add an operator, write a row into `OPERATORS`, or call `register` where an operator of distcompile's own is defined.
+To add an operator of torch, write a row into `_ROWS`; one of distcompile's own calls `register` where it is defined.
 A row may say less than is true, never more: what it does not say costs messages or memory, what it says wrongly costs
 results. An operator without a row has the facts that torch's tags tell, and else the careful ones.
 ``tests/test_operators.py`` runs every operator of the table and compares it with its row; it makes operands by the
