@@ -34,7 +34,7 @@ from distcompile.app.forecast import EXAMPLE, MARGIN, few
 from distcompile.predict.account import Collective, RowWork, Work, work
 from distcompile.predict.calibrate import network, this_machine, timed
 from distcompile.predict.planning import Device, Host, step, traffic, weak
-from distcompile.predict.rank_counts import SpaceSurvey, Survey, survey
+from distcompile.predict.rank_counts import RankCounts, SpaceCounts, rank_counts
 from distcompile.runtime.division.partition import Partition
 from distcompile.runtime.execution import executor as executors
 from distcompile.runtime.operators import buckets, messages
@@ -90,7 +90,7 @@ def test_traffic_is_that_of_a_run(
     graph = toys.random_graph(40, 2, angles=True)
     on_ranks = model.on(LocalWorld(parts))
     executor, prepared = on_ranks.prepared(graph)
-    held = survey(executor.program, prepared.sizes, executor.divide(prepared, parts))
+    held = rank_counts(executor.program, prepared.sizes, executor.divide(prepared, parts))
     found = traffic(work(executor.program), held)
     stats = on_ranks.stats(graph)
     assert found.halo.tolist() == [row["bytes"] for row in stats]
@@ -127,7 +127,7 @@ def test_a_rank_of_256_runs_its_program_in_the_shapes_of_the_plan(fake_group: in
     model = distcompile.compile(toys.Gnn().eval(), _graph(systems.liquid(40, 3.5)), world=LocalWorld(1), validate=False)
     executor, prepared = model.prepared(graph)
     division = executor.divide(prepared, 256)
-    held = survey(executor.program, prepared.sizes, division)
+    held = rank_counts(executor.program, prepared.sizes, division)
     found = traffic(work(executor.program), held)
     received, messages = Counter[int](), Counter[int]()
     (real,) = ProcessGroupWorld().run(lambda comm: comm)
@@ -173,19 +173,19 @@ WORK = Work(
 HOST = Host(graph=0.5, checks=0.25, division=0.125)
 
 
-def _survey(parts: int, owned: int, halo_rows: int) -> Survey:
+def _counts(parts: int, owned: int, halo_rows: int) -> RankCounts:
     """Ranks that all have the same, and exchange with one other."""
     same = lambda n: np.full(parts, n)  # noqa: E731
     others = np.roll(np.eye(parts, dtype=bool), 1, 0)
-    atoms = SpaceSurvey(same(owned), same(halo_rows), same(halo_rows), others & (halo_rows > 0))
-    edges = SpaceSurvey(same(10 * owned), same(0), same(0), np.zeros_like(others))
+    atoms = SpaceCounts(same(owned), same(halo_rows), same(halo_rows), others & (halo_rows > 0))
+    edges = SpaceCounts(same(10 * owned), same(0), same(0), np.zeros_like(others))
     partition = Partition(torch.zeros(0), "given", 0.0, 1.0, 1.0)
-    return Survey(parts, partition, {"atoms": atoms, "edges": edges}, same(0))
+    return RankCounts(parts, partition, {"atoms": atoms, "edges": edges}, same(0))
 
 
 def test_a_step_by_hand() -> None:
     """Four ranks of 100 atoms and 1000 edges, 30 halo atoms from one other rank."""
-    found = step(DEVICE, WORK, _survey(4, 100, 30), HOST)
+    found = step(DEVICE, WORK, _counts(4, 100, 30), HOST)
     assert found.host == 0.875
     assert found.local == pytest.approx(50 * 1e-6 + (100 * 100 + 1000 * 1000) * 1e-9 + 1000 * 5e5 / 1e3 * 1e-9)
     assert found.halo == pytest.approx(2 * 1e-3 + 30 * 48 * 1e-8)
@@ -200,7 +200,7 @@ def test_what_leaves_together_is_one_message() -> None:
     (exchange,), (reduction,) = WORK.messages
     together = dataclasses.replace(WORK, messages=((exchange, dataclasses.replace(reduction, space="edges")),))
     apart = dataclasses.replace(WORK, messages=tuple((c,) for c in together.messages[0]))
-    held = _survey(4, 100, 30)
+    held = _counts(4, 100, 30)
     edges = dataclasses.replace(held.spaces["edges"], halo=np.full(4, 5), sent=np.full(4, 5))
     for turns, peers in ((1, 2), (3, 1)):  # a reduction goes the other way: to who is one further, three for four
         edges = dataclasses.replace(edges, reads=np.roll(np.eye(4, dtype=bool), turns, 0))
@@ -214,7 +214,7 @@ def test_what_leaves_together_is_one_message() -> None:
 
 
 def test_the_slowest_rank_counts() -> None:
-    even, uneven = _survey(2, 100, 10), _survey(2, 100, 10)
+    even, uneven = _counts(2, 100, 10), _counts(2, 100, 10)
     owned = np.array([50, 150])
     uneven = dataclasses.replace(
         uneven, spaces={**uneven.spaces, "edges": dataclasses.replace(uneven.spaces["edges"], owned=10 * owned)}
@@ -224,12 +224,12 @@ def test_the_slowest_rank_counts() -> None:
 
 
 def test_one_rank_sends_nothing() -> None:
-    found = step(DEVICE, WORK, _survey(1, 100, 0), Host(0.5, 0.25, 0.0))
+    found = step(DEVICE, WORK, _counts(1, 100, 0), Host(0.5, 0.25, 0.0))
     assert (found.halo, found.whole) == (0.0, 0.0)
 
 
 def test_weak_scaling_grows_by_what_ranks_do_whole() -> None:
-    held = _survey(4, 100, 30)
+    held = _counts(4, 100, 30)
     here = step(DEVICE, WORK, held, HOST)
     one, same, more = weak(DEVICE, WORK, held, HOST, [1, 4, 8])
     assert one.total == pytest.approx(here.host / 4 + here.local)
@@ -254,7 +254,7 @@ def test_a_rank_takes_as_long_as_is_planned(model: distcompile.DistributedModel)
     assert len(device.curve) == 3
     executor, prepared = model.prepared(toys.random_graph(150, 3, angles=True))
     layout = executor.laid_out(prepared, executor.divide(prepared, 1))
-    held = survey(executor.program, prepared.sizes, layout.division)
+    held = rank_counts(executor.program, prepared.sizes, layout.division)
     (seconds,) = LocalWorld(1).run(
         lambda comm: min(timed(lambda: executor.run_rank(comm, prepared, layout))[1] for _ in range(3))
     )

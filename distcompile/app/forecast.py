@@ -21,7 +21,7 @@ from ..ir.tree import Leaf, flatten
 from ..predict.account import work
 from ..predict.calibrate import SIZES, this_machine, timed
 from ..predict.planning import DEVICES, Device, Host, Step, Traffic, step, traffic, weak
-from ..predict.rank_counts import Survey, survey
+from ..predict.rank_counts import RankCounts, rank_counts
 from ..runtime.execution.executor import Executor, Prepared, fingerprint
 from ..runtime.world import LocalWorld
 from .device_files import read_device, write_device
@@ -38,7 +38,7 @@ MARGIN = 3.0
 class Column:
     """One number of ranks."""
 
-    ranks: Survey
+    ranks: RankCounts
     traffic: Traffic
     host: Host
     steps: tuple[Step, ...]
@@ -136,7 +136,7 @@ def _species_named(atoms: Any, calculator: Any) -> Iterator[None]:
         raise SimulationError(unknown) from error
 
 
-def _divided(executor: Executor, prepared: Prepared, parts: int) -> tuple[Survey, float]:
+def _divided(executor: Executor, prepared: Prepared, parts: int) -> tuple[RankCounts, float]:
     """What each rank holds, and the seconds that a rank takes to see that atoms may stay and who sends what."""
     first = executor.divide(prepared, parts)
 
@@ -144,7 +144,7 @@ def _divided(executor: Executor, prepared: Prepared, parts: int) -> tuple[Survey
         executor.laid_out(prepared, executor.divide(prepared, parts, first.partition)).division.for_rank(0)
 
     _, seconds = timed(again)
-    return survey(executor.program, prepared.sizes, first), seconds
+    return rank_counts(executor.program, prepared.sizes, first), seconds
 
 
 def _bytes(leaves: list[Leaf], prepared: Prepared, executor: Executor) -> int:

@@ -38,7 +38,7 @@ from ..errors import CaptureError, DistcompileError
 from ..ir import Captured
 from ..ir.tree import Leaf, Tree, flatten
 from ..ir.user_code import OURS
-from ..runtime.execution.precision import as_written, nothing_kept, precision
+from ..runtime.execution.precision import as_written, no_casts_kept, precision
 from . import decompositions
 from .cures import Cures
 from .fakes import Fakes, fake
@@ -72,7 +72,7 @@ def capture(
             one_at_a_time(),
             functorch_config.patch(fake_tensor_propagate_real_tensors=True),  # which torch keeps for each thread
             quiet(),
-            nothing_kept(),
+            no_casts_kept(),
             _mended(),
         ):
             cures = Cures()

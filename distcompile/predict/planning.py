@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from .account import Collective, Work
-from .rank_counts import Survey
+from .rank_counts import RankCounts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Step:
         return self.local + self.halo + self.whole
 
 
-def traffic(work: Work, ranks: Survey) -> Traffic:
+def traffic(work: Work, ranks: RankCounts) -> Traffic:
     """Bytes and messages of every rank."""
     halo, messages = np.zeros(ranks.parts, np.int64), np.zeros(ranks.parts, np.int64)
     for message in work.messages:
@@ -139,7 +139,7 @@ def traffic(work: Work, ranks: Survey) -> Traffic:
     return Traffic(halo, np.full(ranks.parts, results), messages)
 
 
-def step(device: Device, work: Work, ranks: Survey, host: Host) -> Step:
+def step(device: Device, work: Work, ranks: RankCounts, host: Host) -> Step:
     """How long a step takes.
 
     Args:
@@ -173,7 +173,7 @@ def moved(work: Work, rows: Mapping[str, np.ndarray], flops_per_byte: float) -> 
     return np.sum(each, axis=0)
 
 
-def weak(device: Device, work: Work, ranks: Survey, host: Host, parts: Sequence[int]) -> list[Step]:
+def weak(device: Device, work: Work, ranks: RankCounts, host: Host, parts: Sequence[int]) -> list[Step]:
     """Steps on other numbers of ranks, each with as much as the ranks of `ranks` have.
 
     What every rank does whole grows with the system. One rank has no neighbours.
@@ -186,12 +186,12 @@ def weak(device: Device, work: Work, ranks: Survey, host: Host, parts: Sequence[
     ]
 
 
-def _sends(message: Sequence[Collective], ranks: Survey) -> np.ndarray:
+def _sends(message: Sequence[Collective], ranks: RankCounts) -> np.ndarray:
     """Whether one rank has something for another.  # Shape: [sender, receiver], bool"""
     reads = [(c.to_owners, ranks.spaces[c.space].reads) for c in message]
     return np.logical_or.reduce([r.T if to_owners else r for to_owners, r in reads])
 
 
-def _gathered(ranks: Survey, space: str) -> int:
+def _gathered(ranks: RankCounts, space: str) -> int:
     """Rows that each rank receives of a result: from every rank as many as the one with most has."""
     return ranks.parts * int(ranks.spaces[space].owned.max())

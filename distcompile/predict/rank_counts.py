@@ -21,7 +21,7 @@ Counts = np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
-class SpaceSurvey:
+class SpaceCounts:
     """The rows of one space."""
 
     owned: Counts
@@ -34,12 +34,12 @@ class SpaceSurvey:
 
 
 @dataclasses.dataclass(frozen=True)
-class Survey:
+class RankCounts:
     """All ranks of a division."""
 
     parts: int
     partition: Partition
-    spaces: dict[str, SpaceSurvey]
+    spaces: dict[str, SpaceCounts]
     """Also those that are some rows of another, which have as many owned rows as it has."""
     memory: Counts
     """Bytes of live tensors at the peak of each rank's evaluation, as `account.peak_bytes` predicts them."""
@@ -55,7 +55,7 @@ class Survey:
         return owned | {halo_name(name): space.halo for name, space in self.spaces.items()}
 
 
-def survey(program: Tiled, sizes: dict[str, int], division: Division) -> Survey:
+def rank_counts(program: Tiled, sizes: dict[str, int], division: Division) -> RankCounts:
     """Count what every rank of a division holds.
 
     Args:
@@ -67,15 +67,15 @@ def survey(program: Tiled, sizes: dict[str, int], division: Division) -> Survey:
     memory = np.array(needs(program, sizes, division))
     everywhere = [s.work for s in stretches(program, sizes)]
     whole = RowWork(sum(w.moved for w in everywhere), sum(w.flops for w in everywhere))
-    return Survey(division.parts, division.partition, spaces, memory, frozenset(division.some), whole)
+    return RankCounts(division.parts, division.partition, spaces, memory, frozenset(division.some), whole)
 
 
-def _space(division: Division, name: str) -> SpaceSurvey:
+def _space(division: Division, name: str) -> SpaceCounts:
     parts, owners = division.parts, division.owners(name).numpy()
     reader, row = np.divmod(division.halo_keys[name].numpy(), max(len(owners), 1))
     owner = owners[row]
     between = np.bincount(owner * parts + reader, minlength=parts**2).reshape(parts, parts)
-    return SpaceSurvey(
+    return SpaceCounts(
         owned=np.bincount(owners, minlength=parts),
         halo=between.sum(0),
         sent=between.sum(1),

@@ -27,7 +27,7 @@ def as_written() -> Iterator[None]:
 
 
 @contextmanager
-def nothing_kept() -> Iterator[None]:
+def no_casts_kept() -> Iterator[None]:
     """Let autocast keep no casts of weights: those made while tracing are no tensors for anyone else."""
     kept = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
