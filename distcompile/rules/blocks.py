@@ -12,6 +12,7 @@ from __future__ import annotations
 import sympy
 
 from ..ir import Dim, Factor, Space
+from ..ir.lengths import Joined
 from .base import Context
 
 
@@ -52,12 +53,5 @@ def factors(dim: Dim) -> tuple[Factor, ...]:
 def part(ctx: Context, dim: Dim, start: sympy.Expr, size: sympy.Expr) -> Dim | None:
     """What `size` rows from `start` on hold; None if they are not whole blocks."""
     blocks = blocks_of(dim) or ()
-    total = sum((b.symbol for b in blocks), sympy.Integer(0))
-    ends = [sum((b.symbol for b in blocks[:i]), sympy.Integer(0)) for i in range(len(blocks) + 1)]
-    for first, begin in enumerate(ends):
-        if 0 not in (sympy.expand(begin - start), sympy.expand(begin - start - total)):  # from the front, from the end
-            continue
-        for last in range(first + 1, len(ends)):
-            if sympy.expand(ends[last] - begin - size) == 0:
-                return joined(ctx, blocks[first:last])
-    return None
+    found = Joined(tuple(block.symbol for block in blocks)).part(start, size)
+    return joined(ctx, blocks[found]) if found is not None else None

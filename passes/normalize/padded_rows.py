@@ -18,6 +18,7 @@ import sympy
 import torch
 from torch import fx
 
+from ...ir.lengths import as_expression, length, one_beside
 from ...ir.operators import is_zero
 from ...ir.writer import Writer, ndim
 from ...rules.base import arguments
@@ -55,13 +56,14 @@ def part_of_padded(write: Writer, node: fx.Node) -> fx.Node | None:
     base, index, values = _summed(table, dim)
     if base is None or not is_zero(base) or not _is_integral(index):
         return None
-    comes_first = _comes_first(table, node, dim, start)
-    if comes_first is None:
+    part = _part(table, node, dim, start)
+    if part is None:
         return None
+    kind, comes_first = part[0], part[1] == "first"
     n = write(operator.sub, write.size(table, dim), 1, value=table.meta["val"].shape[dim] - 1)
     there, where = _pointer(write, index, n, comes_first)
     chosen = _beside(write, there, ndim(values) - dim)
-    if _length(node, dim) == 1:
+    if kind == "one":
         spare = alone(write, write(aten.logical_not.default, chosen), values)
         total = write(aten.sum.dim_IntList, spare, list(range(dim, dim + ndim(index))))
         return write(aten.unsqueeze.default, total, dim)
@@ -77,10 +79,10 @@ def padded_gradient(write: Writer, node: fx.Node) -> fx.Node | None:
     """The gradient of the rows, or of the one more, as a table of both; None if a slice is no such part."""
     gradient, sizes, dim, start = arguments(node)[:4]
     dim %= ndim(node)
-    comes_first = _comes_first(node, gradient, dim, start)
-    if comes_first is None:
+    part = _part(node, gradient, dim, start)
+    if part is None:
         return None
-    is_one = _length(gradient, dim) == 1
+    is_one, comes_first = part[0] == "one", part[1] == "first"
     size: Any = 1
     shape = list(node.meta["val"].shape)
     shape[dim] = 1
@@ -94,13 +96,11 @@ def padded_gradient(write: Writer, node: fx.Node) -> fx.Node | None:
     return write(aten.cat.default, pieces, dim, value=node.meta["val"])
 
 
-def _comes_first(table: fx.Node, part: fx.Node, dim: int, start: Any) -> bool | None:
-    """Whether the one row comes before the others, if a part of a table is the one or the others; else None."""
-    rows, length = _length(table, dim) - 1, _length(part, dim)
-    begin = sympy.sympify(start.meta["val"].node.expr if isinstance(start, fx.Node) else start or 0)
-    if not rows.is_Symbol or (length, begin) not in ((rows, 0), (rows, 1), (1, 0), (1, rows)):
-        return None
-    return bool(begin == (0 if length == 1 else 1))
+def _part(table: fx.Node, part: fx.Node, dim: int, start: Any) -> tuple[str, str] | None:
+    """Whether a part of a table is the rows or the one more, and where the one is; None if it is neither."""
+    size = _length(table, dim)
+    begin = as_expression(start.meta["val"] if isinstance(start, fx.Node) else start or 0)
+    return one_beside(size, begin, _length(part, dim)) if (size - 1).is_Symbol else None
 
 
 def _summed(table: Any, dim: int) -> tuple[Any, Any, Any]:
@@ -137,8 +137,7 @@ def _beside(write: Writer, mask: fx.Node, dims: int) -> fx.Node:
 
 
 def _length(table: fx.Node, dim: int) -> sympy.Expr:
-    n = table.meta["val"].shape[dim]
-    return n.node.expr if isinstance(n, torch.SymInt) else sympy.Integer(n)
+    return length(table.meta["val"], dim)
 
 
 def _is_integral(index: fx.Node) -> bool:

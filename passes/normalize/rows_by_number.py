@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ...ir.lengths import length, one_beside
 from ...ir.operators import is_zero
 from ...ir.writer import Writer, ndim
 from ...rules.base import argument, arguments
@@ -101,10 +102,10 @@ def _missing(node: fx.Node, dim: int) -> int | None:
     if node.target is not aten.slice.Tensor:
         return None
     source, of, start = range_of(node, 1)
-    left = source.meta["val"].shape[of] - node.meta["val"].shape[of]
-    if of % ndim(node) != dim % ndim(node) or str(left) != "1" or start not in (0, 1):
+    if of % ndim(node) != dim % ndim(node) or isinstance(start, fx.Node):
         return None
-    return -1 if start == 0 else 0
+    part = one_beside(length(source.meta["val"], of), start, length(node.meta["val"], of))
+    return {("rows", "last"): -1, ("rows", "first"): 0}.get(part) if part is not None else None
 
 
 def _are_first(part: Tensor, whole: fx.Node, dim: int) -> bool:

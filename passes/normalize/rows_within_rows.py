@@ -17,6 +17,7 @@ import torch
 from torch import fx
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
+from ...ir.lengths import grid
 from ...ir.operators import facts, is_zero
 from ...ir.writer import Writer, ndim
 
@@ -56,12 +57,12 @@ def _rows_within_rows(write: Writer, table: fx.Node, dim: int, index: fx.Node) -
     size = table.meta["val"].shape[dim]
     if dim or not isinstance(size, torch.SymInt) or index.meta["val"].dtype not in (torch.int32, torch.int64):
         return None
-    number, rows = size.node.expr.as_coeff_Mul()
     inner: Any = _columns(table)
     if inner is None:
-        if index.meta["val"].dim() != 1 or not rows.is_Symbol or not number.is_Integer or number < 2:
+        places = grid(size.node.expr)
+        if index.meta["val"].dim() != 1 or places is None:
             return None
-        inner = int(number)
+        inner = int(places.columns)
         if not _is_multiple_and_rest(index, inner):
             return None
         whole = write(aten.div.Tensor_mode, index, inner, rounding_mode="floor")

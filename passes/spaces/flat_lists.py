@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from ...ir import Normal
+from ...ir.lengths import Grid
 from ...ir.operators import facts
 from ...ir.writer import write
 
@@ -48,10 +49,9 @@ def matrices(program: Normal, nodes: Iterable[fx.Node]) -> dict[sympy.Expr, Matr
         source: fx.Node = node.args[0]  # type: ignore[assignment]
         shape = program.shape(source)
         for dim, (rows, columns) in enumerate(itertools.pairwise(shape)):
-            length = sympy.expand(rows * columns)
-            varies = rows.is_Symbol and columns != 1 and not rows.free_symbols & columns.free_symbols
-            if varies and length in program.shape(node):
-                found.setdefault(length, Matrix(source, dim))
+            places = Grid(rows, columns)
+            if places.is_of_rows and places.length in program.shape(node):
+                found.setdefault(places.length, Matrix(source, dim))
     return {length: matrix for length, matrix in found.items() if length not in joined}
 
 

@@ -23,11 +23,12 @@ from torch.utils._sympy.symbol import SymT, symbol_is_type
 from ...errors import CaptureError, NoIndexSpaceError
 from ...ir import Access, Input, Placed, Range, Space, Split
 from ...ir.graphs import copy_graph
+from ...ir.lengths import multiples
 from ...ir.operators import is_zero
 from ...ir.sizes import SMALLEST_SPACE
 from ...ir.user_code import user_line
 from ...rules.indexing import accesses
-from .joined_spaces import joined_spaces, terms
+from .joined_spaces import joined_spaces
 from .largest_row import may_be_less, solved
 from .pointers import Origins, pointer_root, with_pointers
 from .provenance import Elements
@@ -236,7 +237,7 @@ def _spaces(
         varying = _varying(program, root)
         for size in [size for size in varying if size in lists] or varying[:1]:  # others are columns here, too
             ends = 1 + any(n not in (1, size) for n in program.shape(root))  # one pointer may hold both ends
-            for source, part in itertools.product(terms(size) or (), terms(target) or (target,)):
+            for source, part in itertools.product(multiples(size) or (), multiples(target) or (target,)):
                 if source != part:
                     links[source][part] |= {f"{root.name} {end}" for end in range(ends)}
     atoms = _atoms(links, alone, program)

@@ -17,16 +17,9 @@ import torch
 from torch import fx
 
 from ...ir import Space, Split
+from ...ir.lengths import multiples
 
 aten = torch.ops.aten
-
-
-def terms(size: sympy.Expr) -> dict[sympy.Symbol, int] | None:
-    """A size as a sum of symbols, each so many times; None if it is anything else."""
-    found = size.as_coefficients_dict()
-    if not found or not all(s.is_Symbol and n.is_Integer and n > 0 for s, n in found.items()):
-        return None
-    return {symbol: int(n) for symbol, n in found.items()}
 
 
 def joined_spaces(
@@ -46,7 +39,7 @@ def joined_spaces(
     mixed = [size for size, _ in joins if len(size.free_symbols) > 1]
     found: dict[sympy.Expr, Space] = {}
     for size in (*given, *targets, *mixed):
-        parts = None if size.is_Symbol else terms(size)
+        parts = None if size.is_Symbol else multiples(size)
         if size not in found and parts is not None and parts.keys() <= by_symbol.keys():
             blocks = tuple(by_symbol[symbol] for symbol in _order(size, joins) or _any_order(parts, by_symbol))
             found[size] = Space("_".join(b.name for b in blocks), size, blocks=blocks)
@@ -74,7 +67,7 @@ def _order(size: sympy.Expr, joins: list[Join]) -> list[sympy.Symbol] | None:
     """The kinds of rows of a list, in the order in which the model joins them; None if it is joined elsewhere."""
     if size.is_Symbol:
         return [size]
-    parts = terms(size)
+    parts = multiples(size)
     if parts is not None and len(parts) == 1:
         return [symbol for symbol, n in parts.items() for _ in range(n)]
     for length, lengths in joins:
