@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -34,8 +36,9 @@ LAYERS = (
 )
 """Folders and modules of the package, the lowest first."""
 
-STAGES = ("normalize", "simplify", "spaces", "halos", "schedule", "lower", "spec")
-"""Folders of ``passes``, in the order in which their passes run, and the rules that programs keep between them."""
+STAGES = ("normalize", "simplify", "spaces", "halos", "schedule", "lower", "spec", "pipeline")
+"""Folders of ``passes``, in the order in which their passes run, what programs keep
+to between them, and the order."""
 
 
 def sources(folder: Path) -> Iterator[Path]:
@@ -110,3 +113,11 @@ def test_an_import_that_points_upwards_is_found(tmp_path: Path, monkeypatch: pyt
         (tmp_path / "ir" / f"m{i}.py").write_text(f"def f():\n    {line}\n")
     monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
     assert len(upwards(tmp_path, LAYERS, "")) == len(lines)
+
+
+def test_no_name_hides_a_folder() -> None:
+    """An attribute of a package that is called as one of its folders or modules is that folder or module."""
+    for path in sources(ROOT):
+        *package, name = [*path.relative_to(ROOT).parts[:-1], *([path.stem] if path.stem != "__init__" else [])] or [""]
+        found = getattr(importlib.import_module(".".join(["distcompile", *package])), name, None)
+        assert found is None or isinstance(found, ModuleType), f"{'.'.join(package)}.{name} is {found}"

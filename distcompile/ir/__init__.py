@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .captured import Captured, Comparison, Origins, Precision
 from .operators import is_random
-from .placement import META, WHOLE_RULE, Placement, Reduction, placement
+from .placements import META, WHOLE_RULE, Placement, Reduction, placement
 from .program import (
     Access,
     Distributed,

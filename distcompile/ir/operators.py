@@ -26,7 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from .placement import Reduction
+from .placements import Reduction
 
 aten = torch.ops.aten
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from .placement import META, Placement
+from .placements import META, Placement
 
 aten = torch.ops.aten
 

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import InputError
 from ..ir import Runnable, Tiled
-from ..passes import run, schedule
+from ..passes import run, scheduling
 from ..passes.schedule.tile import HOLD
 from ..runtime.division.plan import Division
 from ..runtime.execution.memory import free, share
@@ -80,7 +80,7 @@ class Fit:
     def tiling(self, hold: float) -> Tiled:
         """The program where holding a byte costs so much."""
         if hold not in self._tilings:
-            self._tilings[hold] = run(self.program, (schedule(hold),), without=self._without)
+            self._tilings[hold] = run(self.program, (scheduling(hold),), without=self._without)
         return self._tilings[hold]
 
     def runnable(self, hold: float = HOLD) -> Runnable:
