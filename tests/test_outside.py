@@ -10,7 +10,7 @@ import torch
 from adversaries import Toy, add_to
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from toys import Graph, random_graph
+from toys import N_SPECIES, Graph, random_graph
 
 import distcompile
 from distcompile import LocalWorld, ValidationError
@@ -175,3 +175,28 @@ def test_second_derivatives_of_determinants_of_cubes() -> None:
 
     assert bool(second(model).isfinite().all())
     torch.testing.assert_close(second(compiled), second(model), rtol=1e-9, atol=1e-9)
+
+
+class DetachesWhatRequires(nn.Module):
+    """Detaches positions that require gradients, and only these, as a model does that differentiates otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.5, 1.5, N_SPECIES, dtype=torch.float64))
+
+    def forward(self, graph: Graph) -> Tensor:
+        positions = graph["positions"]
+        if positions.requires_grad:
+            positions = positions.detach()
+        sender, receiver = graph["edge_index"]
+        lengths = (positions[sender] - positions[receiver]).norm(dim=1)
+        return (self.weight[graph["species"]][sender] * torch.exp(-lengths)).sum()
+
+
+def test_a_model_that_asks_whether_its_inputs_require_gradients() -> None:
+    """It is compiled for inputs that do not, with the gradients that there are: of weights those of stock."""
+    model = DetachesWhatRequires()
+    compiled = distcompile.compile(model, random_graph(20), world=LocalWorld(2))
+    graph = random_graph(31, 2)
+    found, expected = (torch.autograd.grad(f(graph), model.weight)[0] for f in (compiled, model))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..errors import GuardError, InputError, UnsupportedOp, ValidationError
 from ..ir.tree import Leaf, Tree, flatten
@@ -63,8 +64,10 @@ def _check(stock: _Stock, executor: Executor, leaves: list[Leaf], tree: Tree, wh
         # smooth (straight angles) hang on the last bit.
         outside = not executor.program.captured.differentiates
         given = _differentiable(leaves, outside)
+        asked = _Asked()
         try:
-            expected, _ = flatten(stock.call(*tree.unflatten([leaf.tensor.clone() for leaf in given])))
+            with asked:
+                expected, _ = flatten(stock.call(*tree.unflatten([leaf.tensor.clone() for leaf in given])))
         except Exception as error:
             raise ValidationError(
                 f"The stock model fails {where}, where the captured program does not: {type(error).__name__}: {error}. "
@@ -72,11 +75,29 @@ def _check(stock: _Stock, executor: Executor, leaves: list[Leaf], tree: Tree, wh
             ) from error
         compare([Leaf(e.path, f) for e, f in zip(expected, found, strict=True)], expected, where, leaves)
         if outside and not any(bool(e.tensor.isnan().any()) for e in expected):
-            _check_gradients(stock, executor, given, expected, where)
+            _check_gradients(stock, executor, given, expected, where, asked.whether_required)
 
 
-def _check_gradients(model: _Stock, executor: Executor, given: list[Leaf], expected: list[Leaf], where: str) -> None:
-    """Compare what a caller gets who differentiates the results, by the graph and by weights, with the stock model."""
+class _Asked(TorchFunctionMode):
+    """Notes if a model asks whether a tensor requires gradients. One that then detaches it is compared without."""
+
+    whether_required = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.whether_required |= func == Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+        return func(*args, **(kwargs or {}))
+
+
+def _check_gradients(
+    model: _Stock, executor: Executor, given: list[Leaf], expected: list[Leaf], where: str, asked: bool
+) -> None:
+    """Compare what a caller gets who differentiates the results, by the graph and by weights, with the stock model.
+
+    A model that has `asked` whether its inputs require gradients may have detached those for that: its example's did
+    not, and the program has the gradient that there is.
+    """
     named = model.module.named_parameters() if model.module is not None else ()
     weights = [Leaf(f"weight {name}", p) for name, p in named if p.requires_grad]
     try:
@@ -92,7 +113,8 @@ def _check_gradients(model: _Stock, executor: Executor, given: list[Leaf], expec
     except UnsupportedOp as error:
         warnings.warn(f"Results cannot be differentiated from outside: {error}", stacklevel=6)
         return
-    compare(found, stock, where, given)
+    pairs = [(f, s) for f, s in zip(found, stock, strict=True) if not asked or bool(s.tensor.any())]
+    compare([f for f, _ in pairs], [s for _, s in pairs], where, given)
 
 
 def _differentiable(leaves: Sequence[Leaf], every: bool) -> list[Leaf]:
