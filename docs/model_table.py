@@ -48,7 +48,7 @@ Random weights, results compared with the stock model on 1, 2 and 3 ranks. Equal
 - Nequix (4e-15)
 - FlashCart (2e-14)
 - TACE (3e-15)
-- MatRIS, forces inside (4e-15)
+- MatRIS (4e-15)
 - FAENet (8e-14)
 - CliffordIP (9e-15)
 - in float32, MatterSim's M3GNet (6e-7), fairchem's EScAIP with direct forces (2e-6), Eqnorm (2e-6), HIENet (3e-6)
