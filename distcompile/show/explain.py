@@ -21,53 +21,62 @@ from .printer import show_type
 
 def explain(program: Tiled, detail: bool = False) -> str:
     """Spaces, pointers and every collective of a program, as text; with `detail`, every operator, too."""
-    graph, index = program.graph.graph, program.index_program
-    operators = sum(n.op == "call_function" for n in graph.nodes)
-    hoisted = [n for n in index.graph.nodes if n.op == "call_function"]
+    operators, hoisted = (
+        sum(n.op == "call_function" for n in module.graph.nodes) for module in (program.graph, program.index_program)
+    )
     lines = [
-        f"{operators} operators on every rank; {len(hoisted)} integer operators once on the whole graph",
-        "",
-        "Index spaces",
+        f"{operators} operators on every rank; {hoisted} integer operators once on the whole graph",
+        *("", "Index spaces", *_spaces(program)),
+        *("", "Pointers", *_pointers(program)),
+        *("", "Collectives of one evaluation", *_collectives(program)),
+        *_whole(program),
+        *_narrowest(program),
+        *("", "Regions, which run block by block, and messages (>>), in order", *_schedule(program)),
     ]
-    for space in program.spaces:
-        owner = next((p for p in program.pointers if p.source == space and p.owner), None)
-        if not space.sharded:
-            lines.append(f"  {space.name:<8} whole on every rank")
-        elif space.blocks:
-            lines.append(f"  {space.name:<8} rows of {', then of '.join(b.name for b in space.blocks)}")
-        elif owner is None:
-            lines.append(f"  {space.name:<8} divided among ranks")
-        else:
-            lines.append(
-                f"  {space.name:<8} on the rank that owns the row of {owner.target} in {_label(program, owner.input)}"
-            )
-    lines += ["", "Pointers"]
-    for p in program.pointers:
-        how = "stays on the rank" if not p.leaves_rank else "may leave the rank"
-        lines.append(
-            f"  {p.name:<20} {p.source} -> {p.target:<8} {how:<18} {_label(program, p.input)}".replace("  ->", " ->")
-        )
-    lines += ["", "Collectives of one evaluation"]
-    found = collectives(program)
-    for c in found:
-        if c.space:
-            lines.append(f"  {c.kind:<13} {c.space:<8} {c.row_bytes:>7} bytes/row   {c.why}")
-        else:
-            lines.append(f"  {c.kind:<13} {'':<8} {c.row_bytes:>7} bytes       {c.why}")
-    if not found:
-        lines.append("  none")
-    lines += _whole(program)
-    if program.narrowest:
-        lines += ["", "Bytes that cross for each halo row, and the least that may: all once, narrowest, were work free"]
-    for name, least in program.narrowest:
-        here = {name, *(s.name for s in program.thinned_spaces if s.some_of is not None and s.some_of.name == name)}
-        crossing = sum(c.row_bytes for c in found if c.space in here and not c.to_all)
-        lines.append(f"  {name:<8} {crossing:>7} {least:>7}")
-    lines += ["", "Regions, which run block by block, and messages (>>), in order", *_schedule(program)]
     if detail:
         lines += ["", "Operators, what they give, the pass that made them, and the line that they are for"]
         lines += _operators(program)
     return "\n".join(lines) + "\n"
+
+
+def _spaces(program: Tiled) -> Iterator[str]:
+    for space in program.spaces:
+        owner = next((p for p in program.pointers if p.source == space and p.owner), None)
+        where = "divided among ranks"
+        if not space.sharded:
+            where = "whole on every rank"
+        elif space.blocks:
+            where = f"rows of {', then of '.join(b.name for b in space.blocks)}"
+        elif owner is not None:
+            where = f"on the rank that owns the row of {owner.target} in {_label(program, owner.input)}"
+        yield f"  {space.name:<8} {where}"
+
+
+def _pointers(program: Tiled) -> Iterator[str]:
+    for p in program.pointers:
+        how = "stays on the rank" if not p.leaves_rank else "may leave the rank"
+        line = f"  {p.name:<20} {p.source} -> {p.target:<8} {how:<18} {_label(program, p.input)}"
+        yield line.replace("  ->", " ->")
+
+
+def _collectives(program: Tiled) -> list[str]:
+    lines = [
+        f"  {c.kind:<13} {c.space:<8} {c.row_bytes:>7} bytes{'/row' if c.space else '    '}   {c.why}"
+        for c in collectives(program)
+    ]
+    return lines or ["  none"]
+
+
+def _narrowest(program: Tiled) -> list[str]:
+    """What crosses, beside the least that may."""
+    if not program.narrowest:
+        return []
+    lines = ["", "Bytes that cross for each halo row, and the least that may: all once, narrowest, were work free"]
+    for name, least in program.narrowest:
+        here = {name, *(s.name for s in program.thinned_spaces if s.some_of is not None and s.some_of.name == name)}
+        crossing = sum(c.row_bytes for c in collectives(program) if c.space in here and not c.to_all)
+        lines.append(f"  {name:<8} {crossing:>7} {least:>7}")
+    return lines
 
 
 def _operators(program: Tiled) -> Iterator[str]:

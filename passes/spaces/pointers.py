@@ -59,61 +59,88 @@ def with_pointers(
     origins: Origins,
 ) -> Placed:
     """A program of the spaces that were found, with one input for each role, in the order of the placeholders."""
-    spaces = {s.symbol: s for s in found}
-    ordered: list[Input] = []
-    pointers: list[Pointer] = []
-    sized: dict[sympy.Symbol, fx.Node] = {}
-    made: list[fx.Node] = []
+    roles = _Roles(program, module.graph, found, targets, origins)
     for node in [n for n in module.graph.nodes if n.op == "placeholder"]:
-        given = inputs[node.name]
-        if given.kind == "size":
-            symbol = program.size(node.meta["val"])
-            if _is_made_of_rows(symbol, spaces):
-                made.append(node)
-                continue
-            if symbol in sized:  # two sizes that turned out to be one space
-                node.replace_all_uses_with(sized[symbol])
-                module.graph.erase_node(node)
-                continue
-            sized[symbol] = node
-            space = spaces.get(symbol)
-            if space is None:
-                space = Space(f"size_{symbol}", symbol, sharded=False)
-                spaces[symbol] = space
-            node._rename(f"n_{space.name}")
-            node.target = node.name
-            ordered.append(dataclasses.replace(given, name=node.name, space=space))
-            continue
-        target = spaces.get(targets.get(node, sympy.Integer(0)))
-        over = _rows_of(program.shape(node), spaces) if given.kind == "rows" else None
-        if target is None or not target.sharded or over is None:
-            ordered.append(given)
-            continue
-        source, several = spaces[program.shape(node)[over]], any(n != 1 for n in _others(program.shape(node), over))
-        name, identity = origins.name(given.source), source == target and origins.is_identity(given.source)
-        pointers.append(
-            Pointer(node.name, source, target, len(ordered), name, identity=identity, dim=over, several=several)
-        )
-        ordered.append(dataclasses.replace(given, kind="pointer", space=target))
-        if _used_as_data(node):
-            with module.graph.inserting_after(node):
-                twin = described(module.graph.placeholder(f"{node.name}_values"), like=node)
-            twin.target = twin.name
-            _data_uses_to(node, twin)
-            ordered.append(dataclasses.replace(given, name=twin.name))
-    for node in made:
-        _compute_size(program, module.graph, node, sized)
-    _select_rows(module.graph, {p.name for p in pointers})
+        roles.add(node, inputs[node.name])
+    for node in roles.made:
+        _compute_size(program, module.graph, node, roles.sized)
+    _select_rows(module.graph, {p.name for p in roles.pointers})
     return grown(
         program,
         Placed,
         graph=module,
-        inputs=tuple(ordered),
-        pointers=tuple(pointers),
-        spaces=tuple(spaces.values()),
+        inputs=tuple(roles.inputs),
+        pointers=tuple(roles.pointers),
+        spaces=tuple(roles.spaces.values()),
         ranges=(),
         may_be_less=frozenset(),
     )
+
+
+class _Roles:
+    """The role of each input: a size, a pointer, or values."""
+
+    def __init__(
+        self,
+        program: Split,
+        graph: fx.Graph,
+        found: Iterable[Space],
+        targets: dict[fx.Node, sympy.Expr],
+        origins: Origins,
+    ) -> None:
+        self._program, self._graph, self._targets, self._origins = program, graph, targets, origins
+        self.spaces = {s.symbol: s for s in found}
+        self.inputs: list[Input] = []
+        self.pointers: list[Pointer] = []
+        self.sized: dict[sympy.Symbol, fx.Node] = {}
+        """By size, the input that holds it."""
+        self.made: list[fx.Node] = []
+        """Sizes that a rank computes from those of its rows."""
+
+    def add(self, node: fx.Node, given: Input) -> None:
+        """Find the role of one input."""
+        if given.kind == "size":
+            self._add_size(node, given)
+            return
+        shape = self._program.shape(node) if given.kind == "rows" else ()
+        target = self.spaces.get(self._targets.get(node, sympy.Integer(0)))
+        over = _rows_of(shape, self.spaces)
+        if target is None or not target.sharded or over is None:
+            self.inputs.append(given)
+            return
+        source, several = self.spaces[shape[over]], any(n != 1 for n in _others(shape, over))
+        name = self._origins.name(given.source)
+        identity = source == target and self._origins.is_identity(given.source)
+        position = len(self.inputs)
+        self.pointers.append(
+            Pointer(node.name, source, target, position, name, identity=identity, dim=over, several=several)
+        )
+        self.inputs.append(dataclasses.replace(given, kind="pointer", space=target))
+        if _used_as_data(node):
+            self._add_values(node, given)
+
+    def _add_size(self, node: fx.Node, given: Input) -> None:
+        symbol = self._program.size(node.meta["val"])
+        if _is_made_of_rows(symbol, self.spaces):
+            self.made.append(node)
+            return
+        if symbol in self.sized:  # two sizes that turned out to be one space
+            node.replace_all_uses_with(self.sized[symbol])
+            self._graph.erase_node(node)
+            return
+        self.sized[symbol] = node
+        space = self.spaces.setdefault(symbol, Space(f"size_{symbol}", symbol, sharded=False))
+        node._rename(f"n_{space.name}")
+        node.target = node.name
+        self.inputs.append(dataclasses.replace(given, name=node.name, space=space))
+
+    def _add_values(self, node: fx.Node, given: Input) -> None:
+        """The integers of a pointer once more, as values of the whole graph."""
+        with self._graph.inserting_after(node):
+            twin = described(self._graph.placeholder(f"{node.name}_values"), like=node)
+        twin.target = twin.name
+        _data_uses_to(node, twin)
+        self.inputs.append(dataclasses.replace(given, name=twin.name))
 
 
 def _compute_size(program: Split, graph: fx.Graph, node: fx.Node, sized: dict[sympy.Symbol, fx.Node]) -> None:
