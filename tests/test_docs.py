@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import springs
 import structures
 from ase.io import write
 from typer.testing import CliRunner
@@ -85,7 +86,7 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(commands) >= 12
     write(tmp_path / "structure.cif", structures.crystal((1, 1, 1)))
     (tmp_path / "my_model.py").write_text(MODEL)
-    shutil.copy(Path(__file__).parent / "springs.py", tmp_path)
+    shutil.copy(springs.__file__, tmp_path)
     monkeypatch.chdir(tmp_path)
     steps = 0
     for command in commands:
@@ -129,7 +130,7 @@ def test_the_torchrun_command(tmp_path: Path) -> None:
         assert words in block
         block = block.replace(words, others)
     write(tmp_path / "structure.cif", structures.crystal((1, 1, 1)))
-    shutil.copy(Path(__file__).parent / "springs.py", tmp_path)
+    shutil.copy(springs.__file__, tmp_path)
     done = subprocess.run(["bash", "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("steps 0 to 3, NVE") == 1

@@ -1,22 +1,25 @@
 """Say the same thing in one way.
 
-    x[mask]                              =>  x[nonzero(mask)]                    a mask is a pointer like any other
-    index_add(x, 0, p, v)                =>  x + index_add(zeros, 0, p, v)       x of fixed length, whole on every rank
-    x[arange(n), k]                      =>  gather(x, 1, k)                     an element of each row
-    x[mask] = 0                          =>  where(mask, 0, x)
-    x[arange(n), :, k] = 0               =>  where(k == arange(columns), 0, x)
-    x[p] = v                             =>  where(written, 0, x)[p] += v        written = rows that p points at
-    scatter_reduce(x, 0, p, v, "sum")    =>  scatter_add(x, 0, p, v)
-    scatter_reduce(x, 0, p, v, "mean")   =>  scatter_add(x, 0, p, v) / how many went into each row
-    index_put(x, [p], v, accumulate)     =>  index_add(x, 0, p, v)
-    scatter_add(x, 0, p.expand(n, 64), v)  =>  index_add(x, 0, p, v)             also gather: index_select
-    arange(n, float)                     =>  float(arange(n))
-    conj(x), view_as_complex(x)          =>  conj_physical(x), complex(x[..., 0], x[..., 1])
-    mean(x, rows), logsumexp(x, rows)    =>  sum(x, rows) / number of rows, of all ranks, ...
-    split(x, n)                          =>  x[:n], x[n:2*n], ...                a rank without rows has as many pieces
-    zeros_like(x), x.new_zeros(n, 64)    =>  full([n, 64], 0)                    of x nothing but its sizes is needed
+    x[mask]                               =>  index_select(x, 0, nonzero(mask))    a mask is a pointer like any other
+    index_add(t, 0, k, x)                 =>  t + index_add(zeros(5, 3), 0, k, x)    t of fixed length, on every rank
+    x[arange(n), k]                       =>  gather(x, 1, k[:, None]).squeeze(1)    an element of each row
+    s[mask] = 0.0                         =>  where(mask, 0, s)
+    x[arange(n), k] = 0.0                 =>  where(k[:, None] == arange(3), 0, x)
+    x[c] = u                              =>  index_add(where(written, 0, x), 0, c, u)    written: where c points
+    scatter_reduce(s, 0, p, w, "sum")     =>  scatter_add(s, 0, p, w)
+    scatter_reduce(s, 0, p, w, "mean")    =>  scatter_add(s, 0, p, w) / count     count = how many went into each row
+    index_put(x, [p], y[p], True)         =>  index_add(x, 0, p, y[p])
+    scatter_add(x, 0, p[:, None].expand(v.shape), v)  =>  index_add(x, 0, p, v)
+    gather(x, 0, p[:, None].expand(v.shape))  =>  index_select(x, 0, p)
+    arange(n, float)                      =>  arange(n).to(float)
+    conj(view_as_complex(z)) * s          =>  conj_physical(complex(z[..., 0], z[..., 1])) * s
+    mean(x, 0)                            =>  sum(x, 0) / n                       of all ranks; more in `reductions`
+    split(w, l)[1]                        =>  w[l : 2 * l]                        as many where there is no row
+    zeros_like(x)                         =>  full([n, 3], 0.0)                   of x nothing but its sizes is needed
+    x.new_zeros(n, 64)                    =>  full([n, 64], 0.0)
 
-Later passes then know only gathers, scatters that add or compare, and sums.
+x and s are of n atoms, v and w of edges, and p points from edges to atoms. Later passes then know only gathers,
+scatters that add or compare, and sums.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A table with a row more than there are atoms, for what is nothing to point at.
 
-    cat([x, row])[p]                        =>  where(p == n, row, x[where(p == n, 0, p)])     also cat([row, x])
-    index_add(zeros(n + 1), 0, p, v)[:n]    =>  index_add(zeros(n), 0, where(p == n, 0, p), where(p == n, 0, v))
-    index_add(zeros(n + 1), 0, p, v)[n:]    =>  sum(where(p == n, v, 0))
-    gradient of x[:n] for n + 1 rows        =>  cat([g, zeros(1)])                         of x[n:] likewise
+    cat([s, e])[r]                        =>  where(r == n, e, s[where(r == n, 0, r)])    also cat([e, s])
+    index_add(zeros(n + 1), 0, r, w)[:n]  =>  index_add(zeros(n), 0, where(r == n, 0, r), where(r == n, 0, w))
+    index_add(zeros(n + 1), 0, r, w)[n:]  =>  sum(where(r == n, w, 0), 0, True)
+    gradient(lambda o: o[:n], o, s)       =>  cat([s, zeros(1)])                  o of n + 1 rows; of o[n:] likewise
 
 Models that fill lists of neighbours up to one length do so, with numbers of the row more; gradients are sums into such
 a table.

@@ -1,11 +1,12 @@
 """What runs over all rows, said by sums and largest values.
 
-    mean(x, rows)           =>  sum(x, rows) / number of rows, of all ranks
-    norm(x, rows)           =>  sqrt(sum(x * x, rows))
-    logsumexp(x, rows)      =>  log(sum(exp(x - m), rows)) + m            m = amax(x, rows), held fixed
-    softmax(x, rows)        =>  exp(x - m) / sum(exp(x - m), rows)
-    amax(x, rows)           =>  m + sum(where(x == m, x - m, 0), rows) / how many are as large
-    any(x, rows)            =>  sum(x, rows) > 0
+    mean(x, 0)                   =>  sum(x, 0) / n                                n rows of all ranks
+    linalg_vector_norm(x, 2, 0)  =>  sqrt(sum(x * x, 0))
+    var(x, [0])                  =>  sum((x - mean(x, 0)) ** 2, 0) / (n - 1)
+    logsumexp(x, 0)              =>  log(sum(exp(x - m), 0)) + m                  m = amax(x, 0), held fixed
+    softmax(x, 0)                =>  exp(x - m) / sum(exp(x - m), 0)
+    amax(x, 0)                   =>  m + sum(where(x == m, x - m, 0), 0) / sum(x == m, 0)
+    any(mask)                    =>  sum((mask != 0).to(int), 0) > 0
 
 The largest value is one number of all ranks, through which no gradient goes; that of the rows which have it does.
 """

@@ -1,11 +1,11 @@
 """One row of all, named by its number, found by comparing row numbers.
 
-    x[i]                        =>  sum(where(arange(n) == i, x, 0), rows)      also x[i:i+1], x[-1]
-    x[-1:] = v                  =>  where(arange(n) == n - 1, v, x)
-    cat([x[:-1], v])            =>  where(arange(n) == n - 1, v, x)              also cat([v, x[1:]])
-    gradient of x[i]            =>  where(arange(n) == i, g, 0)
-    cat([x, zeros(n - m)])      =>  index_add(zeros(n), 0, arange(m), x)
-    x[:m]                       =>  index_select(x, 0, arange(m))                m atoms of a list with their images
+    s[i]                            =>  sum(where(arange(n) == i, s, 0), 0)       also x[i], x[i:i+1], x[-1]
+    s[-1:] = e                      =>  where(arange(n) == n - 1, e, s)
+    cat([s[:-1], e])                =>  where(arange(n) == n - 1, e, s)           also cat([e, s[1:]])
+    gradient(lambda s: s[i], s, d)  =>  where(arange(n) == i, d[None], 0)
+    cat([s, zeros(N - n)])          =>  index_add(zeros(N), 0, arange(n), s)      N rows, of a list with images
+    w[:n]                           =>  index_select(w, 0, arange(n))             the n atoms of such a list
 
 A model that pads the atoms with one that is none does so. On several ranks one of them has the row.
 """

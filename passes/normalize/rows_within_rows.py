@@ -1,8 +1,8 @@
 """Rows that lie within rows, each numbered by its row and its place there.
 
-    index_add(zeros(n*16), 0, p*16 + k, v)  =>  zeros(n, 16)[p, k] += v
-    index_select(x, 0, p*16 + k)            =>  x.reshape(n, 16)[p, k]
-    x.reshape(n*w)[q]                       =>  x.reshape(n, w)[q // w, q % w]          w neighbours at most
+    index_add(zeros(n * 16), 0, p * 16 + q, w)  =>  index_put(zeros(n, 16), [p, q], w, True).reshape(n * 16)
+    b[p * 16 + q]                               =>  b.reshape(n, 16)[p, q]        b of n * 16 rows
+    h.reshape(n * l)[j]                         =>  h[j // l, j % l]              h of n rows, l neighbours at most
 
 A model that sums something for each species around each atom does so, and one that has a place for each neighbour of
 each atom. Rows of an atom stay with it on its rank.

@@ -1,10 +1,10 @@
 """Drop noise and share common subexpressions.
 
-    y = detach(x); z = clone(y)             z -> x
-    n = sym_size(index(x, p), 0)             n = sym_size(p, 0)
-    a = select(e, 0, 0); b = select(e, 0, 0)  =>  b -> a
-    b = cat([add(e, 0)])                     b -> e
-    v = view(x, [n, -1])                     v = reshape(x, [n, 3])
+    clone(detach(x))                          =>  x
+    cat([k + 0])                              =>  k
+    view(x, [n, 1, -1])                       =>  reshape(x, [n, 1, 3])
+    n = sym_size(index(x, p), 0)              ->  n = sym_size(p, 0)
+    a = select(e, 0, 0); b = select(e, 0, 0)  ->  b is a
 
 The graph is functional here, so copies say nothing, nor do detachments: those that the model asked for are operators
 of their own. ``view`` asks for strides that a later pass may change (a halo exchange returns a contiguous table);

@@ -1,6 +1,6 @@
 """Join what was taken apart.
 
-    add(slice_backward(a, 0:128), slice_backward(b, 128:512))   =>   cat([a, b])
+    slice_backward(z, [n, 5], 1, 0, 2, 1) + slice_backward(x, [n, 5], 1, 2, 5, 1)  =>  cat([z, x], 1)
 
 The gradient of a tensor that a model cut into parts (the irreducible representations of equivariant features, the
 paths of a tensor product) arrives as one tensor of mostly zeros for each part, and all of them are added. The parts do

@@ -158,7 +158,7 @@ def test_code_is_found_by_another_process(tmp_path: Path) -> None:
     (tmp_path / "temporary").mkdir()
     environment = {name: value for name, value in os.environ.items() if name != CHOICE}
     environment |= {"XDG_CACHE_HOME": str(tmp_path / "caches"), "TMPDIR": str(tmp_path / "temporary")}
-    path = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    path = [str(Path(toys.__file__).parent), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     answers = []
     for _ in range(2):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import springs
 import structures
 from ase import Atoms
 from ase.io import read, write
@@ -45,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
     """A folder with a structure (MgO with a vacancy), a file that is none, and a calculator of the user's."""
     write(tmp_path / "oxide.extxyz", structures.crystal((2, 1, 1)))
     (tmp_path / "notes.extxyz").write_text("not a structure\n")
-    shutil.copy(Path(__file__).parent / "springs.py", tmp_path)
+    shutil.copy(springs.__file__, tmp_path)
     return tmp_path
 
 

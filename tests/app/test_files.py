@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import springs
 import structures
 from ase import Atoms
 from ase.build import bulk
@@ -46,7 +47,7 @@ NOTES = {"REF_energy": -2.0, "sample": "A7", "charge": 0}
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a structure that carries results of another code, and a calculator."""
     write(tmp_path / "labelled.traj", of_another_method())
-    shutil.copy(Path(__file__).parent / "springs.py", tmp_path)
+    shutil.copy(springs.__file__, tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

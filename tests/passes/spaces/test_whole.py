@@ -84,7 +84,7 @@ def test_it_is_said_with_the_line_and_what_it_costs(name: str) -> None:
     text = program.explain()
     part = text[text.index("Whole on every rank") :]
     assert UNDIVIDABLE[name][1] in part
-    assert "undividable.py" in part or "adversaries.py" in part
+    assert "undividable.py" in part
     assert "bytes moved" in part
     assert "explain()" in message
 

@@ -205,7 +205,7 @@ def test_memory_is_as_predicted() -> None:
     script = f"""
         import sys, warnings
         warnings.simplefilter("ignore")
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        sys.path.insert(0, {str(Path(toys.__file__).parent)!r})
         from pathlib import Path
         import distcompile, structures, zoo
 

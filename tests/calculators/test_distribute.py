@@ -20,9 +20,9 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.lj import LennardJones
 from ase.calculators.mixing import AverageCalculator, LinearCombinationCalculator, MixedCalculator, SumCalculator
 from ase.neighborlist import neighbor_list
+from at_once import in_threads
 from processes import run_ranks
 from springs import CUTOFF, SpringCalculator, Springs
-from test_threads import in_threads
 from torch import Tensor, nn
 
 import distcompile

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import springs
 import structures
 import systems
 import torch
@@ -313,7 +314,7 @@ def test_a_few_atoms_keep_their_distances() -> None:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write(tmp_path / "oxide.extxyz", structures.crystal((2, 2, 1)))
-    shutil.copy(Path(__file__).parent / "springs.py", tmp_path)
+    shutil.copy(springs.__file__, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     return tmp_path
