@@ -87,7 +87,8 @@ def tiled(program: Any) -> str:
     return "\n".join(lines)
 
 
-def same(found: str, expected: str) -> None:
-    """Hold a text to lines that stand indented in a test."""
+def holds(found: str, expected: str) -> None:
+    """Hold a text to having some lines, which stand indented in a test, one after the other."""
     mine, theirs = ([line.strip() for line in text.strip().splitlines()] for text in (found, expected))
-    assert mine == theirs, "\n" + textwrap.indent(found, "    ")
+    places = range(len(mine) - len(theirs) + 1)
+    assert any(mine[i : i + len(theirs)] == theirs for i in places), "\n" + textwrap.indent("\n".join(mine), "    ")
