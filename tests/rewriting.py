@@ -59,13 +59,15 @@ def _examples() -> dict[str, Tensor]:
         "d": features(),
         "e": features(1),
         "g": features(3),
+        "f": numbers(EDGES, 9),
+        "f2": numbers(EDGES, 9),
     }
 
 
 EXAMPLES = _examples()
 """Of atoms: features x and y, a number s, a kind k, a mask, pairs of numbers z, 16 features a, neighbours h. Of edges:
 pointers p and q to atoms, pointers r to atoms or to none, places j in h, features v, a number w. Three atoms c with
-features u. A number d, a row of one number e, a row of features g."""
+features u. A number d, a row of one number e, a row of features g. Of angles: pointers f and f2 to edges."""
 
 DERIVED = {
     "l": "h.shape[1]",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import pytest
 import torch
 from rewriting import keeps, names_in, program, rewrites
@@ -62,4 +64,9 @@ def test_random_numbers_are_drawn_twice() -> None:
 
 def test_sizes_are_those_of_inputs() -> None:
     """What was computed for its size alone is not computed."""
-    assert operators("zeros(x[p].shape[0])") == [aten.sym_size.int, aten.full.default]
+    assert operators("zeros(cat([x, y]).shape[0])") == [
+        aten.sym_size.int,
+        aten.sym_size.int,
+        operator.add,
+        aten.full.default,
+    ]
