@@ -7,7 +7,16 @@ from rewriting import names_in, program
 
 from distcompile.rules.linear import is_linear
 
-LINEAR = ("-x", "x[:, 0]", "sum(x, [0])", "x * y", "x @ torch.ones(3, 2, dtype=float)", "x / y", "x * 2", "x + x")
+LINEAR = (
+    "-x",
+    "x.select(1, 0)",
+    "sum(x, [0])",
+    "x * y",
+    "x @ torch.ones(3, 2, dtype=float)",
+    "x / y",
+    "x * 2",
+    "x + x",
+)
 LINEAR += ("cat([x, x])", "where(mask[:, None], x, 0.0)", "stop_gradient(x)")
 NOT_LINEAR = ("tanh(x)", "x * x", "x + y", "x + 1", "y / x", "x.to(torch.int64)", "cat([x, y])", "amax(x, [0])")
 NOT_LINEAR += ("where(mask[:, None], x, 1.0)", "abs(x)", "x ** 2")

@@ -31,7 +31,7 @@ def test_written_as_it_was_read(operator: Any, given: tuple[Any, ...]) -> None:
     """With the same operands in the same places."""
     found = message(GRAPH.call_function(operator, given))
     assert found is not None
-    again = found.written(GRAPH)
+    again = found.written(GRAPH, value=None)
     assert (again.target, again.args) == (operator, given)
     assert found.of_all_rows is (PLACES not in given)
     assert found.to_readers is (operator in (halo_exchange, halo_gather))
@@ -40,9 +40,11 @@ def test_written_as_it_was_read(operator: Any, given: tuple[Any, ...]) -> None:
 @pytest.mark.parametrize("in_place", [False, True])
 def test_begun_and_waited_for(in_place: bool) -> None:
     """In two phases it is the same message, and lands on the rows that it began with."""
-    found = message(GRAPH.call_function(halo_reduce, (X, ROWS, SPLITS, N, 0, "amax")))
+    operator = GRAPH.call_function(halo_reduce, (X, ROWS, SPLITS, N, 0, "amax"))
+    found = message(operator)
     assert found is not None
-    begin, end = found.begun(GRAPH, in_place)
+    end = found.begun(GRAPH, operator, in_place)
+    begin = end.all_input_nodes[0]
     assert message(begin) == found
     assert ends_in_place(begin) is in_place
     assert (begin.target, end.target, end.args) == (start, wait, (begin, X))
