@@ -26,11 +26,11 @@ Model = Callable[..., Any]
 
 
 @functools.cache
-def programs(model: Model, without: tuple[str, ...] = ()) -> dict[str, Any]:
+def programs(model: Model, check: bool = True) -> dict[str, Any]:
     """The program of a function of `EXAMPLES` after each pass, by name; each stage is held to what it ensures."""
     after: dict[str, Any] = {}
     given = captured(model, tuple(inspect.signature(model).parameters))
-    run(given, STAGES[:-1], without=without, after=after.__setitem__, check=True)
+    run(given, STAGES[:-1], after=after.__setitem__, check=check)
     return after
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 import torch
 from printed import holds, operators, programs
 from torch import Tensor
@@ -12,9 +16,16 @@ def apart(x: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     return h.sum().exp(), h.square().sum().exp()
 
 
-def in_turn(x: Tensor, p: Tensor, q: Tensor) -> Tensor:
+def by_rows(x: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """Rows are made of the first sum, and summed again."""
     h = torch.zeros_like(x).index_add(0, q, x[p])
     return (h * h.sum().exp()).sin().sum()
+
+
+def by_numbers(x: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """The first sum scales a part of the second."""
+    h = torch.zeros_like(x).index_add(0, q, x[p])
+    return (h.square().sum() * h.sum().exp()).sin()
 
 
 def test_one_message_for_both() -> None:
@@ -35,8 +46,9 @@ def test_one_message_for_both() -> None:
     )
 
 
-def test_one_that_is_made_of_another_has_its_own() -> None:
+@pytest.mark.parametrize("model", [by_rows, by_numbers])
+def test_one_that_is_made_of_another_has_its_own(model: Callable[..., Any]) -> None:
     """Two messages, one after the other."""
-    text = operators(programs(in_turn)["bundle_all_reduces"])
+    text = operators(programs(model)["bundle_all_reduces"])
     assert text.count("= all_reduce(") == 2
     assert "all_reduces" not in text

@@ -19,6 +19,22 @@ def late(x: Tensor, p: Tensor, q: Tensor) -> Tensor:
     return torch.tanh(-e * 2)
 
 
+def result(x: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    return torch.zeros_like(x).index_add(0, q, x[p]).sum()
+
+
+def test_results_are_whole() -> None:
+    """Whoever called is given the sum over all ranks."""
+    holds(
+        operators(programs(result)["insert_all_reduces"]),
+        """
+           %5: f64[] partial = sum(%4)
+        >> %6: f64[] = all_reduce(%5)
+           return [%6]
+        """,
+    )
+
+
 def test_one_serves_all() -> None:
     """What could have stayed partial is made of the whole value, too."""
     holds(

@@ -11,8 +11,8 @@ from distcompile.errors import NoIndexSpaceError
 
 
 def messages(x: Tensor, y: Tensor, p: Tensor, q: Tensor) -> Tensor:
-    """p reads x and y, which are of one space therefore; p and q are of one by the product."""
-    return torch.zeros_like(x).index_add(0, q, x[p] * y[q]) + y
+    """q reads y and adds to x, which are of one space therefore; p and q are of one by the product."""
+    return torch.zeros_like(x).index_add(0, q, x[p] * y[q])
 
 
 def angles(x: Tensor, p: Tensor, q: Tensor, f: Tensor, f2: Tensor) -> Tensor:

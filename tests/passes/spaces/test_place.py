@@ -9,14 +9,14 @@ from torch import Tensor
 from distcompile.ir import META
 
 
-def energy(x: Tensor, p: Tensor, q: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+def energy(x: Tensor, p: Tensor, q: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     h = torch.zeros_like(x).index_add(0, q, x[p] * g)
     e = h.sum()
-    return e * e, h.sum(1)
+    return e * e, -e, h.sum(1)
 
 
 def test_a_line_for_each_value() -> None:
-    """Spaces in the dimensions that count rows; `mul` needs the whole energy, so its result is whole."""
+    """Spaces in the dimensions that count rows; `mul` needs the whole energy, `neg` does not."""
     holds(
         operators(programs(energy)["place"]),
         """
@@ -26,8 +26,9 @@ def test_a_line_for_each_value() -> None:
         %3: f64[atoms, 3] = index_add(%0, 0, q, %2)
         %4: f64[] partial = sum(%3)
         %5: f64[] = mul.Tensor(%4, %4)
-        %6: f64[atoms] = sum.dim_IntList(%3, [1])
-        return [%5, %6]
+        %6: f64[] partial = neg(%4)
+        %7: f64[atoms] = sum.dim_IntList(%3, [1])
+        return [%5, %6, %7]
         """,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import warnings
 from typing import Any
 
@@ -12,6 +13,7 @@ from adversaries import F, Toy, add_to, with_bonds
 from divisions import cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from printed import holds, operators, programs
 from processes import run_ranks
 from torch import Tensor, nn
 from toys import Graph, random_graph
@@ -34,6 +36,27 @@ def compiled(name: str) -> tuple[nn.Module, DistributedModel, list[str]]:
         warnings.simplefilter("always")
         program = distcompile.compile(model, EXAMPLE, world=LocalWorld(1), validate=False)
     return model, program, [str(w.message) for w in said]
+
+
+def in_between(x: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """A sum along all edges, of what edges compute, and made use of edge by edge."""
+    return torch.zeros_like(x).index_add(0, q, x[p].sin().cumsum(0) * x[p])
+
+
+@pytest.mark.filterwarnings("ignore:.*run on all rows")
+def test_rows_of_all_ranks_are_gathered_and_own_rows_are_taken() -> None:
+    """The smallest stretch: one operator."""
+    text = operators(programs(in_between, check=False)["place"])
+    holds(
+        re.sub(r"\bs\d+\b", "all edges", text),
+        """
+           %2: f64[edges, 3] = sin(%1)
+        >> %3: f64[all edges, 3] = gather_rows(%2, edges_order, edges_counts, 0)
+           %4: f64[all edges, 3] = cumsum(%3, 0)
+           %5: f64[edges, 3] = index_select(%4, 0, edges_owned)
+           %6: f64[edges, 3] = mul.Tensor(%5, %1)
+        """,
+    )
 
 
 @pytest.mark.parametrize("name", UNDIVIDABLE)
