@@ -19,18 +19,21 @@ from ..runtime.operators.messages import start, wait
 
 
 def functional(program: Normal) -> None:
-    """Operators return new tensors, each node carries the value it had in the capture, and nobody communicates."""
-    program.graph.graph.lint()
+    """Operators return new tensors, each node carries its value, and nobody communicates."""
+    _returns_new_tensors(program)
     for node in program.graph.graph.nodes:
-        assert not writes(node.target), f"{node} changes a tensor in place"
-        assert node.op in ("output", "get_attr") or "val" in node.meta, f"{node} has no value"
         assert facts(node).crosses is None, f"{node} communicates before its place is known"
 
 
 def placed(program: Placed) -> None:
-    """Every input has a role, every divided space one owner pointer, every node a placement."""
-    functional(program)
+    """Every input has a role, every divided space one owner pointer, every node a placement.
+
+    Ranks communicate only where a stretch runs whole: they gather its rows.
+    """
+    _returns_new_tensors(program)
     nodes = list(program.graph.graph.nodes)
+    for crossing in [c for node in nodes if (c := facts(node).crosses) is not None]:
+        assert crossing.to in ("all", "own"), f"rows go to {crossing.to} before halos are inserted"
     _inputs_have_roles(program, nodes)
     names = [s.name for s in program.spaces]
     assert len(set(names)) == len(names), f"two spaces of one name: {names}"
@@ -73,6 +76,13 @@ def scheduled(program: Tiled) -> None:
 def runnable(program: Runnable) -> None:
     """As `scheduled`: lowering changes what runs a body, and nothing else."""
     scheduled(program)
+
+
+def _returns_new_tensors(program: Normal) -> None:
+    program.graph.graph.lint()
+    for node in program.graph.graph.nodes:
+        assert not writes(node.target), f"{node} changes a tensor in place"
+        assert node.op in ("output", "get_attr") or "val" in node.meta, f"{node} has no value"
 
 
 def _inputs_have_roles(program: Placed, nodes: list[fx.Node]) -> None:

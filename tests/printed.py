@@ -20,17 +20,17 @@ from distcompile.capture.trace import capture
 from distcompile.ir import Normal
 from distcompile.ir.text import Names, short
 from distcompile.passes import STAGES, run
-from distcompile.show.printer import _kwargs, show_program, show_type
+from distcompile.show.printer import said_by_name, show_program, show_type
 
 Model = Callable[..., Any]
 
 
 @functools.cache
-def programs(model: Model, check: bool = True) -> dict[str, Any]:
+def programs(model: Model) -> dict[str, Any]:
     """The program of a function of `EXAMPLES` after each pass, by name; each stage is held to what it ensures."""
     after: dict[str, Any] = {}
     given = captured(model, tuple(inspect.signature(model).parameters))
-    run(given, STAGES[:-1], after=after.__setitem__, check=check)
+    run(given, STAGES[:-1], after=after.__setitem__, check=True)
     return after
 
 
@@ -81,7 +81,7 @@ def tiled(program: Any) -> str:
             lines.append(f"return {names.show(node.args[0])}")
         else:
             names.count(node)
-            given = [names.show(a) for a in node.args] + [f"{k}={names.show(v)}" for k, v in _kwargs(node)]
+            given = [names.show(a) for a in node.args] + [f"{k}={names.show(v)}" for k, v in said_by_name(node)]
             name = node.target if node.op == "call_module" else short(node)
             lines.append(f"{names[node]} = {name}({', '.join(given)})")
     return "\n".join(lines)

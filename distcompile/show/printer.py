@@ -41,13 +41,13 @@ def _lines(program: Placed) -> list[str]:
         else:
             names.count(node)
             mark = ">>" if facts(node).crosses is not None else "  "
-            arguments = [names.show(a) for a in node.args] + [f"{k}={names.show(v)}" for k, v in _kwargs(node)]
+            arguments = [names.show(a) for a in node.args] + [f"{k}={names.show(v)}" for k, v in said_by_name(node)]
             kind = _type(program, node)
             lines.append(f"  {mark} {names[node]}{': ' if kind else ''}{kind} = {short(node)}({', '.join(arguments)})")
     return lines
 
 
-def _kwargs(node: fx.Node) -> list[tuple[str, Any]]:
+def said_by_name(node: fx.Node) -> list[tuple[str, Any]]:
     """Keyword arguments that say something about the computation."""
     return [
         (k, v) for k, v in sorted(node.kwargs.items()) if k not in ("device", "pin_memory", "layout") and v is not None

@@ -46,7 +46,7 @@ def in_between(x: Tensor, p: Tensor, q: Tensor) -> Tensor:
 @pytest.mark.filterwarnings("ignore:.*run on all rows")
 def test_rows_of_all_ranks_are_gathered_and_own_rows_are_taken() -> None:
     """The smallest stretch: one operator."""
-    text = operators(programs(in_between, check=False)["place"])
+    text = operators(programs(in_between)["place"])
     holds(
         re.sub(r"\bs\d+\b", "all edges", text),
         """
