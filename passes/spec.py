@@ -19,7 +19,7 @@ from ..runtime.operators.messages import start, wait
 
 
 def functional(program: Normal) -> None:
-    """Operators return new tensors, each node carries the value it had in the capture, and nobody communicates."""
+    """Operators return new tensors, each node carries the value it had in the capture, and no operator communicates."""
     program.graph.graph.lint()
     for node in program.graph.graph.nodes:
         assert not writes(node.target), f"{node} changes a tensor in place"
