@@ -107,8 +107,9 @@ def _warn_of_nothing(compiled: DistributedModel, args: tuple[Any, ...]) -> None:
 
 
 def _compile_everywhere(compiled: DistributedModel, args: tuple[Any, ...]) -> Executor | None:
-    """The program of the example, the same on every rank. All ranks raise if one fails or differs: others would wait
-    for it.
+    """The program of the example, the same on every rank.
+
+    All ranks raise if one fails or differs, so that none waits.
 
     None if there is nothing to divide in the example.
     """

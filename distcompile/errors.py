@@ -23,8 +23,7 @@ class UnsupportedOp(DistcompileError):  # noqa: N818  the public name is fixed b
 
 
 class DerivativeError(DistcompileError):
-    """Second derivatives cannot be taken: the energy or the positions are not clear, or the energy carries no
-    gradient."""
+    """Second derivatives cannot be taken: energy or positions are not clear, or the energy carries no gradient."""
 
 
 class InputError(DistcompileError, ValueError):

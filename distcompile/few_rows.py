@@ -54,8 +54,10 @@ def _have_same_paths(leaves: Sequence[Leaf], example: Sequence[Leaf]) -> bool:
 
 
 def fitted(program: Placed, leaves: Sequence[Leaf]) -> list[Leaf]:
-    """The leaves for a program. Empty lists get the form that the program takes: a package may make them in another
-    one."""
+    """The leaves for a program.
+
+    Empty lists get the form that the program takes: a package may make them in another one.
+    """
     known = program.captured.leaves
     if all(leaf.tensor.numel() for leaf in leaves) or not _have_same_paths(leaves, known):
         return list(leaves)  # the most common case, in which no size is worked out

@@ -76,8 +76,7 @@ class DistributedModel:
         self.settings, self.world = settings, settings.world
         self._executors: list[Executor] = []
         self._undividable: list[_Example] = []
-        """Graphs in which there was nothing to divide: graphs of a few atoms, or of a branch of the model without
-        edges."""
+        """Graphs in which there was nothing to divide: of a few atoms, or for a branch of the model without edges."""
         self._undivided_calls = 0
         self._names = _parameter_names(call)
         self._lock = threading.RLock()
@@ -85,8 +84,7 @@ class DistributedModel:
         self.trains = True
         """True if gradients are expected to be taken of the results of a module in training mode."""
         self.captures = 0
-        """The number of programs that were captured: one, and one more for each other branch of the model that graphs
-        took."""
+        """The number of captured programs: one, and one more for each other branch of the model that graphs took."""
         self.derived: dict[Any, DistributedModel] = {}
         """Functions of the model that were compiled for it, such as its derivatives."""
 
@@ -106,8 +104,10 @@ class DistributedModel:
                 return finished(self._result(graph, leaves, tree))
 
     def _transformed(self, graph: tuple[Any, ...]) -> Any:
-        """A call within ``torch.func.grad``, ``jvp``, ``vmap`` and their like. It is one step, which is given plain
-        tensors."""
+        """A call within ``torch.func.grad``, ``jvp``, ``vmap`` and their like.
+
+        It is one step, which is given plain tensors.
+        """
         leaves, tree = flatten(graph)
         weights = [p for p in self._module.parameters() if p.requires_grad] if self._module is not None else []
         trees: list[Tree] = []
@@ -155,8 +155,7 @@ class DistributedModel:
         return executor, found or executor.prepare(leaves)
 
     def _serving(self, graph: tuple[Any, ...]) -> tuple[Executor, list[Leaf], Prepared | None]:
-        """A program, the graph object's leaves, and the results of the index program if they were needed to choose the
-        program."""
+        """A program, the graph object's leaves, and the results of the index program if the choice needed them."""
         leaves, tree = self._flatten(graph)
         with self._lock:
             for executor in self._matching(leaves, tree):
@@ -256,8 +255,7 @@ class DistributedModel:
         return named, tree
 
     def _matching(self, leaves: list[Leaf], tree: Tree) -> list[Executor]:
-        """Programs that were captured with the same numbers and strings, except those whose example was too small to
-        tell rows by."""
+        """Programs captured with the same numbers and strings, except from an example too small to tell rows by."""
         self._executors = [e for e in self._executors if e.program.is_current]
         return [
             e
@@ -327,8 +325,7 @@ class DistributedModel:
         return self._module is not None and self._module.training
 
     def _carry(self, executor: Executor, leaves: list[Leaf]) -> list[bool]:
-        """True for each result that carries gradients: those that do in the stock model, if it is in the mode of the
-        capture.
+        """True for each result that carries gradients: as in the stock model, if it is in the mode of the capture.
 
         In the other mode, a model that takes its gradients itself has results that carry gradients for training only.
         """
@@ -370,8 +367,10 @@ def _warn_of_whole(program: Tiled) -> None:
 
 @contextmanager
 def normally() -> Iterator[Callable[[Any], Any]]:
-    """Leave inference mode, in which nothing could be kept for later calls. Results are given back as made in that
-    mode."""
+    """Leave inference mode, in which nothing could be kept for later calls.
+
+    Results are given back as made in that mode.
+    """
     if not torch.is_inference_mode_enabled():
         yield lambda result: result
         return

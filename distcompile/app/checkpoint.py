@@ -28,7 +28,7 @@ class Checkpoint:
 
     step: int
     run: dict[str, Any]
-    """The settings in which a run must agree to be the same run: calculator, ensemble, time step (fs), temperature (K),
+    """The settings that two runs must share to be the same: calculator, ensemble, time step (fs), temperature (K),
     ..."""
     numbers: np.ndarray
     positions: np.ndarray

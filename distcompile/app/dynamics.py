@@ -29,8 +29,10 @@ GENTLER = "Start from a structure that is nearer to rest, or take another --opti
 
 
 class Ensemble(StrEnum):
-    """The quantities that are held constant. Each is an integrator of ASE's without random numbers, so that a run can
-    be resumed."""
+    """The quantities that are held constant.
+
+    Each is an integrator of ASE's without random numbers, so that a run can be resumed.
+    """
 
     nve = "nve"
     nvt = "nvt"
@@ -266,8 +268,10 @@ def _checkpoint(atoms: Atoms, dynamics: Any, run: dict[str, Any]) -> Checkpoint:
 
 
 def _guarded(work: Callable[[], Any], step: Callable[[], int], cure: str) -> Any:
-    """Run `work`. If the model refuses a structure, or the calculator or a file fails, raise an error that names the
-    step."""
+    """Run `work`.
+
+    If the model refuses a structure, or the calculator or a file fails, raise an error that names the step.
+    """
     try:
         return work()
     except InputError as error:

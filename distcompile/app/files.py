@@ -17,8 +17,7 @@ OTHER_NAMES = {"force", "virial", "virials", "total_energy", "potential_energy"}
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name beside a file to write to. It takes the file's place when all is written; otherwise the file stays as it
-    was.
+    """A name beside a file, to write to. It takes the file's place when all is written; else the file stays as it was.
 
     The name ends as the file's does, since writers take format and compression from there. A link stays a link.
     """

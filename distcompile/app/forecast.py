@@ -137,8 +137,7 @@ def _species_named(atoms: Any, calculator: Any) -> Iterator[None]:
 
 
 def _divided(executor: Executor, prepared: Prepared, parts: int) -> tuple[RankCounts, float]:
-    """The counts of each rank, and the seconds in which a rank finds that atoms may stay and makes the plan of
-    messages."""
+    """The counts of each rank, and the seconds in which a rank finds that atoms may stay and plans its messages."""
     first = executor.divide(prepared, parts)
 
     def again() -> None:

@@ -1,5 +1,4 @@
-"""Read the structure that a user named. A structure that no potential describes is refused, with the fault and the
-cure."""
+"""Read the structure that a user named, and refuse what no potential describes, with the fault and the cure."""
 
 from __future__ import annotations
 

@@ -11,8 +11,7 @@ from ase.neighborlist import neighbor_list
 from ..errors import SimulationError
 
 CLOSEST = 0.4
-"""The closest distance of two atoms, as a part of the sum of their covalent radii: H-H 0.25 A, O-H 0.39 A, C-C 0.61
-A."""
+"""The closest distance of two atoms, as part of the sum of their covalent radii: H-H 0.25 A, O-H 0.39 A, C-C 0.61 A."""
 SAME = 0.001
 """Atoms that are closer than this, in A, are at the same place."""
 SKIN = 1.0

@@ -64,8 +64,7 @@ class Watch:
             thread.start()
 
     def end(self) -> None:
-        """Tell the others that this rank ends, or has given the reason for its end itself: it is not missed from now
-        on."""
+        """Tell the others that this rank ends, or has given the reason for its end: it is not missed from now on."""
         self._ended.set()
         with contextlib.suppress(RuntimeError):
             self._store.set(f"beat {self._rank}", ENDED)

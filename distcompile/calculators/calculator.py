@@ -89,8 +89,10 @@ def _switch(calculator: Any, options: Options) -> list[nn.Module]:
 
 
 class _Calculate:
-    """Takes the place of a calculator's ``calculate``. It switches new models, and warns of what was not
-    distributed."""
+    """Takes the place of a calculator's ``calculate``.
+
+    It switches new models, and warns of what was not distributed.
+    """
 
     def __init__(self, calculator: Any, options: Options) -> None:
         self.__setstate__((calculator, options, vars(calculator).get("calculate")))

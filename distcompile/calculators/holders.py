@@ -39,8 +39,10 @@ def models_in(holder: Any) -> list[nn.Module]:
 
 
 def _held(holder: Any) -> Iterator[tuple[Any, Any]]:
-    """Every object within a holder, with the innermost calculator that holds it. The search does not go into
-    modules."""
+    """Every object within a holder, with the innermost calculator that holds it.
+
+    The search does not go into modules.
+    """
     seen: set[int] = set()
     pending = deque([(holder, holder, _DEPTH)])
     while pending:

@@ -44,8 +44,10 @@ TRIED = 8
 
 
 class Cures:
-    """The facts that one capture learns about the model for the next. Captures are repeated until nothing new is
-    learnt."""
+    """The facts that one capture learns about the model for the next.
+
+    Captures are repeated until nothing new is learnt.
+    """
 
     def __init__(self) -> None:
         self.bincounts = Bincounts()
@@ -116,8 +118,7 @@ class Cures:
         return True
 
     def search_around(self, failure: Exception) -> None:
-        """Try the innermost function around a failure of tracing as a single step; raise the failure if there is
-        none."""
+        """Try the innermost function around a failure of tracing as a single step; without one, raise the failure."""
         self._search(places_of(failure), failure)
 
     def _search(self, places: Iterable[Place], failure: Exception | None) -> None:

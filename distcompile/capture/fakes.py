@@ -29,8 +29,7 @@ class Fakes(FakeTensorMode):
     """Real values of more elements than this are dropped, unless they are integers."""
 
     _changing = False
-    """True within an operator that changes an operand: the steps that it is made of must not change the real value
-    again."""
+    """True within an operator that changes an operand: its inner steps must not change the real value again."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

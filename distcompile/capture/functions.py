@@ -151,8 +151,10 @@ def _is_mask(index: Any) -> bool:
 
 
 def _determinant(matrix: Tensor) -> Tensor:
-    """The determinant by cofactors. Torch's gradient uses singular values, and has no gradient itself if two of them
-    are equal."""
+    """The determinant by cofactors.
+
+    Torch's gradient uses singular values, and has no gradient itself if two of them are equal.
+    """
     one, two, three = matrix.unbind(-2)
     return (one * torch.linalg.cross(two, three)).sum(-1)
 
@@ -177,8 +179,10 @@ def _taken(input: Tensor, indices: Tensor, dim: int) -> Tensor:
 
 
 def _in_step(function: Any, input: Tensor, dim: int, index: Tensor, src: Any, *args: Any, **kwargs: Any) -> Any:
-    """Scatter. An index that is as long as the scattered values in the example is so in every graph: torch allows a
-    shorter one."""
+    """Scatter with an index that is as long as the scattered values in every graph, if it is in the example.
+
+    Torch allows a shorter one.
+    """
     for length, others in zip(index.shape, getattr(src, "shape", ()), strict=False):
         bool(length == others)
     return function(input, dim, index, src, *args, **kwargs)

@@ -40,8 +40,7 @@ Place = tuple[Any, str]
 
 
 def places_of(error: Exception) -> Iterator[Place]:
-    """The functions around a failure that can be replaced, innermost first: functions of modules, and methods except
-    forward."""
+    """The functions around a failure that can be replaced, innermost first: of modules, or methods except forward."""
     frames: list[types.FrameType] = []
     step = error.__traceback__
     while step is not None:

@@ -19,8 +19,7 @@ from ..runtime.operators.halo import stop_gradient
 
 
 def origins(module: fx.GraphModule, inputs: Sequence[Tensor], results: Sequence[Any]) -> tuple[Origins | None, ...]:
-    """The origins of each result; None for a result that carries no gradient though the tensors that it is computed
-    from do.
+    """The origins of each result; None for a result without a gradient though the tensors that it is made of have one.
 
     Args:
         module: a traced call.

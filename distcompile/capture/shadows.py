@@ -158,8 +158,10 @@ def _is_users(frame: FrameType) -> bool:
 
 
 class Conversions:
-    """The modules that convert sizes to plain numbers. They get shadows of ``int`` and ``float`` at the next
-    capture."""
+    """The modules that convert sizes to plain numbers.
+
+    They get shadows of ``int`` and ``float`` at the next capture.
+    """
 
     def __init__(self) -> None:
         self.loops = Loops()
@@ -218,8 +220,10 @@ class Conversions:
         return is_backed(number) or number.node.expr.free_symbols <= self._reals.keys()
 
     def _counting(self, name: str, original: Callable[..., Any] | None) -> Callable[..., Any]:
-        """A ``ceil`` (or the like) of a real number. The result may be the length of a list, as an integer of a tensor
-        may."""
+        """A ``ceil`` (or the like) of a real number.
+
+        The result may be the length of a list, as an integer of a tensor may.
+        """
 
         def method(number: torch.SymFloat, *digits: Any) -> Any:
             expr = number.node.expr

@@ -152,8 +152,7 @@ def compiled_code_as_python() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence torch in this thread while it takes the example's side of a branch: the capture records and checks that
-    itself.
+    """Silence torch in this thread while it takes the example's side of a branch: the capture checks that itself.
 
     Python keeps one list of warning filters for all threads, so this filter asks which thread warns.
     """

@@ -151,8 +151,10 @@ class _Trace:
 
     @property
     def rows(self) -> set[sympy.Symbol]:
-        """Sizes that may be numbers of rows. A floating-point leaf has features beside its rows, whose number is not
-        among them."""
+        """Sizes that may be numbers of rows.
+
+        A floating-point leaf has features beside its rows, whose number is not among them.
+        """
         lengths = [n for x in self.fakes for n in (x.shape[:1] if x.is_floating_point() else x.shape)]
         return {symbol for n in lengths for symbol in _symbols(n)}
 

@@ -103,8 +103,10 @@ def _entry(batches: Any, i: int) -> Any:
 
 
 def _stacked(results: list[Any], dims: list[Any]) -> Any:
-    """Results of all entries of a batch as one. None stays None, and a result that is the same for all (`dims`) comes
-    once."""
+    """Results of all entries of a batch as one.
+
+    None stays None, and a result that is the same for all (`dims`) comes once.
+    """
     spec = pytree.tree_structure(results[0], is_leaf=lambda x: x is None)
     columns = zip(*(pytree.tree_leaves(r, is_leaf=lambda x: x is None) for r in results), strict=True)
     stacked = [

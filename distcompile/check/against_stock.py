@@ -1,5 +1,4 @@
-"""The check that `compile` makes before it returns: results and gradients of the program against those of the stock
-model."""
+"""The check that `compile` makes before it returns: results and gradients against those of the stock model."""
 
 from __future__ import annotations
 
@@ -97,8 +96,10 @@ def _check_gradients(model: _Stock, executor: Executor, given: list[Leaf], expec
 
 
 def _differentiable(leaves: Sequence[Leaf], every: bool) -> list[Leaf]:
-    """Copies of a graph object's tensors. They require gradients where the originals do; all real ones do if
-    `every`."""
+    """Copies of a graph object's tensors.
+
+    They require gradients where the originals do; all real ones do if `every`.
+    """
     wanted = [leaf.tensor.requires_grad or (every and leaf.tensor.is_floating_point()) for leaf in leaves]
     copies = (leaf.tensor.detach().clone() for leaf in leaves)
     return [Leaf(leaf.path, x.requires_grad_(w)) for leaf, x, w in zip(leaves, copies, wanted, strict=True)]

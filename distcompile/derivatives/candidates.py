@@ -89,8 +89,7 @@ def _compiled(products: Products, model: DistributedModel, args: Args) -> Distri
 
 
 def _weights(leaf: Tensor) -> Tensor:
-    """Weights of which no two are the same. With equal ones only a sum over all atoms would be compared, and it is
-    zero."""
+    """Weights of which no two are the same: a sum over all atoms is zero, and must not be all that is compared."""
     return torch.linspace(-0.5, 1.5, leaf.numel(), dtype=leaf.dtype, device=leaf.device).reshape(leaf.shape)
 
 

@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
 Rows = Sequence[int] | range | slice | None
 SHAKE = 0.02
-"""Length in A of the steps by which a structure's atoms are moved to compare forces: at rest there are none to
-compare."""
+"""Length in A of the steps by which a structure's atoms are moved to compare forces: at rest there are none."""
 NEAR = 1e-3
 """Difference in A below which two positions are the same, in float32 too."""
 
@@ -116,8 +115,7 @@ def _of_calculator(
 def _of_forces(
     model: DistributedModel, args: Args, atoms: Atoms, forces: Tensor, positions: Picks | None, energy: Choice
 ) -> tuple[Derivatives, float, Tensor]:
-    """The derivatives whose gradient is a calculator's forces, with the factor between them and the map of the
-    positions."""
+    """The derivatives whose gradient is a calculator's forces, the factor between them, and the map of positions."""
     frames = _frames(args, atoms, positions)
     energies: list[Choice] = [energy] if energy is not None else [*energies_in(tensors(model(*args))), None]
     reasons = [] if frames else ["no tensor of the graph that the model is given holds the positions"]
@@ -146,8 +144,10 @@ def _called(energy: Choice) -> str:
 
 
 def _frames(args: Args, atoms: Atoms, positions: Picks | None) -> list[tuple[str, Tensor]]:
-    """The tensors that hold the positions. With each, the matrix that turns a step of an atom in A into a step of its
-    row."""
+    """The tensors that hold the positions.
+
+    With each, the matrix that turns a step of an atom in A into a step of its row.
+    """
     inverse = torch.tensor(np.linalg.inv(atoms.cell.complete().array))
     frames = []
     for leaf in tensors(args):

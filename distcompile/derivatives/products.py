@@ -96,8 +96,10 @@ def _differentiable(named: Tensor | None, taken: Sequence[_Taken]) -> Tensor:
 
 @contextmanager
 def _gradients_kept() -> Iterator[list[_Taken]]:
-    """Keep the graphs of gradients, so that they can be differentiated. The list is filled with what was
-    differentiated."""
+    """Keep the graphs of gradients, so that they can be differentiated.
+
+    The list is filled with what was differentiated.
+    """
     autograd: Any = torch.autograd  # where autograd.grad and Tensor.backward look it up
     original = autograd._engine_run_backward
     taken: list[_Taken] = []

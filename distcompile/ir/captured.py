@@ -21,8 +21,10 @@ Precision = tuple[tuple[str, str], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A comparison of a size with a number of at most 2, such as 0 or 1. Torch answers many of these without a guard,
-    since it takes every size for 2 or more."""
+    """A comparison of a size with a number of at most 2, such as 0 or 1.
+
+    Torch answers many of these without a guard, since it takes every size for 2 or more.
+    """
 
     size: sympy.Expr
     name: str
@@ -77,8 +79,7 @@ class Captured:
     training: bool = False
     """True if the model was in training mode."""
     origins: tuple[Origins | None, ...] = ()
-    """For each result, the inputs and parameters to which it carries gradients in that mode; None if it carries
-    none."""
+    """For each result, the inputs and parameters to which it carries gradients in that mode; None if to none."""
     precision: Precision = ()
     """The autocast settings of the capture. Under other settings the call is another program."""
     loops: tuple[str, ...] = ()
@@ -87,8 +88,10 @@ class Captured:
     """Lines that map a function over rows by ``torch.func``, which may take other rows for fixed."""
 
     def size(self, value: Any) -> sympy.Expr:
-        """The expression of a size, with one symbol for equal sizes. Sizes that the example's branches took for equal
-        are equal here."""
+        """The expression of a size, with one symbol for equal sizes.
+
+        Sizes that the example's branches took for equal are equal here.
+        """
         return self._resolve(self.raw_size(value), self._assumed)
 
     def raw_size(self, value: Any) -> sympy.Expr:
@@ -114,8 +117,7 @@ class Captured:
 
     @functools.cached_property
     def _assumed(self) -> dict[sympy.Symbol, sympy.Expr]:
-        """Data-dependent sizes that the model compared with something and found equal on the example, with what they
-        equal."""
+        """Data-dependent sizes that the model found equal to others on the example, and these others."""
         assumed: dict[sympy.Symbol, sympy.Expr] = {}
         for check in self.checks:
             if not isinstance(check, sympy.Eq):
@@ -132,8 +134,7 @@ class Captured:
         return assumed
 
     def _same_factors(self, one: sympy.Expr, other: sympy.Expr) -> dict[sympy.Symbol, sympy.Expr]:
-        """Match the sizes of two matrices that have the same number of elements: sizes that are equal in the example
-        are the same.
+        """Match the sizes of two matrices with equally many elements: sizes that are equal in the example are the same.
 
         Empty if the example's sizes are not known, or do not tell the matrices' sizes apart.
         """

@@ -59,5 +59,7 @@ def writes(target: Any) -> bool:
 
 
 def anchor() -> None:
-    """Mark the end of a graph's placeholders while the graph is built. Placeholders that are found late go before the
-    mark."""
+    """Mark the end of a graph's placeholders while the graph is built.
+
+    Placeholders that are found late go before the mark.
+    """

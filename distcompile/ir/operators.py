@@ -125,8 +125,7 @@ class Facts:
     """The reduction that makes one element of many. Operand 1 has the dimensions (all if none are given), operand 2
     says if they are kept."""
     product: int | None = None
-    """For a matrix product, the position of the factor whose last dimension is the number of terms that are added
-    up."""
+    """For a matrix product, the position of the factor whose last dimension counts the terms that are added up."""
     right_hand_side: int | None = None
     """For a solver of equations, the position of the right-hand sides. Each column of them is solved for by itself."""
     fill: int | Argument | None = None

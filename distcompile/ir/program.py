@@ -144,8 +144,7 @@ class Placed(Split):
     pointers: tuple[Pointer, ...] = dataclasses.field(kw_only=True)
     ranges: tuple[Range, ...] = dataclasses.field(kw_only=True)
     may_be_less: frozenset[sympy.Symbol] = dataclasses.field(kw_only=True)
-    """Merged symbols that may be less than the number of rows of their space: the largest row number that a pointer
-    uses, plus one."""
+    """Merged symbols that may be less than the rows of their space: the largest row number in a pointer, plus one."""
 
     @property
     def row_spaces(self) -> tuple[Space, ...]:
@@ -170,8 +169,7 @@ class Distributed(Placed):
     thinned_spaces: tuple[Space, ...] = ()
     """Spaces of some rows of another space: the only rows that cross of some value."""
     narrowest: tuple[tuple[str, int], ...] = ()
-    """(space, bytes): the bytes that would have to cross for each halo row if work were free: every value once, at its
-    narrowest."""
+    """(space, bytes that would cross for each halo row if work were free): every value once, at its narrowest."""
 
     @property
     def row_spaces(self) -> tuple[Space, ...]:

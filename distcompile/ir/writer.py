@@ -66,8 +66,10 @@ def described(
     value: Any = _OF_OPERANDS,
     place: Placement | tuple[Placement, ...] | None = None,
 ) -> fx.Node:
-    """Note of a new node (an input, a copy, a call of a region) what `write` notes, and return it. Arguments as
-    there."""
+    """Note of a new node (an input, a copy, a call of a region) what `write` notes, and return it.
+
+    Arguments as there.
+    """
     if like is not None:
         new.meta = dict(like.meta)
     if value is not _OF_OPERANDS:

@@ -149,8 +149,7 @@ def _row(program: Tiled, node: fx.Node, space: str) -> float:
 
 
 def _results(program: Tiled) -> Iterator[tuple[str, int]]:
-    """The values that are put together on every rank: results, and the rows that stretches which run whole are
-    given."""
+    """The values that are put together on every rank: results, and inputs of stretches that run whole."""
     for c in collectives(program):
         if c.to_all:
             yield c.space, c.row_bytes

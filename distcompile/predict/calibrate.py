@@ -67,8 +67,7 @@ def _seconds(executor: Executor, prepared: Prepared) -> float:
 
 
 def timed(work: Callable[[], T]) -> tuple[T, float]:
-    """A function's result, and the seconds that it took: the shorter of two calls if the first takes less than one
-    second."""
+    """A function's result, and the seconds that it took; of two calls the shorter, if the first takes less than one."""
     start = time.perf_counter()
     result = work()
     seconds = time.perf_counter() - start

@@ -18,8 +18,7 @@ from ..runtime.world import World
 from .account import peak_bytes
 
 CHEAPER = (HOLD / 4, HOLD / 2)
-"""The cost of memory, see `passes.tile`, if a user says how much may be used: values that are held are not computed
-again."""
+"""The cost of memory, see `passes.tile`, if a user says how much may be used: what is held is not computed again."""
 
 DEARER = (4 * HOLD, 64 * HOLD)
 """The cost of memory if there is too little of it."""
@@ -65,8 +64,7 @@ class Fit:
         return self.runnable(hold)
 
     def choose(self, sizes: dict[str, int], division: Division, free: int | None) -> tuple[float, int]:
-        """The cost of memory in the first tiling that fits (or in the one that needs least), and the bytes that it
-        needs."""
+        """The cost of memory in the first tiling that fits, else in that which needs least, and the bytes it needs."""
         limit = self.memory
         if limit is None and free is not None:
             limit = int((1 - SPARED) * free)

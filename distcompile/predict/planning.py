@@ -168,8 +168,10 @@ def step(device: Device, work: Work, ranks: RankCounts, host: Host) -> Step:
 
 
 def moved(work: Work, rows: Mapping[str, np.ndarray], flops_per_byte: float) -> np.ndarray:
-    """Bytes that operators move for numbers of rows by space. Operations of products count as the bytes of the same
-    time."""
+    """Bytes that operators move for numbers of rows by space.
+
+    Operations of products count as the bytes of the same time.
+    """
     each = [n * (work.rows[s].moved + work.rows[s].flops / flops_per_byte) for s, n in rows.items() if s in work.rows]
     return np.sum(each, axis=0)
 

@@ -190,8 +190,7 @@ def layer_norm_backward(ctx: Context, node: fx.Node) -> Any:
 
 
 def _columns_of_rows(ctx: Context, node: fx.Node, operands: list[fx.Node]) -> fx.Node | None:
-    """The right-hand sides of equations of one matrix if their columns are rows of a space, as in ``solve(cell.T,
-    x.T)``; None otherwise."""
+    """The right-hand sides of equations of one matrix, if their columns are rows: ``solve(cell.T, x.T)``; else None."""
     at = facts(node).right_hand_side
     if at is None or not node.kwargs.get("left", True):
         return None

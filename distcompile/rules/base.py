@@ -126,8 +126,7 @@ def wrap(dim: int, node: fx.Node) -> int:
 
 
 def one_row_dimension(dims: Sequence[Dim]) -> tuple[Dim, ...]:
-    """Refuse a value with a row for every pair of rows: a rank has its own rows, but not every pair that they are
-    in."""
+    """Refuse a value with a row for every pair of rows: a rank has its own rows, not every pair that they are in."""
     if sum(bool(dim) for dim in dims) > 1:
         raise Refused("every row of one space meets every row of another")
     return tuple(dims)

@@ -24,8 +24,7 @@ def bytes_per_row(program: Placed, node: fx.Node) -> float:
 
 
 def _width(program: Placed, size: sympy.Expr) -> int:
-    """Entries of a row in a dimension: 3 in ``3*edges``. If each graph has another length, the length in the
-    example."""
+    """Entries of a row in a dimension: 3 in ``3*edges``; for a length of each graph, that of the example."""
     if size.is_Integer:
         return int(size)
     space = program.space_of(size)  # 2*edges may have a space of its own
@@ -36,8 +35,10 @@ def _width(program: Placed, size: sympy.Expr) -> int:
 
 
 def load_per_row(program: Placed, node: fx.Node) -> float:
-    """The cost of loading one row of a value, in bytes. It is slightly higher for a view, so that of a value and its
-    transpose the value is loaded."""
+    """The cost of loading one row of a value, in bytes.
+
+    It is slightly higher for a view, so that of a value and its transpose the value is loaded.
+    """
     return bytes_per_row(program, node) * (1.001 if facts(node).free else 1.0)
 
 

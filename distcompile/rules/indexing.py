@@ -23,8 +23,10 @@ aten = torch.ops.aten
 
 
 def makes_a_matrix(node: fx.Node) -> bool:
-    """True if a view shows a list of integers, as long as two sizes multiplied, as a matrix. Only the matrix tells
-    which of the sizes is the number of rows."""
+    """True if a view shows a list of integers, as long as two sizes multiplied, as a matrix.
+
+    Only the matrix tells which of the sizes is the number of rows.
+    """
     if not facts(node).reshape:
         return False
     before, after = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
@@ -166,8 +168,7 @@ def scatter(ctx: Context, node: fx.Node) -> Placement:
 
 
 def _check_in_step(index: Dim, source: Dim) -> None:
-    """Refuse values and an index that are not of the same rows in the same order (row 1 twice, or all rows once and
-    again)."""
+    """Refuse values and an index of other rows, or in another order (row 1 twice, or all rows once and again)."""
     if index != source:
         raise Refused(f"values of {_shown(source)} added where an index of {_shown(index)} says")
 
@@ -177,8 +178,10 @@ def _shown(dim: Dim) -> str:
 
 
 def _scattered(ctx: Context, node: fx.Node, found: list[Access], over_rows: bool) -> Placement:
-    """The placement of a scatter. Into rows: rows. Into a whole table from rows: every rank adds its own rows, a
-    partial result."""
+    """The placement of a scatter.
+
+    Into rows: rows. Into a whole table from rows: every rank adds its own rows, a partial result.
+    """
     base: Any = node.args[0]
     dims = ctx.dims(base)
     if any(dims[a.dim] for a in found):
@@ -192,8 +195,10 @@ def _scattered(ctx: Context, node: fx.Node, found: list[Access], over_rows: bool
 
 @rule(aten.scatter.src, aten.scatter.value)
 def overwrite_in_rows(ctx: Context, node: fx.Node) -> Placement:
-    """Elements of each row overwritten. Whole rows are refused, since the order of writes to them would be
-    undefined."""
+    """Elements of each row overwritten.
+
+    Whole rows are refused, since the order of writes to them would be undefined.
+    """
     base, dim, index, source = node.args[:4]
     dims = ctx.dims(base)
     if dims[wrap(dim, base)]:  # type: ignore[arg-type]

@@ -123,8 +123,7 @@ def levels(program: Placed) -> dict[fx.Node, Work]:
 
 
 def continues(node: fx.Node) -> fx.Node | None:
-    """The scatter whose table `node` adds to, if nothing else uses that table; None otherwise. They may run in one
-    region."""
+    """The scatter whose table `node` adds to, if nothing else uses that table: they may run in one region."""
     if not is_simple(node):
         return None
     base: Any = node.args[0]

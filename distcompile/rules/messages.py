@@ -83,8 +83,10 @@ class Message:
         return dataclasses.replace(self, value=value, **copied)
 
     def written(self, graph: fx.Graph, **known: Any) -> fx.Node:
-        """Write the operator that sends the message at once, at the graph's insertion point; `known` as of
-        `ir.writer.write`."""
+        """Write the operator that sends the message at once, at the graph's insertion point.
+
+        `known` is as of `ir.writer.write`.
+        """
         return write(graph, _OPERATORS[self.kind], self.operands(), **known)
 
     def operands(self) -> tuple[Any, ...]:

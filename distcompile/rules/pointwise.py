@@ -42,8 +42,7 @@ def broadcast(ctx: Context, operands: list[fx.Node], ndim: int) -> tuple[Dim, ..
 
 
 def _order(one: Dim, two: Dim) -> str:
-    """The part of a message about rows that come twice (edges*2) beside two lists of them (2*edges, edges_edges); empty
-    for other dimensions."""
+    """A hint on rows that come twice (edges*2) beside two lists of them (2*edges, edges_edges); else empty."""
     spaces = [{f for part in dim if isinstance(part, Space) for f in (part.blocks or (part,))} for dim in (one, two)]
     if spaces[0] != spaces[1]:
         return ""
