@@ -38,7 +38,7 @@ def compile(
             graphs may have any sizes, species and cells. In a graph of a few atoms there is nothing to divide: the
             stock model runs on every rank, and the first larger graph is compiled for.
         model_kwargs: keyword arguments of every call (``compute_stress=True``); constants of the program.
-        world: who executes; the default process group if there is one, else one rank.
+        world: the ranks that execute; the default process group if there is one, else one rank.
         lowering: how the row-local stretches of the program run: ``"eager"`` calls each operator of PyTorch,
             ``"inductor"`` generates C++ code for them (compiled once, cached on disk), which is faster to run and takes
             a minute to make. Without a C++ compiler there is a warning and operators are called.
@@ -75,7 +75,7 @@ def compiled_for(
     settings: Settings,
     model_kwargs: dict[str, Any] | None = None,
 ) -> tuple[DistributedModel, Executor | None]:
-    """A compiled model that was not checked, and the program of the example; None if there is nothing to divide in it.
+    """A compiled model that was not checked, and the program of the example (None if there is nothing to divide in it).
 
     Errors as of `compile`.
     """
@@ -107,7 +107,9 @@ def _warn_of_nothing(compiled: DistributedModel, args: tuple[Any, ...]) -> None:
 
 
 def _compile_everywhere(compiled: DistributedModel, args: tuple[Any, ...]) -> Executor | None:
-    """The program of the example, the same on every rank; a rank that fails, or differs, would leave others waiting.
+    """The program of the example, the same on every rank.
+
+    All ranks raise if one fails or differs, so that none waits.
 
     None if there is nothing to divide in the example.
     """
@@ -117,7 +119,7 @@ def _compile_everywhere(compiled: DistributedModel, args: tuple[Any, ...]) -> Ex
         executor = compiled.executor_for(*args)
     except NoIndexSpaceError:
         pass
-    except Exception as error:  # whatever it is, the other ranks must hear of it
+    except Exception as error:  # the other ranks must hear of any error
         problem = error
     report = (str(problem or ""), _digest(executor) if executor is not None else "")
     everyone = compiled.world.run(lambda comm: comm.all_gather_objects(report))[0]
@@ -135,7 +137,7 @@ def _compile_everywhere(compiled: DistributedModel, args: tuple[Any, ...]) -> Ex
 
 
 def _digest(executor: Executor) -> str:
-    """Different for different programs, numbers or weights."""
+    """A text that differs for different programs, numbers or weights."""
     program = executor.program
     weights = fingerprint(executor.constants()) if executor.world.size > 1 else ""
     return hashlib.sha256(

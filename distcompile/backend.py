@@ -41,7 +41,7 @@ def distmlip(
 
 
 def _ask_for_symbolic_sizes(graph_module: fx.GraphModule) -> None:
-    """Have Dynamo trace once more with symbolic sizes where it took the first call's sizes for fixed."""
+    """Make Dynamo trace once more, with symbolic sizes, if it took the first call's sizes for fixed."""
     values = [n.meta.get("example_value") for n in graph_module.graph.nodes if n.op == "placeholder"]
     shapes = [[v] if isinstance(v, torch.SymInt) else v.shape for v in values if isinstance(v, torch.SymInt | Tensor)]
     symbolic = any(isinstance(n, torch.SymInt) for shape in shapes for n in shape)
@@ -56,7 +56,7 @@ _USUAL = dynamo.config.assume_static_by_default
 
 
 class _Piece:
-    """One graph, compiled at its first call; run as it is where nothing in it reads rows through a pointer."""
+    """One graph, compiled at its first call. It runs as it is if nothing in it reads rows through a pointer."""
 
     def __init__(self, graph_module: fx.GraphModule, options: dict[str, Any]) -> None:
         self._graph_module, self._options = graph_module, options

@@ -23,7 +23,7 @@ class UnsupportedOp(DistcompileError):  # noqa: N818  the public name is fixed b
 
 
 class DerivativeError(DistcompileError):
-    """Second derivatives cannot be taken: of which energy, or by what, is not known, or it carries no gradient."""
+    """Second derivatives cannot be taken: energy or positions are not clear, or the energy carries no gradient."""
 
 
 class InputError(DistcompileError, ValueError):
@@ -51,7 +51,7 @@ class SimulationError(DistcompileError):
 
 
 class StructureError(DistcompileError):
-    """A file cannot be read as a structure, or as none that a potential describes: sites filled in part, no cell."""
+    """A file cannot be read as a structure, or holds none that a potential describes: sites filled in part, no cell."""
 
 
 class CheckpointError(DistcompileError):
@@ -59,11 +59,11 @@ class CheckpointError(DistcompileError):
 
 
 class CacheError(DistcompileError):
-    """Generated code cannot be kept, or others could have put code where it is kept."""
+    """Generated code cannot be kept, or others could have put code into the folder where it is kept."""
 
 
 def in_one_line(error: BaseException) -> str:
-    """An error of somebody else's code: ``ValueError: no such atom (model.py, line 12)``."""
+    """An error of other people's code in one line: ``ValueError: no such atom (model.py, line 12)``."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     said = " ".join(str(error).split()).rstrip(".")

@@ -1,4 +1,4 @@
-"""Few rows, no rows, one row: which program a graph is for, where its sizes are too small to tell.
+"""Few rows, no rows, one row: the choice of the program for a graph whose sizes are too small to tell.
 
 Sizes below `SMALLEST_SPACE` are fixed in a program: vectors, cells and counts of graphs have 1 to 3 rows, and so has a
 molecule of three atoms. A graph with another number in such a place is for another program.
@@ -17,7 +17,7 @@ from .ir.tree import Leaf
 
 
 def differs_in_few_rows(leaves: Sequence[Leaf], example: Sequence[Leaf]) -> bool:
-    """Whether a graph has another number of rows of something of which the example had so few that they are fixed.
+    """True if a graph has another number of rows in a place where the example had so few that the number is fixed.
 
     A dimension tells if all others of its tensor are as in the example: positions of 14 x 3 that are given as 3 x 14
     are a mistake. Tensors that were small altogether tell in any case.
@@ -39,7 +39,7 @@ def _differs(shape: Sequence[int], known: Sequence[int]) -> bool:
 
 
 def has_more_rows(leaves: Sequence[Leaf], example: Sequence[Leaf]) -> bool:
-    """Whether a graph has enough rows of something to tell them by, of which the example had too few."""
+    """True if a graph has enough rows to tell them by in a place where the example had too few."""
     if not _have_same_paths(leaves, example):
         return True
     pairs = [(leaf.tensor.shape, known.tensor.shape) for leaf, known in zip(leaves, example, strict=True)]
@@ -54,10 +54,13 @@ def _have_same_paths(leaves: Sequence[Leaf], example: Sequence[Leaf]) -> bool:
 
 
 def fitted(program: Placed, leaves: Sequence[Leaf]) -> list[Leaf]:
-    """The leaves, empty lists in the form that the program takes them in: a package may make them in another."""
+    """The leaves for a program.
+
+    Empty lists get the form that the program takes: a package may make them in another one.
+    """
     known = program.captured.leaves
     if all(leaf.tensor.numel() for leaf in leaves) or not _have_same_paths(leaves, known):
-        return list(leaves)  # as most graphs are, of which no size need be worked out
+        return list(leaves)  # the most common case, in which no size is worked out
     sizes = program.captured.sizes
     rows = [[program.space_of(program.size(n)) is not None for n in shape] for shape in sizes]
     return [
@@ -67,7 +70,7 @@ def fitted(program: Placed, leaves: Sequence[Leaf]) -> list[Leaf]:
 
 
 def _as_empty(given: Tensor, example: Tensor, is_rows: Sequence[bool]) -> Tensor:
-    """An empty tensor as one of no rows, if the example has rows."""
+    """An empty tensor in the form of the example, with no rows, if the example has rows."""
     if given.numel() or not any(is_rows) or not example.numel():
         return given
     shape = [0 if is_row else n for is_row, n in zip(is_rows, example.shape, strict=True)]

@@ -37,7 +37,7 @@ from .show.progress import compiling
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a model is compiled and run; see `distcompile.compile`."""
+    """The settings by which a model is compiled and run; see `distcompile.compile`."""
 
     world: World = dataclasses.field(default_factory=default_world)
     memory: int | None = None
@@ -60,11 +60,11 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class _Example:
-    """A graph that was captured, and in which there was nothing to divide."""
+    """A graph that was captured, but in which there was nothing to divide."""
 
     leaves: tuple[Leaf, ...]
     kind: tuple[Any, ...]
-    """Numbers and strings of the graph object, and autocast."""
+    """Numbers and strings of the graph object, and the autocast settings."""
     why: str
 
 
@@ -80,11 +80,11 @@ class DistributedModel:
         self._undivided_calls = 0
         self._names = _parameter_names(call)
         self._lock = threading.RLock()
-        """Of several threads, one evaluates: programs keep the division of the last graph for the next."""
+        """Lets one thread evaluate at a time: programs keep the division of the last graph for the next."""
         self.trains = True
-        """Whether gradients are expected to be taken of what a module in training mode returns."""
+        """True if gradients are expected to be taken of the results of a module in training mode."""
         self.captures = 0
-        """How many programs were captured: one, and one more for each branch of the model that graphs made it take."""
+        """The number of captured programs: one, and one more for each other branch of the model that graphs took."""
         self.derived: dict[Any, DistributedModel] = {}
         """Functions of the model that were compiled for it, such as its derivatives."""
 
@@ -104,7 +104,10 @@ class DistributedModel:
                 return finished(self._result(graph, leaves, tree))
 
     def _transformed(self, graph: tuple[Any, ...]) -> Any:
-        """A call within ``torch.func.grad``, ``jvp``, ``vmap`` and their like: one step, given plain tensors."""
+        """A call within ``torch.func.grad``, ``jvp``, ``vmap`` and their like.
+
+        It is one step, which is given plain tensors.
+        """
         leaves, tree = flatten(graph)
         weights = [p for p in self._module.parameters() if p.requires_grad] if self._module is not None else []
         trees: list[Tree] = []
@@ -135,7 +138,7 @@ class DistributedModel:
         return self._evaluate(executor, leaves)
 
     def _undivided(self, graph: tuple[Any, ...]) -> Any:
-        """What the stock model gives, on every rank: for a graph in which there is nothing to divide."""
+        """The stock model's result, on every rank, for a graph in which there is nothing to divide."""
         self._undivided_calls += 1
         agree(self.world, self._undivided_calls, self._flatten(graph)[0])
         leaves, tree = flatten(graph)
@@ -147,12 +150,12 @@ class DistributedModel:
         return self._serving(graph)[0]
 
     def prepared(self, *graph: Any) -> tuple[Executor, Prepared]:
-        """The program that serves this graph object, and what its index program makes of it."""
+        """The program that serves this graph object, and the results of its index program."""
         executor, leaves, found = self._serving(graph)
         return executor, found or executor.prepare(leaves)
 
     def _serving(self, graph: tuple[Any, ...]) -> tuple[Executor, list[Leaf], Prepared | None]:
-        """A program, the graph object's leaves, and what was made of them to see that the program serves."""
+        """A program, the graph object's leaves, and the results of the index program if the choice needed them."""
         leaves, tree = self._flatten(graph)
         with self._lock:
             for executor in self._matching(leaves, tree):
@@ -177,7 +180,7 @@ class DistributedModel:
 
     @property
     def module(self) -> nn.Module | None:
-        """The module that it runs, if that is known."""
+        """The module that the call runs, if it is known."""
         return self._module
 
     @property
@@ -185,7 +188,7 @@ class DistributedModel:
         """The rewritten program of the example, tiled as it last ran.
 
         Raises:
-            NoIndexSpaceError: in no graph so far was there anything to divide.
+            NoIndexSpaceError: there was nothing to divide in any graph so far.
         """
         if not self._executors:
             raise NoIndexSpaceError(self._undividable[-1].why if self._undividable else "Nothing was compiled yet.")
@@ -206,11 +209,11 @@ class DistributedModel:
         return explain(self.program, detail)
 
     def stats(self, *graph: Any) -> list[dict[str, Any]]:
-        """Per rank, what an evaluation of this graph object takes, without running it.
+        """The cost of an evaluation of this graph object for each rank, without running it.
 
         Returns:
             One dict per rank: ``owned`` and ``halo`` rows per space, ``bytes`` received in halo exchanges and
-            reductions, ``peak_memory`` in bytes (predicted, without parameters), ``partition``. None for a graph in
+            reductions, ``peak_memory`` in bytes (predicted, without parameters), ``partition``. Empty for a graph in
             which there is nothing to divide.
         """
         try:
@@ -219,7 +222,7 @@ class DistributedModel:
             return []
         prepared = found or executor.prepare(leaves)
         free = free_here(self.world, device_of(leaves))
-        assert isinstance(executor.fit, Fit)  # which keeps the tilings that it made
+        assert isinstance(executor.fit, Fit)  # it keeps the tilings that it made
         with self._lock:
             division = executor.layout(prepared).division
             program = executor.fit.tiling(executor.fit.choose(prepared.sizes, division, free)[0])
@@ -252,7 +255,7 @@ class DistributedModel:
         return named, tree
 
     def _matching(self, leaves: list[Leaf], tree: Tree) -> list[Executor]:
-        """Programs captured with the same numbers and strings, not from an example too small to tell rows by."""
+        """Programs captured with the same numbers and strings, except from an example too small to tell rows by."""
         self._executors = [e for e in self._executors if e.program.is_current]
         return [
             e
@@ -267,7 +270,7 @@ class DistributedModel:
         """A new program, for graphs like this one.
 
         Raises:
-            NoIndexSpaceError: there is nothing to divide in it, nor was there in one with as many rows of all.
+            NoIndexSpaceError: there is nothing to divide in it, or in a graph with as many rows of everything.
         """
         leaves, tree = self._flatten(graph)
         kind = (tree.numbers, tree.texts, precision())
@@ -285,7 +288,7 @@ class DistributedModel:
         if settings.lowering == "inductor":
             with one_at_a_time():
                 get_ready()
-        with one_at_a_time(), seldom_collected():  # garbage is collected as seldom in other threads, and that is all
+        with one_at_a_time(), seldom_collected():  # the setting of garbage collection holds for all threads
             captured = capture(self._call, self._module, graph, [leaf.path for leaf in leaves])
             normal = Normal(captured, captured.graph_module)
             with as_written(), quiet(), told_in_words():
@@ -294,13 +297,13 @@ class DistributedModel:
             _warn_of_whole(program)
             fit = Fit(program, settings.memory, self._lowered, settings.without)
             executor = Executor(program, self.world, fit)
-            if settings.memory is None:  # else the first graph says how much of it is held
+            if settings.memory is None:  # else the first graph decides how much memory is used
                 executor.run_as(fit.runnable())
         self._executors.append(executor)
         return executor
 
     def _lowered(self, program: Tiled) -> Runnable:
-        """A program as it runs."""
+        """A program in the form in which it runs."""
         with one_at_a_time(), compiling() as notify, as_written():
             runnable: Runnable = run(program, (lowering(self.settings.lowering, notify),))
         return runnable
@@ -322,7 +325,7 @@ class DistributedModel:
         return self._module is not None and self._module.training
 
     def _carry(self, executor: Executor, leaves: list[Leaf]) -> list[bool]:
-        """Which results carry gradients: those that do in the stock model, if it is in the mode of the capture.
+        """True for each result that carries gradients: as in the stock model, if it is in the mode of the capture.
 
         In the other mode, a model that takes its gradients itself has results that carry gradients for training only.
         """
@@ -334,7 +337,7 @@ class DistributedModel:
         return [o is not None and o.carry(leaves) for o in capture.origins]
 
     def _explain_memory(self, executor: Executor, leaves: list[Leaf]) -> str:
-        """What an evaluation that ran out of memory was predicted to need, and what to do."""
+        """The message for an evaluation that ran out of memory: its predicted need, and what to do."""
         prepared = executor.prepare(leaves)
         predicted = needs(executor.running, prepared.sizes, executor.layout(prepared).division)
         mine = getattr(self.world, "rank", None)
@@ -349,7 +352,7 @@ class DistributedModel:
 
 
 def _warn_of_whole(program: Tiled) -> None:
-    """Say, once for a program, that some of it does not scale."""
+    """Warn, once for a program, that some of it does not scale."""
     found = stretches(program)
     if not found:
         return
@@ -364,7 +367,10 @@ def _warn_of_whole(program: Tiled) -> None:
 
 @contextmanager
 def normally() -> Iterator[Callable[[Any], Any]]:
-    """Leave inference mode, in which nothing could be kept for later calls; what is given back is as made in it."""
+    """Leave inference mode, in which nothing could be kept for later calls.
+
+    Results are given back as made in that mode.
+    """
     if not torch.is_inference_mode_enabled():
         yield lambda result: result
         return
@@ -379,7 +385,7 @@ def normally() -> Iterator[Callable[[Any], Any]]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether an error is one of the several that Python and torch have for memory that is not to be had."""
+    """True if an error is one of the several that Python and torch raise if there is not enough memory."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
@@ -389,7 +395,7 @@ def arguments(graph: Any) -> tuple[Any, ...]:
 
 
 def _parameter_names(call: Callable[..., Any]) -> list[str]:
-    """What the model calls its positional inputs, for messages."""
+    """The model's names of its positional inputs, for messages."""
     try:
         function = call.func if isinstance(call, functools.partial) else call
         parameters = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters

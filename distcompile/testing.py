@@ -45,13 +45,13 @@ class Difference:
 
     @property
     def ok(self) -> bool:
-        """Whether the difference is within what rounding explains; NaN is not."""
+        """True if the difference is within rounding; NaN is not."""
         return self.absolute <= self.allowed
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `check_model` found."""
+    """The result of `check_model`."""
 
     model: str
     dtype: str
@@ -64,7 +64,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether every output agreed everywhere."""
+        """True if every output agreed everywhere."""
         return all(d.ok for d in self.differences)
 
     @property
@@ -144,7 +144,7 @@ def check_model(
 
 
 def _what_runs(compiled: DistributedModel) -> tuple[int, int, tuple[str, ...]]:
-    """Numbers of operators and of collectives, and index spaces; none if there was nothing to divide in any graph."""
+    """Numbers of operators and of collectives, and index spaces; zeros and no spaces if there was nothing to divide."""
     try:
         program = compiled.program
     except NoIndexSpaceError:

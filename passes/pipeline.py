@@ -32,7 +32,7 @@ from .spaces.infer_spaces import infer_spaces
 from .spaces.place import place
 
 Pass = Callable[[Any], Any]
-"""From one record of `ir.program` to the same, or to the next."""
+"""A function from one record of `ir.program` to the same, or to the next."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,22 +42,22 @@ class Stage:
     name: str
     passes: tuple[Pass, ...]
     ensures: Callable[[Any], None]
-    """Raises AssertionError, which names the node, where something does not hold after the stage."""
+    """Raises AssertionError, which names the node, if a property does not hold after the stage."""
 
 
 def scheduling(hold: float = HOLD) -> Stage:
-    """The stage that decides what runs when; `hold` says how dear memory is against time, see `tile`."""
+    """The stage that decides the order of work; `hold` is the price of memory against time, see `tile`."""
     passes = (functools.partial(tile, hold=hold), overlap, bucket_messages, share_gradients)
     return Stage("schedule", passes, spec.scheduled)
 
 
 def lowering(how: Lowering = "eager", notify: Callable[[int, int], None] | None = None) -> Stage:
-    """The stage that makes bodies of regions as they run; arguments as of `lower`."""
+    """The stage that makes bodies of regions ready to run; arguments as of `lower`."""
     return Stage("lower", (functools.partial(lower, how=how, notify=notify),), spec.runnable)
 
 
 def name_of(compiler_pass: Pass) -> str:
-    """The name of a pass, whatever it was given to go with."""
+    """The name of a pass, with or without arguments that were given to it."""
     function = compiler_pass.func if isinstance(compiler_pass, functools.partial) else compiler_pass
     return function.__name__
 
@@ -84,7 +84,7 @@ STAGES = (
 )
 
 NAMES = tuple(name_of(p) for stage in STAGES for p in stage.passes)
-"""Of all passes, in order."""
+"""The names of all passes, in order."""
 
 
 def run(

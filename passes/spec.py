@@ -19,7 +19,7 @@ from ..runtime.operators.messages import start, wait
 
 
 def functional(program: Normal) -> None:
-    """Operators return new tensors, each node carries its value, and nobody communicates."""
+    """Operators return new tensors, each node carries its value, and no operator communicates."""
     _returns_new_tensors(program)
     for node in program.graph.graph.nodes:
         assert facts(node).crosses is None, f"{node} communicates before its place is known"

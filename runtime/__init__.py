@@ -1,1 +1,4 @@
-"""The ranks of a `world` run a rewritten program here; nothing of the compiler is known but the vocabulary of `ir`."""
+"""The ranks of a `world` run a rewritten program here.
+
+Of the compiler, this folder knows only the vocabulary of `ir`.
+"""

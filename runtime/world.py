@@ -1,4 +1,4 @@
-"""Who executes: virtual ranks in this process, or one rank a process over ``torch.distributed``.
+"""The ranks that execute: virtual ranks in this process, or one rank a process over ``torch.distributed``.
 
 Both give every rank a `Communicator`; the same program runs on either and gives the same answers.
 """
@@ -31,7 +31,7 @@ class Communicator(ABC):
 
     @abstractmethod
     def all_to_all_start(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Callable[[], Tensor]:
-        """Begin an `all_to_all`; what is returned waits for the rows that come in. `rows` must not change before."""
+        """Begin an `all_to_all`; return a function that waits for the incoming rows. `rows` must not change before."""
 
     @abstractmethod
     def all_reduce(self, value: Tensor, reduction: str = "sum") -> Tensor:
@@ -59,7 +59,7 @@ class World(ABC):
 
     size: int
     virtual: bool
-    """Whether several ranks live in this process."""
+    """True if several ranks live in this process."""
 
     @abstractmethod
     def run(self, work: Callable[[Communicator], T]) -> list[T]:
@@ -192,7 +192,7 @@ class _LocalCommunicator(Communicator):
             return [torch.cat([slots[q][r] for q in range(self.size)]) for r in range(self.size)]
 
         received: Tensor = self._lockstep.meet(self.rank, "all_to_all", rows.split(list(send)), combine)
-        return lambda: received  # ranks take turns, so all is there at once
+        return lambda: received  # ranks take turns, so all rows are there at once
 
     def all_reduce(self, value: Tensor, reduction: str = "sum") -> Tensor:
         def combine(slots: list[Tensor]) -> list[Tensor]:
@@ -206,7 +206,7 @@ class _LocalCommunicator(Communicator):
 
 
 _using: dict[dist.ProcessGroup | None, threading.RLock] = {}
-"""Groups in which a thread has work going on: messages of two threads would be taken for each other."""
+"""A lock for each group: messages of two threads at once would be taken for each other."""
 
 
 class ProcessGroupWorld(World):
@@ -235,7 +235,7 @@ class ProcessGroupWorld(World):
         return self
 
     def __reduce__(self) -> tuple[Callable[[], World], tuple[()]]:
-        """In another process, the ranks that there are there."""
+        """A pickled world becomes the ranks that exist in the process which loads it."""
         return default_world, ()
 
     def run(self, work: Callable[[Communicator], T]) -> list[T]:
@@ -267,7 +267,7 @@ class _ProcessGroupCommunicator(Communicator):
         return total
 
     def all_gather_objects(self, value: Any) -> list[Any]:
-        # torch's own function would unpickle, that is run, what comes over the network.
+        # torch's own function would unpickle, and so run, the bytes that come over the network.
         device = dist.distributed_c10d._get_object_coll_device(self._group)
         text = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=device)
         lengths = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(self.size)]
@@ -284,7 +284,7 @@ def default_world() -> World:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that prints and writes: rank 0, or the only process.
+    """True if this process is the one that prints and writes: rank 0, or the only process.
 
     Every rank runs the same script, and energies and forces are whole on all of them::
 

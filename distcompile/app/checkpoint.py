@@ -24,11 +24,12 @@ FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Where a trajectory was after a step."""
+    """The state of a trajectory after a step."""
 
     step: int
     run: dict[str, Any]
-    """What a run must agree in to be the same run: calculator, ensemble, time step (fs), temperature (K), ..."""
+    """The settings that two runs must share to be the same: calculator, ensemble, time step (fs), temperature (K),
+    ..."""
     numbers: np.ndarray
     positions: np.ndarray
     """Shape: [n_atoms, 3], in A."""
@@ -36,7 +37,7 @@ class Checkpoint:
     """Shape: [n_atoms, 3], in ASE's units."""
     cell: np.ndarray
     state: dict[str, np.ndarray]
-    """Variables of the integrator: of its thermostat and barostat."""
+    """Variables of the integrator, and of its thermostat and barostat."""
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
@@ -84,7 +85,7 @@ def read(path: Path) -> Checkpoint:
 
 
 def resume(path: Path, atoms: Atoms, run: Mapping[str, Any]) -> Checkpoint:
-    """Read a checkpoint and put a structure where it was.
+    """Read a checkpoint and put a structure into its state.
 
     Args:
         path: the file.

@@ -11,7 +11,7 @@ from .files import replacing
 
 
 def write_device(path: Path, device: Device) -> None:
-    """Keep a measured device for other plans."""
+    """Keep a measured device in a file, for other plans."""
     with replacing(path) as unfinished:
         unfinished.write_text(json.dumps(dataclasses.asdict(device), indent=2) + "\n")
 

@@ -1,4 +1,4 @@
-"""``distcompile doctor``: what this machine has, and which models work on it."""
+"""``distcompile doctor``: the equipment of this machine, and the packages of models that work on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Rows = list[tuple[str, str]]
 
 
 def machine() -> Rows:
-    """Versions, threads, devices and what they talk through."""
+    """Versions, threads, devices and the backends of communication."""
     import torch
     import torch.distributed as dist
 
@@ -34,7 +34,7 @@ def machine() -> Rows:
 
 
 def models() -> Rows:
-    """Every package of models: version, and whether it can be imported."""
+    """Every package of models: its version, and if it can be imported."""
     return [(package, _works(package, module)) for package, module in PACKAGES.items()]
 
 
@@ -44,7 +44,7 @@ def _works(package: str, module: str) -> str:
         return version
     try:
         importlib.import_module(module)
-    except Exception as error:  # whatever goes wrong in somebody's package
+    except Exception as error:  # a package may raise anything
         return (
             f"{version}, cannot be imported: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         )

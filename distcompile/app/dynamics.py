@@ -23,13 +23,16 @@ from .records import frames, log_lines
 from .sanity import Guard
 
 SLOWER = "Use a shorter --timestep or a lower --temperature, or relax first."
-"""What to do where a trajectory goes wrong."""
+"""The advice for a trajectory that goes wrong."""
 GENTLER = "Start from a structure that is nearer to rest, or take another --optimizer."
-"""What to do where a relaxation goes wrong."""
+"""The advice for a relaxation that goes wrong."""
 
 
 class Ensemble(StrEnum):
-    """What is held constant: each an integrator of ASE's without random numbers, so that a run can be resumed."""
+    """The quantities that are held constant.
+
+    Each is an integrator of ASE's without random numbers, so that a run can be resumed.
+    """
 
     nve = "nve"
     nvt = "nvt"
@@ -46,7 +49,7 @@ class Optimizer(StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """Files of a simulation; none if None."""
+    """Files of a simulation; None for those that are not written."""
 
     trajectory: Path | None = None
     log: Path | None = None
@@ -56,37 +59,37 @@ class Output:
 
 @dataclasses.dataclass(frozen=True)
 class Relaxation:
-    """How to relax a structure."""
+    """The settings of a relaxation."""
 
     optimizer: Optimizer = Optimizer.fire
     fmax: float = 0.05
     """Largest force that is left, in eV/A."""
     steps: int = 500
     cell: bool = False
-    """Whether the cell relaxes too."""
+    """True if the cell relaxes too."""
     pressure: float = 0.0
-    """On the cell, in GPa."""
+    """The pressure on the cell, in GPa."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Md:
-    """How to run a trajectory."""
+    """The settings of a trajectory."""
 
     ensemble: Ensemble = Ensemble.nve
     steps: int = 1000
     timestep: float = 1.0
-    """In fs."""
+    """The time step, in fs."""
     temperature: float = 300.0
-    """In K: of the thermostat, and of the velocities where the structure has none."""
+    """The temperature of the thermostat, and of the velocities if the structure has none, in K."""
     pressure: float = 0.0
-    """Of the barostat, in GPa."""
+    """The pressure of the barostat, in GPa."""
     seed: int = 0
-    """Of the velocities."""
+    """The seed of the velocities."""
     checkpoint: Path | None = None
     checkpoint_every: int = 100
 
     def identity(self, calculator: str) -> dict[str, Any]:
-        """What a run that resumes this one must agree in."""
+        """The settings in which a run that resumes this one must agree."""
         found = {
             "calculator": calculator,
             "ensemble": self.ensemble.value,
@@ -109,7 +112,7 @@ def relax(atoms: Atoms, how: Relaxation, output: Output, on_step: Callable[[int]
         on_step: called after every step with its number.
 
     Returns:
-        Whether the forces (and the stress) came below `how.fmax`, and the steps it took.
+        True if the forces (and the stress) came below `how.fmax`, and the number of steps.
 
     Raises:
         SimulationError: energy or forces are not finite, or atoms are on top of each other.
@@ -203,8 +206,8 @@ def run_md(
 def _start(atoms: Atoms, how: Md, run: dict[str, Any], resume: bool) -> Checkpoint | None:
     """The checkpoint to go on from; without one, velocities for a structure that has none.
 
-    Files of other programs have velocities of zero where nothing moved: a thermostat, which scales velocities, could
-    never warm these. Without a thermostat, atoms at rest are a start like any other.
+    Files of other programs have velocities of zero if nothing moved. A thermostat scales velocities, and could never
+    warm these. Without a thermostat, atoms at rest are a start like any other.
     """
     if resume:
         assert how.checkpoint is not None
@@ -226,11 +229,11 @@ def _start(atoms: Atoms, how: Md, run: dict[str, Any], resume: bool) -> Checkpoi
 
 
 def _draw_velocities(atoms: Atoms, how: Md) -> None:
-    """Give atoms velocities at a temperature, and their centre of mass none; a single atom keeps its own."""
+    """Give atoms velocities at a temperature, with the centre of mass at rest. A single atom keeps its own."""
     from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 
     MaxwellBoltzmannDistribution(atoms, temperature_K=how.temperature, rng=np.random.RandomState(how.seed))
-    if len(atoms) > 1 and how.temperature > 0:  # else none are left, and no factor makes them warm again
+    if len(atoms) > 1 and how.temperature > 0:  # else no velocities are left that could be scaled
         Stationary(atoms)
 
 
@@ -265,7 +268,10 @@ def _checkpoint(atoms: Atoms, dynamics: Any, run: dict[str, Any]) -> Checkpoint:
 
 
 def _guarded(work: Callable[[], Any], step: Callable[[], int], cure: str) -> Any:
-    """Run `work`; say at which step the model refused a structure, or the calculator or a file failed."""
+    """Run `work`.
+
+    If the model refuses a structure, or the calculator or a file fails, raise an error that names the step.
+    """
     try:
         return work()
     except InputError as error:

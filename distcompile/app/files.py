@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 OTHER_NAMES = {"force", "virial", "virials", "total_energy", "potential_energy"}
-"""What files call results beside the names that ASE has for them."""
+"""The names that files have for results beside those of ASE."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name beside a file to write to: it takes the file's place when all is written, else the file is as it was.
+    """A name beside a file, to write to. It takes the file's place when all is written; else the file stays as it was.
 
     The name ends as the file's does, since writers take format and compression from there. A link stays a link.
     """
@@ -25,7 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield unfinished
-        _sync(unfinished)  # before it has its name, should the machine stop
+        _sync(unfinished)  # before it gets its name, in case the machine stops
         if path.exists():
             shutil.copymode(path, unfinished)
         os.replace(unfinished, path)
@@ -36,11 +36,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def unwritable(path: Path, replaced: bool = True) -> str:
-    """Why a file cannot be written; empty if it can, as far as can be said before it is tried.
+    """The reason that a file cannot be written; empty if it can, as far as is known before it is tried.
 
     Args:
         path: the file.
-        replaced: whether it is replaced; else lines are added, which devices take as well.
+        replaced: True if it is replaced; else lines are added, which devices take as well.
     """
     real = Path(os.path.realpath(path))
     if real.is_dir() or (replaced and real.exists() and not real.is_file()):
@@ -53,7 +53,7 @@ def unwritable(path: Path, replaced: bool = True) -> str:
 
 
 def labelled(atoms: Any, results: Mapping[str, Any]) -> Any:
-    """A copy of a structure with these results only: those of another method, which its file held, stay behind."""
+    """A copy of a structure with these results only, without those of another method that its file held."""
     from ase.calculators.calculator import all_properties
     from ase.calculators.singlepoint import SinglePointCalculator
 
@@ -77,7 +77,7 @@ def consistent(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sync(path: Path) -> None:
-    """Make what was written to a file, or renamed in a folder, last through a power failure."""
+    """Make the content of a file, or the new names in a folder, last through a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What ``distcompile plan`` does: the whole graph, its division among each number of ranks, and what a step would take.
+"""The work of ``distcompile plan``: the whole graph, its division among each number of ranks, and the predicted steps.
 
 The model is compiled on a few atoms of the structure and runs on a few more; at scale, only what its calculator does
 before it calls the model is done, and the division of the rows.
@@ -36,27 +36,27 @@ MARGIN = 3.0
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One number of ranks."""
+    """The predictions for one number of ranks."""
 
     ranks: RankCounts
     traffic: Traffic
     host: Host
     steps: tuple[Step, ...]
-    """By device."""
+    """The predicted steps, by device."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """All numbers of ranks, one rank first, on all devices."""
+    """The predictions for all numbers of ranks, one rank first, on all devices."""
 
     formula: str
     atoms: int
     graph_bytes: int
-    """Of the graph object and what was computed from its integers, whole on every rank, and of parameters."""
+    """Bytes that are whole on every rank: the graph object, the results of its integers, and the parameters."""
     devices: tuple[Device, ...]
     columns: tuple[Column, ...]
     weak: tuple[tuple[Step, ...], ...]
-    """By device: a step on each number of ranks, each with the rows it has on the most ranks."""
+    """By device: a step on each number of ranks, where each rank has the rows that it has on the most ranks."""
 
 
 def forecast(atoms: Any, calculator: str, ranks: list[int], devices: list[str], measured: Path | None) -> Forecast:
@@ -123,10 +123,10 @@ def few(atoms: Any, number: int = EXAMPLE) -> Any:
 
 @contextlib.contextmanager
 def _species_named(atoms: Any, calculator: Any) -> Iterator[None]:
-    """Where a calculator fails for a species that it does not know, say which."""
+    """If a calculator fails because it does not know a species, raise an error that names the species."""
     try:
         yield
-    except Exception as error:  # calculators raise whatever their tables raise
+    except Exception as error:  # calculators may raise anything
         probe, species = few(atoms), np.unique(atoms.numbers)
         probe.numbers[: len(species)] = species[: len(probe)]
         probe.calc = calculator
@@ -137,7 +137,7 @@ def _species_named(atoms: Any, calculator: Any) -> Iterator[None]:
 
 
 def _divided(executor: Executor, prepared: Prepared, parts: int) -> tuple[RankCounts, float]:
-    """What each rank holds, and the seconds that a rank takes to see that atoms may stay and who sends what."""
+    """The counts of each rank, and the seconds in which a rank finds that atoms may stay and plans its messages."""
     first = executor.divide(prepared, parts)
 
     def again() -> None:

@@ -1,4 +1,4 @@
-"""What ``distcompile run`` does on every rank: read, load, distribute, then evaluate, relax or run a trajectory."""
+"""The work of ``distcompile run`` on every rank: read, load, distribute, then evaluate, relax or run a trajectory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .sanity import Guard, unknown_species
 
 
 class Task(StrEnum):
-    """What is done with a structure."""
+    """The things that can be done with a structure."""
 
     energy = "energy"
     relax = "relax"
@@ -50,12 +50,12 @@ class Job:
 
 
 def problem_of(job: Job, pressed: bool, max_restarts: int) -> str:
-    """What is wrong with the options of a job, as far as can be said before it starts; empty if nothing is.
+    """The fault in the options of a job, as far as it is known before the start; empty if there is none.
 
     Args:
         job: the job.
-        pressed: whether a pressure was given.
-        max_restarts: how many times ranks are started again.
+        pressed: True if a pressure was given.
+        max_restarts: the number of times that ranks are started again.
     """
     md = job.task is Task.md
     if not_there := missing(job.structure):
@@ -78,11 +78,11 @@ def problem_of(job: Job, pressed: bool, max_restarts: int) -> str:
 
 
 def _files_problem(job: Job) -> str:
-    """Which file of a job cannot be written, or would be lost; empty if none."""
+    """The problem of a file of a job that cannot be written, or would be lost; empty if there is none."""
     checkpoint, trajectory = job.md.checkpoint, job.files.trajectory
     if job.task is Task.md and checkpoint is not None and checkpoint.exists() and not job.resume:
         return f"There is a checkpoint {checkpoint} already: go on from it with --resume, or delete it."
-    # What a rank wrote that was started again before its first checkpoint is written anew.
+    # A job that was started again before its first checkpoint writes its files anew.
     if trajectory is not None and trajectory.exists() and not job.resume and not restarts():
         return f"There is a trajectory {trajectory} already: take another name, or delete it."
     grow = [path.resolve() for path in (trajectory, job.files.log, checkpoint) if path is not None]
@@ -96,7 +96,7 @@ def _files_problem(job: Job) -> str:
 
 
 def perform(job: Job) -> None:
-    """Do a job, on every rank; ends the process with a message if it cannot be done."""
+    """Do a job, on every rank. It ends the process with a message if the job cannot be done."""
     first, problem, note = is_first(), "", ""
     calculator: Any = None
     stock: tuple[dict[str, Any], float] | None = None
@@ -148,7 +148,7 @@ def perform_plan(
     repeat: tuple[int, int, int],
     plot: Path | None,
 ) -> None:
-    """Predict steps on many ranks and print them; ends the process with a message if that cannot be done."""
+    """Predict steps on many ranks and print them. It ends the process with a message if that cannot be done."""
     from ..predict.planning import DEVICES
     from .forecast import forecast
     from .report_plan import plot_plan, report_plan
@@ -179,16 +179,16 @@ def perform_plan(
             try:
                 with replacing(plot) as unfinished:
                     plot_plan(found, unfinished)
-            except (ImportError, ValueError) as error:  # no matplotlib, or a format that it does not know
+            except (ImportError, ValueError) as error:  # matplotlib is missing, or does not know the format
                 stop(f"{plot} cannot be drawn: {error}.")
 
 
 @contextlib.contextmanager
 def _explained(checkpoint: Path | None) -> Iterator[None]:
-    """Turn an error into a message; what ends a trajectory names the last checkpoint."""
+    """Turn an error into a message. For a trajectory, it names the last checkpoint."""
     try:
         yield
-    except OutOfMemory as error:  # of one rank, which has to say it itself
+    except OutOfMemory as error:  # only this rank knows of it, and has to say it
         say(str(error), True)
         raise typer.Exit(1) from error
     except SimulationError as error:
@@ -198,13 +198,13 @@ def _explained(checkpoint: Path | None) -> Iterator[None]:
     except OSError as error:
         stop(f"A file cannot be read or written: {error}. {last(checkpoint)}".strip())
     except Exception as error:
-        if isinstance(error, typer.Exit) or is_collective(error):  # said already, or another rank's
+        if isinstance(error, typer.Exit) or is_collective(error):  # already said, or of another rank
             raise
         stop(f"{in_one_line(error)}. {last(checkpoint)}".strip())
 
 
 def _first_evaluation(atoms: Any) -> float:
-    """Compile and evaluate; the seconds it took. A species that the model does not know is named."""
+    """Compile and evaluate; return the seconds that it took. An error names a species that the model does not know."""
     start = time.perf_counter()
     try:
         _evaluate(atoms.calc, atoms)
@@ -250,7 +250,7 @@ def _evaluate(calculator: Any, atoms: Any) -> tuple[dict[str, Any], float]:
 
 
 def _write(output: Path, atoms: Any, results: dict[str, Any]) -> None:
-    """Write a structure with its results in the place of what was there."""
+    """Write a structure with its results, in place of an old file."""
     from ase.io import write
     from ase.io.formats import filetype
 
@@ -266,7 +266,7 @@ def _write(output: Path, atoms: Any, results: dict[str, Any]) -> None:
 
 
 def _format_problem(output: Path) -> str:
-    """Why ASE cannot write a file of that name; empty if it can."""
+    """The reason that ASE cannot write a file of that name; empty if it can."""
     from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
     try:

@@ -18,13 +18,13 @@ import typer
 from .checkpoint import last
 
 VOICE = "DISTCOMPILE_VOICE"
-"""Environment variable: a file that the process which speaks for all creates."""
+"""Environment variable: a file that is created by the process that speaks for all."""
 SAID = "said"
-"""What the file holds when that process has spoken; if it ended before, the launcher speaks."""
+"""The content of the file when that process has spoken. If it ended before, the launcher speaks."""
 
 
 def in_job() -> bool:
-    """Whether torchrun (or SLURM with several tasks) started this process as one of several."""
+    """True if torchrun (or SLURM with several tasks) started this process as one of several."""
     return "WORLD_SIZE" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
 
 
@@ -33,7 +33,7 @@ def launch(ranks: int, max_restarts: int, checkpoint: Path | None) -> int:
 
     Args:
         ranks: processes to start on this machine.
-        max_restarts: how many times torchrun starts all of them again after one failed.
+        max_restarts: the number of times that torchrun starts all of them again after one failed.
         checkpoint: the file that they write, to be named if they fail.
 
     Returns:
@@ -49,7 +49,7 @@ def launch(ranks: int, max_restarts: int, checkpoint: Path | None) -> int:
     from .loopback import meet_on_loopback
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of ranks: their store warns with stack traces
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # for the ranks, whose store warns with stack traces
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks have said what is wrong
     # -P: a folder called distcompile where the user stands must not hide the installed package.
     command = [sys.executable, "-P", "-m", "distcompile.app.cli", *sys.argv[1:]]
@@ -82,12 +82,9 @@ def launch(ranks: int, max_restarts: int, checkpoint: Path | None) -> int:
 
 @contextlib.contextmanager
 def joined(checkpoint: Path | None) -> Iterator[None]:
-    """This process as one rank of a job that somebody started.
+    """Make this process one rank of a job that was started from outside.
 
-    Only the first rank prints. If a rank fails, is killed or is stopped, all end, and one says why.
-
-    Args:
-        checkpoint: the file that the job writes, to be named if it fails.
+    Only the first rank prints. If a rank fails, is killed or is stopped, all ranks end, and one gives the reason.
     """
     import torch
     import torch.distributed as dist
@@ -107,7 +104,7 @@ def joined(checkpoint: Path | None) -> Iterator[None]:
     watch.start()
     try:
         with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
-            if rank > 0:  # one voice
+            if rank > 0:  # one rank speaks
                 stack.enter_context(contextlib.redirect_stdout(nowhere))
             yield
     except BaseException as error:
@@ -118,7 +115,7 @@ def joined(checkpoint: Path | None) -> Iterator[None]:
         sys.stdout.flush()
         os._exit(
             error.exit_code if isinstance(error, typer.Exit) else 1
-        )  # others may hang in a collective: no goodbyes
+        )  # without waiting for other ranks, which may hang in a collective
     watch.end()
     dist.barrier()
     watch.stop()
@@ -132,7 +129,7 @@ def stop(message: str) -> NoReturn:
 
 
 def stop_together(problem: str) -> None:
-    """End all ranks if one has a problem; the first rank that has one says which."""
+    """End all ranks if one has a problem. The first rank that has one reports it."""
     from ..runtime.world import default_world
 
     (problems,) = default_world().run(lambda comm: comm.all_gather_objects(problem))
@@ -144,18 +141,18 @@ def stop_together(problem: str) -> None:
 def say(message: str, speaks: bool | None = None) -> None:
     """Print a message to standard error, once for all ranks.
 
-    Ranks that `launch` started speak first come, first served; so do those of a job that somebody else started.
+    The first rank that speaks prints, and the others stay silent.
 
     Args:
         message: what to say.
-        speaks: whether this rank speaks, in a job that somebody else started; who asks its store first, if None.
+        speaks: True if this rank speaks, in a job that `launch` did not start. If None, the first one to ask does.
     """
 
     def speak() -> None:
         print(f"distcompile: {message}", file=sys.stderr, flush=True)
 
     if VOICE in os.environ:
-        # Where another has spoken there is a file; where torchrun has ended there is no folder.
+        # There is a file if another rank has spoken, and no folder if torchrun has ended.
         with contextlib.suppress(FileExistsError, FileNotFoundError), open(_voice(), "x") as voice:
             speak()
             voice.write(SAID)
@@ -164,7 +161,7 @@ def say(message: str, speaks: bool | None = None) -> None:
 
 
 def _asks_first() -> bool:
-    """Whether no other rank has asked this before; where nobody can tell, yes."""
+    """True if no other rank has asked this before, or if it cannot be known."""
     import torch.distributed as dist
 
     if not dist.is_initialized():
@@ -180,14 +177,14 @@ def _voice() -> Path:
 
 
 def _say_last(message: str) -> None:
-    """Say something when all ranks have ended, unless one of them has spoken to the end."""
+    """Say something when all ranks have ended, unless one of them has finished a message."""
     if _voice().exists() and _voice().read_text() != SAID:
         _voice().unlink()
     say(message)
 
 
 def restarts() -> int:
-    """How many times torchrun has started this job again."""
+    """The number of times that torchrun has started this job again."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
@@ -201,7 +198,7 @@ def _adopt_slurm() -> None:
 
 
 def is_collective(error: BaseException) -> bool:
-    """Whether an error is a collective's about a rank that is gone."""
+    """True if an error is a collective's error about a rank that is gone."""
     import torch.distributed as dist
 
     from ..errors import DistcompileError
@@ -214,7 +211,7 @@ def is_collective(error: BaseException) -> bool:
 
 
 def _unexpected(error: BaseException) -> str:
-    """An error that nobody foresaw, with where it came from; Ctrl-C is none."""
+    """An unexpected error in words, with the place that it came from; Ctrl-C is not an error."""
     if isinstance(error, KeyboardInterrupt):
         return "Interrupted."
     return "".join(traceback.format_exception(error)).rstrip()

@@ -1,7 +1,7 @@
-"""Where ranks of one machine meet: only on its loopback interface, which no other machine reaches.
+"""The meeting of ranks on one machine: only on its loopback interface, which no other machine reaches.
 
-torchrun's own stores listen on all interfaces, without a password: whoever reaches them could write where ranks connect
-to each other.
+torchrun's own stores listen on all interfaces, without a password: anyone who reaches them could change the addresses
+at which ranks connect to each other.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters, rendezvou
 from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 
 BACKEND = "loopback"
-"""What torchrun knows it by."""
+"""The name under which torchrun knows it."""
 ADDRESS = "127.0.0.1"
 TIMEOUT = 300
 """Seconds that ranks may take to join."""
 
 
 def meet_on_loopback() -> list[str]:
-    """Make ranks that this process starts talk on the loopback interface only: the options of torchrun for that."""
+    """Make ranks that this process starts talk on the loopback interface only; return torchrun's options for that."""
     rendezvous_handler_registry.register(BACKEND, _Loopback)
     for name in {name for _, name in socket.if_nameindex()} & {"lo", "lo0"}:
         os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = name
@@ -36,7 +36,7 @@ class _Loopback(StaticTCPRendezvous):
     def __init__(self, parameters: RendezvousParameters) -> None:
         store = listening_store()
         super().__init__(ADDRESS, store.port, 0, 1, parameters.run_id, TIMEOUT)
-        self._store = store  # or it makes one of its own, which listens everywhere
+        self._store = store  # else torchrun makes a store that listens everywhere
 
     def get_backend(self) -> str:
         return BACKEND

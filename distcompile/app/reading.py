@@ -1,4 +1,4 @@
-"""Read the structure that a user named, and refuse what no potential describes, with what is wrong and what to do."""
+"""Read the structure that a user named, and refuse what no potential describes, with the fault and the cure."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def read_structure(named: Path, repeat: tuple[int, int, int]) -> tuple[Any, str]
 
     Args:
         named: a file that ASE reads; ``file@0``, ``file@-1`` is one of its frames.
-        repeat: how many times along each vector of the cell.
+        repeat: the number of times along each vector of the cell.
 
     Returns:
-        The structure, and what its user should know of it: which frame was taken. Empty if there is nothing to tell.
+        The structure, and a note for its user on the frame that was taken; empty if there is nothing to note.
 
     Raises:
         StructureError: there is no such file, it cannot be read, or is of no structure that can be evaluated.
@@ -36,14 +36,14 @@ def read_structure(named: Path, repeat: tuple[int, int, int]) -> tuple[Any, str]
     try:
         form = _format(file)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of readers, about what does not matter here or is refused below
+            warnings.simplefilter("ignore")  # from readers, about things that do not matter or are refused below
             atoms = _frame(file, index, form)
             note = f"{file} holds several frames: the last is taken. Name another as {file}@0." * (
                 index is None and _several(file, form)
             )
     except StructureError:
         raise
-    except Exception as error:  # readers of ASE raise whatever their format makes them raise
+    except Exception as error:  # readers of ASE may raise anything
         said = " ".join(str(error).split()) or type(error).__name__
         raise StructureError(f"ASE cannot read {named}: {said}. Check it, or convert it to .extxyz.") from error
     for problem in _problems(atoms, file, form):
@@ -52,7 +52,7 @@ def read_structure(named: Path, repeat: tuple[int, int, int]) -> tuple[Any, str]
 
 
 def missing(named: Path) -> str:
-    """Why there is nothing to read; empty if there is."""
+    """The reason that there is nothing to read; empty if there is a file."""
     try:
         _place(named)
     except StructureError as error:
@@ -61,7 +61,7 @@ def missing(named: Path) -> str:
 
 
 def _place(named: Path) -> tuple[Path, str | None]:
-    """The file and the frame of a name; the file's own name may hold an @, too."""
+    """The file and the frame in a name. The file's own name may hold an @, too."""
     name, at, index = named.name.rpartition("@")
     file, frame = (named, None) if named.exists() or not at else (named.with_name(name), index)
     if not file.exists():
@@ -74,7 +74,7 @@ def _place(named: Path) -> tuple[Path, str | None]:
 
 
 def _format(file: Path) -> str:
-    """ASE's name of a file's format. ASE knows LAMMPS' data files by one ending that hardly anybody gives them."""
+    """ASE's name of a file's format. ASE knows LAMMPS' data files only by an ending that is hardly ever used."""
     from ase.io.formats import filetype
 
     start = _content(file, 4000)
@@ -84,7 +84,7 @@ def _format(file: Path) -> str:
 
 
 def _content(file: Path, size: int = -1) -> bytes:
-    """What is in a file, or its start."""
+    """The content of a file, or its start."""
     from ase.io.formats import open_with_compression
 
     with open_with_compression(str(file), "rb") as opened:
@@ -109,7 +109,7 @@ def _frame(file: Path, index: str | None, form: str) -> Any:
 
 
 def _several(file: Path, form: str) -> bool:
-    """Whether a file holds more than one frame."""
+    """True if a file holds more than one frame."""
     from ase.io import read
     from ase.io.formats import get_ioformat
 
@@ -117,13 +117,13 @@ def _several(file: Path, form: str) -> bool:
         return False
     try:
         read(str(file), index=1, format=form, do_not_split_by_at_sign=True)
-    except Exception:  # it could be read: what fails now is that there is no other frame
+    except Exception:  # the file was read before: the failure is the missing frame
         return False
     return True
 
 
 def _problems(atoms: Any, file: Path, form: str) -> Iterator[str]:
-    """What is wrong with a structure, the first first."""
+    """The faults of a structure, in the order in which they are told."""
     if len(atoms) == 0:
         yield "it holds no atoms."
     for atom in np.flatnonzero(atoms.numbers == 0):
@@ -145,7 +145,7 @@ def _problems(atoms: Any, file: Path, form: str) -> Iterator[str]:
 
 
 def _types(atoms: Any, file: Path, form: str) -> Iterator[str]:
-    """Types of LAMMPS, which ASE takes for atomic numbers where nothing says of what species they are."""
+    """Faults of LAMMPS types. ASE takes them for atomic numbers if the file does not say their species."""
     cure = "Write the file with {}, or convert it to .extxyz with its species."
     if form.startswith("lammps-dump"):
         text = _content(file) if form == "lammps-dump-text" else b""
@@ -168,7 +168,7 @@ def _types(atoms: Any, file: Path, form: str) -> Iterator[str]:
 
 
 def _partly_filled(atoms: Any) -> Iterator[str]:
-    """Sites that hold no atom or one of several: readers keep one species, and note the rest."""
+    """Faults of sites that hold no atom or one of several species: readers keep one species, and note the rest."""
     noted = atoms.info.get("occupancy")
     kinds = np.asarray(atoms.arrays.get("spacegroup_kinds", [])).astype(str)
     for kind, held in noted.items() if isinstance(noted, Mapping) else ():
@@ -196,7 +196,7 @@ def _disorder(site: str, held: str) -> str:
 
 
 def _share(share: Any) -> float:
-    """An occupancy; one where a file leaves it open ("?", ".")."""
+    """An occupancy; 1 if a file leaves it open ("?", ".")."""
     try:
         return float(share)
     except (TypeError, ValueError):
@@ -204,7 +204,7 @@ def _share(share: Any) -> float:
 
 
 def _repeated(atoms: Any, repeat: tuple[int, int, int]) -> Any:
-    """A structure repeated along its cell vectors; as it is, constraints and all, where that is once."""
+    """A structure repeated along its cell vectors. If it is not repeated, it keeps its constraints and all else."""
     if repeat == (1, 1, 1):
         return atoms
     option = f"--repeat {' '.join(map(str, repeat))}"

@@ -31,13 +31,13 @@ def frames(path: Path | None, atoms: Atoms, kept: int = 0) -> Callable[[], None]
 
 
 def log_lines(path: Path | None, dynamics: Any, atoms: Atoms, stress: bool, kept: int = 0) -> Callable[[], None]:
-    """A function that adds a line of ASE's log of energies and temperature; lines of other runs stay before it.
+    """A function that adds a line to ASE's log of energies and temperature. Lines of earlier runs stay before it.
 
     Args:
         path: the log; nothing is written if None.
         dynamics: the integrator.
         atoms: the structure that moves, with its calculator.
-        stress: whether to add the stress.
+        stress: True to add the stress.
         kept: lines of the last run in the file to keep, as in `frames`.
     """
     from ase.md.logger import MDLogger
@@ -55,7 +55,7 @@ def log_lines(path: Path | None, dynamics: Any, atoms: Atoms, stress: bool, kept
 
 
 def _cut(path: Path, kept: int) -> None:
-    """Keep so many frames of a trajectory."""
+    """Keep only the first frames of a trajectory."""
     with Trajectory(path) as old:
         if len(old) > kept:
             with replacing(path) as unfinished, Trajectory(unfinished, "w") as new:

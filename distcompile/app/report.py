@@ -13,7 +13,7 @@ from rich.table import Table
 def report_results(
     atoms: Any, results: dict[str, Any], rows: list[dict[str, Any]], first: float, seconds: float
 ) -> None:
-    """Energy, forces, stress and moments of a structure, and how it was divided."""
+    """Print energy, forces, stress and moments of a structure, and its division."""
     table = Table(title=f"{atoms.get_chemical_formula()}: {len(atoms)} atoms", show_header=False)
     table.add_row(
         "energy", f"{float(results['energy']):.6f} eV", f"{float(results['energy']) / len(atoms):.6f} eV/atom"
@@ -31,7 +31,7 @@ def report_results(
 
 
 def report_ranks(rows: list[dict[str, Any]]) -> None:
-    """Rows owned, halo rows and bytes of every rank."""
+    """Print rows owned, halo rows and bytes of every rank."""
     if rows:
         spaces = list(rows[0]["owned"])
         table = Table("rank", *[f"{s} owned + halo" for s in spaces], "MB exchanged", title="Ranks")
@@ -42,7 +42,7 @@ def report_ranks(rows: list[dict[str, Any]]) -> None:
 
 
 def report_check(results: dict[str, Any], stock: dict[str, Any], stock_time: float, seconds: float) -> None:
-    """How much results differ from those of the stock model."""
+    """Print the differences of results from those of the stock model."""
     table = Table("", "largest difference", "largest value", title="Against the stock model")
     for name in ("energy", "forces", "stress", "magmoms"):
         if name in results and name in stock:
@@ -53,7 +53,7 @@ def report_check(results: dict[str, Any], stock: dict[str, Any], stock_time: flo
 
 
 def report_end(atoms: Any, title: str, rows: list[dict[str, Any]]) -> None:
-    """Where a relaxation or a trajectory ended."""
+    """Print the end of a relaxation or a trajectory."""
     energy = float(atoms.get_potential_energy())
     table = Table(title=f"{atoms.get_chemical_formula()}: {title}", show_header=False)
     table.add_row("energy", f"{energy:.6f} eV", f"{energy / len(atoms):.6f} eV/atom")
@@ -68,7 +68,7 @@ def report_end(atoms: Any, title: str, rows: list[dict[str, Any]]) -> None:
 
 
 def report_doctor(machine: Sequence[tuple[str, str]], models: Sequence[tuple[str, str]]) -> None:
-    """What `distcompile.doctor` found."""
+    """Print the findings of `distcompile.doctor`."""
     for title, rows in (("This machine", machine), ("Models", models)):
         table = Table(title=title, show_header=False)
         for row in rows:

@@ -11,7 +11,7 @@ from .forecast import Forecast
 
 
 def report_plan(found: Forecast) -> None:
-    """Rows, traffic and memory of the fullest rank, steps on every device, and what was assumed."""
+    """Print rows, traffic and memory of the fullest rank, steps on every device, and the assumptions."""
     console = Console(highlight=False)
     console.print(f"{found.formula}: {found.atoms} atoms, {found.graph_bytes / 1e6:.1f} MB of graph and parameters")
     names = [name for name in found.columns[0].ranks.spaces if name not in found.columns[0].ranks.some]
@@ -41,7 +41,7 @@ def report_plan(found: Forecast) -> None:
 
 
 def _steps(found: Forecast, i: int, name: str) -> Table:
-    """Seconds of a step on one device, and how well more ranks do against one."""
+    """Seconds of a step on one device, and the efficiency of more ranks against one."""
     table = Table(
         *("ranks", "s/step", "whole graph", "operators", "halo", "sums, results", "efficiency", "without graph"),
         title=f"A step on {name}, in seconds",
@@ -56,9 +56,10 @@ def _steps(found: Forecast, i: int, name: str) -> Table:
 
 
 def plot_plan(found: Forecast, path: Path) -> None:
-    """Strong scaling (the same system on more ranks) and weak scaling (as many rows a rank).
+    """Draw strong scaling (the same system on more ranks) and weak scaling (as many rows a rank).
 
-    Whole, and without what every rank does on the whole graph; ideal is the latter on one rank, divided.
+    Each is drawn with and without the work that every rank does on the whole graph. The ideal line is the step without
+    that work on one rank, divided by the number of ranks.
     """
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Stop a simulation whose numbers no longer mean anything, and say at which step and which atom."""
+"""Stop a simulation whose numbers no longer mean anything, with the step and the atom."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ase.neighborlist import neighbor_list
 from ..errors import SimulationError
 
 CLOSEST = 0.4
-"""Atoms may come as close as this part of the sum of their covalent radii: H-H 0.25 A, O-H 0.39 A, C-C 0.61 A."""
+"""The closest distance of two atoms, as part of the sum of their covalent radii: H-H 0.25 A, O-H 0.39 A, C-C 0.61 A."""
 SAME = 0.001
-"""Atoms that are closer than this, in A, are at one place."""
+"""Atoms that are closer than this, in A, are at the same place."""
 SKIN = 1.0
-"""Pairs that are this much further apart, in A, are remembered, so that not every step must look for pairs."""
+"""Pairs are remembered up to this much further apart, in A, so that not every step must look for pairs."""
 
 COMMON = (1, 6, 8, 14, 29)
-"""Species of which most models know one: if it fails on these too, a calculator fails for another reason."""
+"""Species of which most models know one. A calculator that fails on all of these fails for another reason."""
 
 
 class Guard:
@@ -26,7 +26,7 @@ class Guard:
 
     Args:
         atoms: the structure, with its calculator.
-        cure: what to do where something is wrong with it, a sentence.
+        cure: the advice for a structure that has gone wrong, a sentence.
 
     Looking for close pairs takes time; having found how much room the closest pair has, `check` looks again only
     when the atoms and the cell have moved enough to use it up.
@@ -40,7 +40,7 @@ class Guard:
         self._scaled = np.zeros((0, 3))
         self._cell = np.eye(3)
         self.searches = 0
-        """How many times pairs were looked for."""
+        """The number of times that pairs were looked for."""
 
     def check_distances(self, step: int) -> None:
         """Raise `SimulationError` if two atoms are on top of each other."""
@@ -88,10 +88,10 @@ class Guard:
 
 
 def unknown_species(atoms: Atoms) -> str:
-    """Why a calculator that failed on a structure did so, if it is for a species: one sentence, or nothing.
+    """The reason that a calculator failed on a structure, if it is an unknown species: one sentence, or nothing.
 
-    Every species of the structure is tried on its own, in the same places: no calculator says in the same way which
-    species it knows. All ranks try the same.
+    Every species of the structure is tried on its own, in the same places, since each calculator reports the species
+    that it knows in another way. All ranks try the same.
     """
     species: list[int] = list(dict.fromkeys(atoms.numbers.tolist()))
     unknown = [number for number in species if not _evaluates(atoms, number)]
@@ -102,12 +102,12 @@ def unknown_species(atoms: Atoms) -> str:
 
 
 def _evaluates(atoms: Atoms, number: int) -> bool:
-    """Whether the calculator has an energy for a structure if all its atoms are of one species."""
+    """True if the calculator has an energy for a structure whose atoms are all of one species."""
     alone = atoms.copy()
     alone.numbers[:] = number
     try:
         alone.calc = atoms.calc
         alone.get_potential_energy()
-    except Exception:  # calculators raise whatever their tables raise
+    except Exception:  # calculators may raise anything
         return False
     return True

@@ -1,7 +1,7 @@
-"""Notice a rank that is gone or stopped: every rank has a heartbeat in the job's store and watches the others'.
+"""Notice a rank that is gone or stopped: every rank has a heartbeat in the job's store and watches the others' beats.
 
-A collective with a rank that was killed fails at once, but names nobody; one with a rank that was stopped waits. Beats
-come from a thread, so long work between two collectives (the first compilation) loses nobody.
+A collective with a rank that was killed fails at once, but names no rank; one with a rank that was stopped waits. Beats
+come from a thread, so no rank is lost in long work between two collectives (the first compilation).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 BEAT = 1.0
 """Seconds between two beats."""
 STOPPED = 12
-"""Beats of one's own after which a rank of this machine, whose process is stopped, is lost."""
+"""A rank of this machine whose process is stopped is lost after so many beats of the watching rank."""
 SILENT = 22
-"""Beats of one's own after which a rank of another machine that has not beaten is lost."""
+"""A rank of another machine that has not beaten is lost after so many beats of the watching rank."""
 ANSWER = 10.0
 """Seconds that the store may take to answer."""
 ENDED = "ended"
 
 
 class Watch:
-    """The heartbeat of this rank, and an eye on all others.
+    """The heartbeat of this rank, and the watch over all others.
 
     Args:
         store: of the job, reachable by every rank; an own connection to it is made.
@@ -55,7 +55,7 @@ class Watch:
         self._heard: dict[int, str] = {}
         self._store.set(f"beat {rank}", "0")
         self._store.set(f"place {rank}", f"{socket.gethostname()} {os.getpid()}")
-        # Where the store's process is stopped, a question to it never returns: who asks cannot be who watches.
+        # A question to a store whose process is stopped never returns, so the thread that asks cannot watch.
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._talk, self._watch)]
 
     def start(self) -> None:
@@ -64,27 +64,27 @@ class Watch:
             thread.start()
 
     def end(self) -> None:
-        """This rank has nothing more to do, or has said itself why it ends: nobody misses it from now on."""
+        """Tell the others that this rank ends, or has given the reason for its end: it is not missed from now on."""
         self._ended.set()
         with contextlib.suppress(RuntimeError):
             self._store.set(f"beat {self._rank}", ENDED)
 
     def stop(self) -> None:
-        """Watch no more: all ranks have ended."""
+        """End the watch: all ranks have ended."""
         self._over.set()
         for thread in self._threads:
             thread.join(ANSWER)
 
     def wait(self) -> bool:
-        """A collective failed: give the watch time to find out who is gone, which ends this process.
+        """A collective failed: give the watch time to find the rank that is gone, which ends this process.
 
         Returns:
-            Whether another rank has ended by itself, and said why.
+            True if another rank has ended by itself, and given the reason.
         """
         return self._others_ended.wait((SILENT + 3) * BEAT)
 
     def _talk(self) -> None:
-        """Beat, and hear the others' beats."""
+        """Beat, and read the others' beats."""
         names = [f"beat {q}" for q in self._others]
         try:
             places = self._store.multi_get([f"place {q}" for q in self._others])
@@ -99,11 +99,11 @@ class Watch:
                 beats = self._store.multi_get(names)
                 self._heard = {q: beat.decode() for q, beat in zip(self._others, beats, strict=True)}
                 self._answered = self._beats
-        except RuntimeError as error:  # whoever holds the store is gone
+        except RuntimeError as error:  # the process that holds the store is gone
             self._lose_store(f"was lost ({str(error).splitlines()[0][:80]})")
 
     def _watch(self) -> None:
-        """Count beats of one's own, and see whose have stopped."""
+        """Count the own beats, and find ranks whose beats have stopped."""
         missed = dict.fromkeys(self._others, 0)
         seen = dict(self._heard)
         while not self._over.wait(BEAT):
@@ -122,12 +122,12 @@ class Watch:
                 self._lose(lost)
 
     def _lose(self, lost: dict[int, str]) -> None:
-        """Say who is lost, leave nothing of them on this machine, and end this rank."""
+        """Report the lost ranks, end their processes on this machine, and end this rank."""
         first = min(set(range(self._size)) - lost.keys())
         self._speak(" ".join(f"Rank {q} was lost: it {how}." for q, how in lost.items()), self._rank == first)
         for q in lost.keys() & self._local.keys():  # not before: torchrun ends all ranks when one is killed
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._local[q], signal.SIGKILL)  # what is stopped hears nothing else
+                os.kill(self._local[q], signal.SIGKILL)  # a stopped process reacts to nothing else
         os._exit(1)
 
     def _lose_store(self, how: str) -> None:
@@ -141,7 +141,7 @@ class Watch:
 
 
 def _fate(missed: int, process: int | None) -> str:
-    """What became of a rank; empty if it lives.
+    """The fate of a rank; empty if it lives.
 
     A rank of this machine is known by its process: one that is busy in a long call beats late and is not lost.
     """
@@ -154,7 +154,7 @@ def _fate(missed: int, process: int | None) -> str:
 
 
 def _state(process: int) -> str:
-    """The state of a process as Linux names it; "gone" if there is no such process; empty where nobody can tell."""
+    """The state of a process as Linux names it; "gone" if there is no such process; empty if it cannot be known."""
     if not Path("/proc/self/stat").exists():
         return ""
     try:

@@ -1,1 +1,1 @@
-"""ASE calculators that hold models: where they enter them, and how they are switched to compiled ones."""
+"""ASE calculators that hold models: the methods through which they call them, and the switch to compiled ones."""

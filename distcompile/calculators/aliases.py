@@ -16,4 +16,4 @@ PACKAGES = {
     "nequip-allegro": "allegro.model",
     "fairchem-core": "fairchem.core",
 }
-"""Packages of models, and what is imported from each to see whether it works. Nothing else depends on them."""
+"""Packages of models, and the module that is imported from each to see if it works. Nothing else depends on them."""

@@ -33,7 +33,7 @@ def load_calculator(name: str) -> Any:
     factory = load(path)
     try:
         return factory()
-    except Exception as error:  # whatever goes wrong in somebody's package
+    except Exception as error:  # a package may raise anything
         raise ValueError(f"{path} makes no calculator: {in_one_line(error)}.") from error
 
 
@@ -48,7 +48,7 @@ def distribute(
 
     Args:
         calculator: any ASE calculator that holds an ``nn.Module``, or other calculators that do; changed in place.
-        world: who executes; the default process group if there is one, else one rank.
+        world: the ranks that execute; the default process group if there is one, else one rank.
         memory: bytes that a rank may use for one evaluation.
         lowering: as for `distcompile.compile`.
 
@@ -72,7 +72,7 @@ def distribute(
 
 
 def forget(calculator: Any) -> None:
-    """Drop the results that calculators keep, each its own."""
+    """Drop the results that the calculator, and each calculator within it, keeps."""
     for one in calculators_in(calculator):
         if callable(getattr(one, "reset", None)):
             one.reset()
@@ -81,7 +81,7 @@ def forget(calculator: Any) -> None:
 
 
 def _switch(calculator: Any, options: Options) -> list[nn.Module]:
-    """Put entries into all models of a calculator; returns the models."""
+    """Put entries into all models of a calculator; return the models."""
     modules = models_in(calculator)
     for module in modules:
         enter(module, options)
@@ -89,7 +89,10 @@ def _switch(calculator: Any, options: Options) -> list[nn.Module]:
 
 
 class _Calculate:
-    """Takes the place of a calculator's ``calculate``: switches models that are new, says what was not distributed."""
+    """Takes the place of a calculator's ``calculate``.
+
+    It switches new models, and warns of what was not distributed.
+    """
 
     def __init__(self, calculator: Any, options: Options) -> None:
         self.__setstate__((calculator, options, vars(calculator).get("calculate")))
@@ -100,7 +103,7 @@ class _Calculate:
     def __setstate__(self, state: Any) -> None:
         self._calculator, self._options, self._own = state
         self._known: list[nn.Module] = []
-        """Models that were seen to compute nothing elsewhere."""
+        """Models that were seen to compute nothing outside of their entries."""
 
     @property
     def __wrapped__(self) -> Callable[..., Any]:
@@ -151,7 +154,7 @@ def statistics(calculator: Any) -> list[dict[str, Any]]:
 
 
 def received(calculator: Any, atoms: Any) -> tuple[DistributedModel, tuple[Any, ...]]:
-    """The compiled model that a distributed calculator calls for a structure, and what it calls it with.
+    """The compiled model that a distributed calculator calls for a structure, and the arguments of that call.
 
     The model is not called: this takes what the calculator itself does, its neighbour list and its graph object. Of
     several models, it is the first that is called.

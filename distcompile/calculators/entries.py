@@ -1,4 +1,4 @@
-"""Where a calculator enters its model: methods of a module that run as compiled programs.
+"""The methods of a module through which a calculator enters its model: they run as compiled programs.
 
     module(graph), module.forward(graph)      compiled at the first call
     module.energy(graph)                      compiled if it computes with the module's weights
@@ -33,21 +33,21 @@ from ..runtime.world import World, default_world
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How models are compiled."""
+    """The options by which models are compiled."""
 
     world: World | None
-    """None for the one that there is where it is called, perhaps in another process."""
+    """None for the world that exists when the method is called, perhaps in another process."""
     memory: int | None
     lowering: Lowering
 
 
 class _State(threading.local):
-    """What a thread is about."""
+    """The state of one thread."""
 
     stock = 0
-    """How many stock methods run on purpose: whatever they call is stock."""
+    """The number of stock methods that run on purpose; all that they call is stock."""
     looking: bool = False
-    """Whether a method is watched to find out if it computes."""
+    """True while a method is watched to find out if it computes."""
     only_receives = False
 
 
@@ -72,13 +72,13 @@ class Entry:
         self._models: dict[str, DistributedModel] = {}
         self._lock = threading.RLock()
         self._computes: bool | None = None
-        """Whether the method is compiled; None if nobody knows yet."""
+        """True if the method is compiled; None if that is not known yet."""
         self._refused = ""
-        """Why it cannot be, though it computes."""
+        """The reason that it cannot be compiled though it computes."""
         self._too_small = 0
-        """Elements of the largest tensor with which nothing was found that could be divided."""
+        """Elements of the largest tensor in calls in which nothing could be divided."""
         self.last: tuple[int, DistributedModel, tuple[Any, ...]] | None = None
-        """When it was called last, in the order of all calls, and what then ran."""
+        """The number of its last call in the order of all calls, with the model and the arguments of what ran."""
 
     @property
     def __wrapped__(self) -> Callable[..., Any]:
@@ -97,7 +97,10 @@ class Entry:
         return self._watched(args, kwargs)
 
     def _watched(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run the stock method, up to where it computes."""
+        """Run the stock method until it is seen to compute, then a compiled one instead.
+
+        If it cannot be compiled, the stock method runs, with a warning of what computes.
+        """
         largest = max((leaf.tensor.numel() for leaf in flatten((args, kwargs))[0]), default=0)
         if self._computes is None and largest > self._too_small:
             try:
@@ -172,7 +175,7 @@ def as_stock() -> Iterator[None]:
 
 
 class Received(BaseException):
-    """Takes what a calculator calls its model with past whatever the calculator does with exceptions."""
+    """Carries the arguments of a calculator's call of its model past the calculator's own handling of exceptions."""
 
     def __init__(self, model: DistributedModel, graph: tuple[Any, ...]) -> None:
         super().__init__()
@@ -190,12 +193,12 @@ def only_receiving() -> Iterator[None]:
 
 
 def now() -> int:
-    """A number that is less than that of every later call of an entry."""
+    """A number below that of every later call of an entry."""
     return next(_order)
 
 
 def enter(module: nn.Module, options: Options) -> list[Entry]:
-    """Put entries in place of a module's methods; those that are there already stay."""
+    """Put entries in place of a module's methods; entries that are there already stay."""
     for name in ("forward", *_methods(module)):
         if not isinstance(getattr(module, name), Entry):
             setattr(module, name, Entry(module, name, options))
@@ -219,7 +222,7 @@ def _methods(module: nn.Module) -> list[str]:
 
 
 class _Computes(BaseException):
-    """Ends a stock method that computes, past whatever it does with exceptions."""
+    """Ends a stock method that computes, past the method's own handling of exceptions."""
 
 
 def _interrupt(_: set[str]) -> None:
@@ -236,7 +239,7 @@ def _looking() -> Iterator[None]:
 
 
 class Watch(TorchFunctionMode):
-    """Looks at every call of torch in a thread for weights that meet other tensors."""
+    """Looks in each call of torch, in one thread, for weights that meet other tensors."""
 
     def __init__(self, modules: list[nn.Module], found: Callable[[set[str]], None]) -> None:
         """`found` is called with the names of the weights."""
@@ -263,14 +266,14 @@ class Watch(TorchFunctionMode):
 
 @contextmanager
 def watching(watch: Watch) -> Iterator[None]:
-    """Watch what runs inside, and let no other watch look."""
+    """Watch the calls of torch inside, and let no other watch look at them."""
     with unwatched(), watch:
         yield
 
 
 @contextmanager
 def unwatched() -> Iterator[None]:
-    """Take watches off what runs inside."""
+    """Hide the calls of torch inside from all watches."""
     modes = _get_current_function_mode_stack()
     others = [mode for mode in modes if not isinstance(mode, Watch)]
     if len(others) == len(modes):

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 
 _DEPTH = 3
-"""How many objects deep a model lies in a calculator: within a predictor, within an engine. Containers do not count."""
+"""The number of objects around a model within a calculator: a predictor, an engine. Containers do not count."""
 _OPAQUE = (str, bytes, int, float, complex, type, np.ndarray, Tensor, types.ModuleType, types.FunctionType)
 
 
@@ -25,7 +25,7 @@ def calculators_in(holder: Any) -> list[Any]:
 
 
 def models_in(holder: Any) -> list[nn.Module]:
-    """The models of all calculators: modules with weights where one has any, not what prepares their graphs."""
+    """The models of all calculators: of each, its modules with weights, or all its modules if none has any."""
     by_calculator: dict[int, list[nn.Module]] = {}
     for of, value in _held(holder):
         if isinstance(value, nn.Module):
@@ -39,7 +39,10 @@ def models_in(holder: Any) -> list[nn.Module]:
 
 
 def _held(holder: Any) -> Iterator[tuple[Any, Any]]:
-    """Every object within a holder, beside the innermost calculator that holds it; modules are not looked into."""
+    """Every object within a holder, with the innermost calculator that holds it.
+
+    The search does not go into modules.
+    """
     seen: set[int] = set()
     pending = deque([(holder, holder, _DEPTH)])
     while pending:

@@ -25,7 +25,7 @@ def load(path: str) -> Callable[..., Any]:
         found: Callable[..., Any] = getattr(_module(place), name)
     except (ImportError, AttributeError, SyntaxError) as error:
         raise ValueError(f"Cannot load {name!r} from {place!r}: {error}.") from error
-    except Exception as error:  # whatever goes wrong in somebody's module
+    except Exception as error:  # a user's module may raise anything
         raise ValueError(f"Cannot load {name!r} from {place!r}: {in_one_line(error)}.") from error
     return found
 

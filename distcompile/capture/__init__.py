@@ -1,1 +1,1 @@
-"""A model's call becomes one graph of ATen operators: `trace` follows it, the rest sees to what tracing misses."""
+"""A model's call becomes one graph of ATen operators: `trace` follows it, the other files mend what tracing misses."""

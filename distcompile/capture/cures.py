@@ -8,7 +8,7 @@
 - ``einsum`` of three operands and more chooses the order of its products by their sizes; it takes them in turn.
 - Transformed functions of fixed batches (``jacrev`` of an energy) are written out: `transforms.py`.
 - Tensors that the model keeps in its attributes are taken out again: `kept.py`.
-- A function that asks tensors for NumPy arrays or lists is captured as one step: `host.py`. So is one that builds
+- A function that asks tensors for NumPy arrays or lists is one step: `leaving_torch.py`. So is a function that builds
   indices by a loop over rows: `loops.py`.
 - ``torch.bincount(pointer)`` has a data-dependent length. Where the model compares that length with the size of
   an index space, the length *is* that size: the counts of its last, unreferenced rows are zero.
@@ -40,27 +40,30 @@ from .torchscript import scripts_as_python
 from .transforms import Written
 
 TRIED = 8
-"""How many functions around a failure are tried as single steps: each takes a capture up to there."""
+"""The number of functions around a failure that are tried as single steps. Each try takes a capture up to there."""
 
 
 class Cures:
-    """What one capture learns about the model for the next: captures are repeated until nothing new is learnt."""
+    """The facts that one capture learns about the model for the next.
+
+    Captures are repeated until nothing new is learnt.
+    """
 
     def __init__(self) -> None:
         self.bincounts = Bincounts()
         self.conversions = Conversions()
         self.differentiates = False
         self.keeps_all_values = False
-        """Whether wide values of the example are kept too, because a branch hangs on them."""
+        """True if wide values of the example are kept too, because a branch depends on them."""
         self.comparisons: list[Comparison] = []
-        """Of sizes with 0 and 1, in the last capture."""
+        """The comparisons of sizes with 0 and 1 in the last capture."""
         self._written = Written()
         self._host: list[Place] = []
         self._failure: Exception | None = None
         self._failing: Place | None = None
         """A function that tracing fails in, or that loops over rows, tried as a single step."""
         self._around: Iterator[Place] = iter(())
-        """Those around it, to be tried after it."""
+        """The functions around it, to be tried after it."""
 
     @contextmanager
     def applied(self, model: nn.Module | None, leaves: Sequence[Tensor]) -> Iterator[None]:
@@ -115,17 +118,17 @@ class Cures:
         return True
 
     def search_around(self, failure: Exception) -> None:
-        """Where tracing fails, try the innermost function around it as a single step; if there is none, it fails."""
+        """Try the innermost function around a failure of tracing as a single step; without one, raise the failure."""
         self._search(places_of(failure), failure)
 
     def _search(self, places: Iterable[Place], failure: Exception | None) -> None:
         known = [name for _, name in self._host]
         self._around = itertools.islice((place for place in places if place[1] not in known), TRIED)
-        self._failure, self._failing = failure, None  # what was tried before helped, and stays
+        self._failure, self._failing = failure, None  # the step that was tried before helped, and stays
         self.search_on()
 
     def search_on(self) -> None:
-        """Try the next function around the failure, or loop, instead; after the last one, a loop stays as it is."""
+        """Try the next function around the failure, or around a loop. After the last one, a loop stays as it is."""
         if self._failing is not None:
             self._host.remove(self._failing)
         self._failing = next(self._around, None)
@@ -135,12 +138,12 @@ class Cures:
             raise self._failure from None
 
     def learn(self, shape_env: ShapeEnv, sizes: Sequence[Sequence[sympy.Expr]], rows: Set[sympy.Symbol]) -> bool:
-        """Look back on a capture; True if another one would profit.
+        """Look back on a capture. True if another one would gain from what was learnt.
 
         Args:
-            shape_env: of the capture.
-            sizes: of its inputs.
-            rows: those that may be numbers of rows, before the example fixed any.
+            shape_env: the shapes of the capture.
+            sizes: the sizes of its inputs.
+            rows: the sizes that may be numbers of rows, before the example fixed any.
         """
         learnt = [self.bincounts.learn(shape_env, sizes), self.conversions.learn()]
         if not any(learnt) and (places := self.conversions.loops.learn(rows)):
@@ -150,7 +153,7 @@ class Cures:
 
 
 class Bincounts:
-    """Which input size each ``torch.bincount`` of the call has, learnt from a first capture."""
+    """The input size that each ``torch.bincount`` of the call has, learnt from a first capture."""
 
     def __init__(self) -> None:
         self._lengths: list[torch.SymInt | int] = []
@@ -175,7 +178,7 @@ class Bincounts:
         return ones.new_zeros(leaves[leaf].shape[dim]).index_add_(0, x, ones)
 
     def learn(self, shape_env: ShapeEnv, sizes: Sequence[Sequence[sympy.Expr]]) -> bool:
-        """Read off the comparisons of a finished capture; True if another capture would profit."""
+        """Read off the comparisons of a finished capture. True if another capture would gain from them."""
         places = {size: (i, d) for i, shape in enumerate(sizes) for d, size in enumerate(shape) if size.is_Symbol}
         new = False
         for nth, length in enumerate(self._lengths):
@@ -201,7 +204,7 @@ class _Constructors(TorchFunctionMode):
 
     @contextmanager
     def in_function(self) -> Iterator[None]:
-        """Within a function of the model that has a gradient of its own."""
+        """Run the inside of a model's function that has a gradient of its own."""
         before, self._in_function = self._in_function, True
         try:
             yield
@@ -210,7 +213,7 @@ class _Constructors(TorchFunctionMode):
 
     @contextmanager
     def in_backward(self) -> Iterator[None]:
-        """Also for what a model's own functions do in their backward: a mode is off while it handles autograd.grad."""
+        """Follow the backward of a model's own functions, too: a mode is off while it handles autograd.grad."""
         before, self._in_backward = self._in_backward, True
         try:
             with self:
@@ -245,7 +248,7 @@ class _Constructors(TorchFunctionMode):
 
 @contextmanager
 def _functions_followed(constructors: _Constructors) -> Iterator[None]:
-    """What a model's own function computes carries gradients, although torch switches them off while it computes.
+    """Let results of a model's own function carry gradients, although torch switches gradients off while it computes.
 
     It is replaced in the base class, since models keep ``apply = Function.apply``.
     """
@@ -260,7 +263,7 @@ def _functions_followed(constructors: _Constructors) -> Iterator[None]:
 
 
 def _is_outside_of_gradients(func: Any, args: tuple[Any, ...], result: Tensor) -> bool:
-    """Whether a value was made under ``torch.no_grad()`` of one that carries gradients."""
+    """True if a value was made under ``torch.no_grad()`` from one that carries gradients."""
     if torch.is_grad_enabled() or not result.is_floating_point() or getattr(func, "__name__", "_").endswith("_"):
         return False
     return any(isinstance(a, Tensor) and a.requires_grad for a in args)

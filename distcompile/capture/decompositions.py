@@ -41,4 +41,4 @@ _LOSSES: list[Any] = [
 _OTHERS: list[Any] = [aten._safe_softmax, aten.addr, aten.index_copy, aten.index_fill, aten.trace]
 
 TABLE: dict[Any, Any] = get_decompositions([*_ACTIVATIONS, *_NORMS, *_LOSSES, *_OTHERS])
-"""What each of them becomes."""
+"""The decomposition of each of them."""

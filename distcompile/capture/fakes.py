@@ -18,26 +18,26 @@ from ..ir.sizes import SMALLEST_SPACE
 
 
 class Fakes(FakeTensorMode):
-    """Gives the example's values as answers to data-dependent questions, and only there.
+    """Answers data-dependent questions with the example's values, and uses them for nothing else.
 
-    At first only integers and narrow values (positions, distances) keep real values: most data-dependent questions are
-    asked of these, and features of a large example would fill the memory. A call that asks features is traced again
-    with all values.
+    At first only integers and narrow values (positions, distances) keep real values. Most data-dependent questions are
+    about these, and the features of a large example would fill the memory. A call that asks for values of features is
+    traced again with all values.
     """
 
     widest = sys.maxsize
     """Real values of more elements than this are dropped, unless they are integers."""
 
     _changing = False
-    """Within an operator that changes an operand: what it is made of must not change the real value once more."""
+    """True within an operator that changes an operand: its inner steps must not change the real value again."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._parameters: dict[nn.Parameter, Tensor] = {}
 
     def _with_values(self, parameter: nn.Parameter) -> Tensor:
-        """A parameter with its values, which torch drops (and makes results up from memory that it never wrote)."""
-        if isinstance(parameter, FakeTensor):  # of a module that is built within the call
+        """A parameter with its values. Torch drops them, and makes results up from memory that it never wrote."""
+        if isinstance(parameter, FakeTensor):  # it belongs to a module that is built within the call
             return parameter
         if parameter not in self._parameters:
             self._parameters[parameter] = self.from_tensor(parameter.detach(), static_shapes=True)
@@ -58,7 +58,7 @@ class Fakes(FakeTensorMode):
         finally:
             self._changing = False
         if self.propagate_real_tensors:
-            # What is computed from a dropped value has none either; torch would make one up from empty tensors.
+            # A result of a dropped value has no real value either; torch would make one up from empty tensors.
             lost = any(_is_lost(a) for arg in args for a in (arg if isinstance(arg, list | tuple) else [arg]))
             for value in result if isinstance(result, list | tuple) else (result,):
                 real = getattr(value, "real_tensor", None)
@@ -67,7 +67,7 @@ class Fakes(FakeTensorMode):
         return result
 
     def forget(self, graph: fx.Graph) -> None:
-        """Follow shapes only from now on, and free the example's values."""
+        """Follow only shapes from now on, and free the example's values."""
         self.propagate_real_tensors = False
         for node in graph.nodes:
             values = node.meta.get("val")
@@ -90,12 +90,12 @@ def fake(mode: FakeTensorMode, tensor: Tensor, index: int) -> Tensor:
     # Contiguous and alone in its storage, so that strides and offsets bring no symbols of their own.
     plain = tensor.detach().clone(memory_format=torch.contiguous_format).requires_grad_(tensor.requires_grad)
     fake = mode.from_tensor(plain, symbolic_context=context, source=ConstantSource(f"leaf{index}"))
-    fake.item_memo = None  # a symbol for what a scalar holds, of which no operator of the graph would tell
+    fake.item_memo = None  # a symbol for a scalar's value would not come from an operator of the graph
     return fake
 
 
 def _has_parameter(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether an operator is given a parameter: most are not, and taking arguments apart costs a tenth of a capture."""
+    """True if an operator is given a parameter. Most are not, and taking arguments apart costs a tenth of a capture."""
     given = (one for a in (*args, *kwargs.values()) for one in (a if isinstance(a, list | tuple) else (a,)))
     return any(isinstance(one, nn.Parameter) for one in given if isinstance(one, Tensor))
 

@@ -42,7 +42,7 @@ _ATTENTIONS = (nn.functional.scaled_dot_product_attention, torch.ops.aten.scaled
 
 
 def substitute(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
-    """What computes the same as a call of `function`, with the gradients; None if the call may stay as it is."""
+    """A replacement of a call of `function`, with the same result and gradients; None if the call may stay as it is."""
     if function in _TENSORS and args and _holds_symbols(args[0]):
         return lambda: _tensor(args[0], **kwargs)
     if function is Tensor.new_tensor and _holds_symbols(args[1]):
@@ -86,9 +86,9 @@ def substitute(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 @dataclasses.dataclass(frozen=True)
 class _Address:
-    """Stands in for an address, which a traced tensor has not: models ask whether two tensors are one.
+    """Stands in for an address, which a traced tensor does not have: models ask if two tensors are one.
 
-    It is no number, so that nobody reads from it.
+    It is not a number, so that no code can read from it.
     """
 
     storage: int
@@ -100,7 +100,7 @@ def _address(x: Tensor) -> Any:
 
 
 def _holds_symbols(value: Any) -> bool:
-    """Whether values are symbolic numbers or hold them, or are lists of tensors."""
+    """True if values are symbolic numbers, or lists that hold symbolic numbers or tensors."""
     if isinstance(value, list | tuple):
         return any(isinstance(v, Tensor) or _holds_symbols(v) for v in value)
     return isinstance(value, torch.SymInt | torch.SymFloat)
@@ -146,12 +146,15 @@ def _selected(input: Tensor, mask: Tensor) -> Tensor:
 
 
 def _is_mask(index: Any) -> bool:
-    """Whether an index chooses single elements, or rows of a part of them."""
+    """True if an index chooses single elements, or rows of a part of them."""
     return isinstance(index, Tensor) and index.dtype == torch.bool and index.dim() > 1
 
 
 def _determinant(matrix: Tensor) -> Tensor:
-    """By cofactors: torch follows the gradient by singular values, which has none itself where two are the same."""
+    """The determinant by cofactors.
+
+    Torch's gradient uses singular values, and has no gradient itself if two of them are equal.
+    """
     one, two, three = matrix.unbind(-2)
     return (one * torch.linalg.cross(two, three)).sum(-1)
 
@@ -176,7 +179,10 @@ def _taken(input: Tensor, indices: Tensor, dim: int) -> Tensor:
 
 
 def _in_step(function: Any, input: Tensor, dim: int, index: Tensor, src: Any, *args: Any, **kwargs: Any) -> Any:
-    """An index that is as long as what is scattered in the example is so always: torch allows it to be shorter."""
+    """Scatter with an index that is as long as the scattered values in every graph, if it is in the example.
+
+    Torch allows a shorter one.
+    """
     for length, others in zip(index.shape, getattr(src, "shape", ()), strict=False):
         bool(length == others)
     return function(input, dim, index, src, *args, **kwargs)
@@ -191,7 +197,7 @@ def attention(
     is_causal: bool = False,
     **options: Any,
 ) -> Tensor:
-    """Fused attention by products and a softmax: fused operators choose among themselves by sizes."""
+    """Fused attention written as products and a softmax: fused operators choose among themselves by sizes."""
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         nothing = torch.zeros_like(attn_mask, dtype=query.dtype)
         attn_mask = nothing.masked_fill(~attn_mask, -math.inf)
@@ -327,7 +333,7 @@ def _std_mean(input: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]
 
 
 def _mean_beside(input: Tensor, dim: Any = None, unbiased: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
-    every = dim is None or isinstance(dim, bool)  # a boolean in the first place is `unbiased`
+    every = dim is None or isinstance(dim, bool)  # a boolean as the first argument is `unbiased`
     return input.mean() if every else input.mean(dim, keepdim=keepdim)
 
 

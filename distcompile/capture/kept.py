@@ -20,13 +20,13 @@ from torch import nn
 from torch._subclasses import FakeTensor
 
 _DEPTH = 4
-"""How deep containers within containers are looked through."""
+"""The depth to which containers within containers are searched."""
 _MISSING = object()
 
 
 @contextmanager
 def nothing_kept(model: nn.Module | None) -> Iterator[None]:
-    """Restore, in the end, every attribute of `model` and its modules that came to hold a traced value."""
+    """Restore, in the end, every attribute of `model` and its modules that holds a traced value by then."""
     before = [(module, dict(vars(module))) for module in (model.modules() if model is not None else ())]
     containers = [pair for _, attributes in before for pair in _copies(list(attributes.values()), _DEPTH)]
     try:
@@ -57,7 +57,7 @@ def _copies(values: Any, depth: int) -> Iterator[tuple[Any, Any]]:
 
 
 def _is_traced(value: Any, depth: int) -> bool:
-    """Whether a value is part of a capture, or holds such."""
+    """True if a value is part of a capture, or holds one that is."""
     if isinstance(value, FakeTensor | torch.SymInt | torch.SymFloat):
         return True
     if isinstance(value, dict):

@@ -40,7 +40,7 @@ Place = tuple[Any, str]
 
 
 def places_of(error: Exception) -> Iterator[Place]:
-    """The functions around a failure that can be replaced, from within: of modules, or methods other than forward."""
+    """The functions around a failure that can be replaced, innermost first: of modules, or methods except forward."""
     frames: list[types.FrameType] = []
     step = error.__traceback__
     while step is not None:
@@ -50,7 +50,7 @@ def places_of(error: Exception) -> Iterator[Place]:
 
 
 def places_in(frames: Sequence[types.FrameType]) -> Iterator[Place]:
-    """Those of frames that run one in the other."""
+    """The functions of nested frames that can be replaced."""
     for frame in reversed(frames):
         module = frame.f_globals.get("__name__", "")
         if module.partition(".")[0] in ("torch", "numpy", "distcompile"):
@@ -65,12 +65,12 @@ def places_in(frames: Sequence[types.FrameType]) -> Iterator[Place]:
 
 
 def _code_of(function: Any) -> types.CodeType | None:
-    """The code of a function, also within decorators."""
+    """The code of a function, which may be inside decorators."""
     return getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
 
 
 class _Globals:
-    """Attribute access to a module's globals; what is set is set in every module that imported what was there."""
+    """Attribute access to a module's globals. A name is set in every module that imported the old value."""
 
     def __init__(self, space: dict[str, Any]) -> None:
         object.__setattr__(self, "_space", space)
@@ -87,7 +87,7 @@ class _Globals:
 
 @contextmanager
 def as_host_function(place: Place, only_indices: bool) -> Iterator[None]:
-    """Replace a function by one that is captured as a single step, if wanted only if it builds indices."""
+    """Replace a function by one that is captured as a single step; with `only_indices`, only if it builds indices."""
     owner, name = place
     original = getattr(owner, name)
     setattr(owner, name, for_this_thread(_captured(original, only_indices), original))
@@ -130,5 +130,5 @@ ASKS_FOR_VALUES = (Tensor.numpy, Tensor.__array__, Tensor.tolist)
 
 
 def leaves_torch(function: Any, args: tuple[Any, ...]) -> bool:
-    """Whether a call asks a traced tensor for its values."""
+    """True if a call asks a traced tensor for its values."""
     return function in ASKS_FOR_VALUES and isinstance(args[0], torch._subclasses.FakeTensor)

@@ -1,6 +1,6 @@
 """Loops over rows in Python, which would be unrolled for the example's rows.
 
-    for i in range(n_atoms): triples.append(...)    =>    the function around it is captured as one step: `host.py`
+    for i in range(n_atoms): triples.append(...)    =>    the function around it is captured as one step
 
 A loop asks a size for a plain number. So do ``[0] * n`` and ``items[n]``, which make the example's rows the graph's in
 the same way.
@@ -19,7 +19,7 @@ from .leaving_torch import Place, places_in
 
 
 class Loops:
-    """Where sizes became plain numbers in the last capture, and which of these were looked into."""
+    """The places where sizes became plain numbers in the last capture, and those that were looked into."""
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[sympy.Expr, list[Place]]] = {}
@@ -36,11 +36,11 @@ class Loops:
             self._seen[where] = (size.node._expr, list(places_in(_within_capture(frame))))
 
     def of(self, rows: Set[sympy.Symbol]) -> list[str]:
-        """Where numbers of rows became plain."""
+        """The places where numbers of rows became plain numbers."""
         return [where for where, (size, _) in self._seen.items() if size.free_symbols & rows]
 
     def learn(self, rows: Set[sympy.Symbol]) -> list[Place]:
-        """The functions around a loop over rows that was not looked into before, from within."""
+        """The functions around a loop over rows that was not looked into before, innermost first."""
         for where in self.of(rows):
             if where not in self._tried:
                 self._tried.add(where)

@@ -44,13 +44,13 @@ class _Rewriter:
         self.mode = mode
         self.graph = fx.Graph()
         self.viewed: dict[fx.Node, fx.Node] = {}
-        """What a view is a view of."""
+        """The tensor that a view is a view of."""
         self.changed: dict[fx.Node, fx.Node] = {}
-        """Which operand an operator changed, and returned."""
+        """The operand that an operator changed, and returned."""
         self.values: dict[fx.Node, tuple[fx.Node, int]] = {}
-        """The new node that holds a value, and how often its memory had been changed when it was made."""
+        """The new node that holds a value, and the number of changes of its memory when it was made."""
         self.changes: dict[fx.Node, int] = {}
-        """How often the memory of a tensor was changed; by the node that made it."""
+        """The number of changes of a tensor's memory, by the node that made it."""
 
     def run(self, graph: fx.Graph) -> fx.Graph:
         for node in graph.nodes:
@@ -63,7 +63,7 @@ class _Rewriter:
         return self.graph
 
     def value(self, node: fx.Node) -> fx.Node:
-        """What a node of the old graph holds at this point."""
+        """The new node for the content of an old node at this point."""
         node = self._itself(node)
         new, seen = self.values[node]
         if seen < self.changes.get(self._memory(node), 0):
@@ -110,7 +110,7 @@ class _Rewriter:
             self.values[changed] = value, self.changes[target]
 
     def _carried_back(self, node: fx.Node, view: fx.Node, whole: fx.Node, part: fx.Node) -> fx.Node:
-        """A tensor of which a view was changed."""
+        """The whole tensor after a change of a view of it."""
         rest: Any = fx.node.map_arg(view.args[1:], self.value)
         if view.target in _SAME:
             return part
@@ -130,7 +130,7 @@ class _Rewriter:
         raise NoRule(f"{node.target} changes what {view.target} shows")
 
     def _carried_back_complex(self, node: fx.Node, view: fx.Node, whole: fx.Node, part: fx.Node, rest: Any) -> fx.Node:
-        """The same as pairs of real numbers: torch does not differentiate it for complex ones."""
+        """The same as pairs of real numbers, since torch does not differentiate it for complex ones."""
         real, changed = (self._call(node, aten.view_as_real.default, x) for x in (whole, part))
         dim, *others = rest or (0,)
         ndim = whole.meta["val"].dim()
@@ -181,7 +181,7 @@ def _returning(node: fx.Node) -> Callable[..., Any]:
 
 
 def _viewed(node: fx.Node, views: dict[fx.Node, fx.Node]) -> fx.Node | None:
-    """The operand whose memory a value shares, or the values of a list do."""
+    """The operand whose memory a value shares, or whose memory the values of a list share."""
     if node.target is operator.getitem:
         source: Any = node.args[0]
         return source if source in views else None

@@ -1,4 +1,4 @@
-"""Which results of a call carry gradients, and to what: those that do in the stock model.
+"""The results of a call that carry gradients, and the tensors that these lead to: as in the stock model.
 
     energy = model(...)                          carries, to the parameters that require gradients
     forces = -grad(energy, positions)            does not, without create_graph=True
@@ -19,12 +19,12 @@ from ..runtime.operators.halo import stop_gradient
 
 
 def origins(module: fx.GraphModule, inputs: Sequence[Tensor], results: Sequence[Any]) -> tuple[Origins | None, ...]:
-    """One for each result; None for those that carry no gradient though what they are computed from does.
+    """The origins of each result; None for a result without a gradient though the tensors that it is made of have one.
 
     Args:
         module: a traced call.
-        inputs: what it was traced with.
-        results: what the call returned, before it was a graph.
+        inputs: the inputs that it was traced with.
+        results: the results of the call, before it was a graph.
     """
     sources: list[int | nn.Parameter] = []
     reached: dict[fx.Node, int] = {}  # a bit for each source
@@ -56,6 +56,6 @@ def origins(module: fx.GraphModule, inputs: Sequence[Tensor], results: Sequence[
 
 
 def _may_carry(value: Any) -> bool:
-    """Whether a value, or one of several, is of a type that has gradients."""
+    """True if a value, or one of several, is of a type that has gradients."""
     values = value if isinstance(value, list | tuple) else [value]
     return any(isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) for v in values)

@@ -21,7 +21,7 @@ _HOW = {"sum": "sum", "mean": "mean", "mul": "prod", "min": "amin", "max": "amax
 
 
 def written_out(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
-    """What computes the same as a call of an operator of the library; None if it is none."""
+    """A replacement of a call of an operator of the library, with the same result; None for other operators."""
     namespace, _, name = getattr(function, "_qualified_op_name", str(function).replace(".", "::")).partition("::")
     if namespace != _LIBRARY:
         return None
@@ -55,7 +55,7 @@ def _segments(
 
 
 def _by_row(src: Tensor, offsets: Tensor) -> Tensor:
-    """For each row, the number of its segment; of one list of segments."""
+    """The number of its segment for each row, for one list of segments."""
     if offsets.dim() > 1:
         raise NotImplementedError("segments by offsets, other ones for each row of another dimension")
     lengths = offsets[1:] - offsets[:-1]

@@ -41,7 +41,7 @@ Namespace = dict[str, Any]
 
 
 def is_backed(value: torch.SymInt | torch.SymFloat) -> bool:
-    """Whether a symbolic number is made of sizes of inputs, not of values in tensors."""
+    """True if a symbolic number is made of sizes of inputs, not of values in tensors."""
     return all(symbol_is_type(s, SymT.SIZE) for s in value.node.expr.free_symbols)
 
 
@@ -50,7 +50,7 @@ def _is_size(args: tuple[Any, ...]) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value is a tensor of one integer that may be the size of an index space: of the example, it is one."""
+    """True if a value is a tensor of one integer that may be the size of an index space, judged by the example."""
     real = getattr(value, "real_tensor", None)
     return (
         isinstance(real, Tensor)
@@ -61,7 +61,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_real(value: Any) -> bool:
-    """Whether a value is a tensor of one real number of the graph, of which the example's value is known."""
+    """True if a value is a tensor of one real number of the graph whose value in the example is known."""
     real = getattr(value, "real_tensor", None)
     return isinstance(real, Tensor) and real.numel() == 1 and real.is_floating_point()
 
@@ -72,7 +72,7 @@ def size_of(value: Any) -> Any:
 
 
 class _Type(type):
-    """Of a stand-in for a builtin type: whatever asks for the type is told of the builtin one."""
+    """The type of a stand-in for a builtin type: code that asks for the stand-in's type is given the builtin one."""
 
     def __instancecheck__(cls, value: Any) -> bool:
         return isinstance(value, cls.__base__ or object)
@@ -132,7 +132,7 @@ class _Real(builtins.float, metaclass=_RealType):
 
 @contextmanager
 def compared(found: list[Comparison]) -> Iterator[None]:
-    """Note where Python code outside torch asks whether a size is 0 or 1, which leaves no guard."""
+    """Note the places where Python code outside torch compares a size with 0 or 1, which leaves no guard."""
 
     def noting(name: str) -> Callable[..., Any]:
         original = getattr(torch.SymInt, name)
@@ -153,12 +153,15 @@ def compared(found: list[Comparison]) -> Iterator[None]:
 
 
 def _is_users(frame: FrameType) -> bool:
-    """Whether code is of a model, or of a package that it uses."""
+    """True if code is of a model, or of a package that it uses."""
     return frame.f_globals.get("__name__", "").partition(".")[0] not in ("torch", "sympy", "distcompile")
 
 
 class Conversions:
-    """Which modules convert sizes to plain numbers: these get shadows of ``int`` and ``float`` at the next capture."""
+    """The modules that convert sizes to plain numbers.
+
+    They get shadows of ``int`` and ``float`` at the next capture.
+    """
 
     def __init__(self) -> None:
         self.loops = Loops()
@@ -167,10 +170,10 @@ class Conversions:
         self._converts_tensors = False
         self._follows_tensors = True
         self._reals: dict[sympy.Expr, Tensor] = {}
-        """Where the real numbers of the last capture are from."""
+        """The tensors that the real numbers of the last capture are from."""
 
     def learn(self) -> bool:
-        """Take over what was seen; True if another capture would profit."""
+        """Keep what was seen for the next capture. True if another capture would gain from it."""
         new = self._seen.keys() - self._shadowed
         self._shadowed |= new
         return bool(new)
@@ -180,11 +183,11 @@ class Conversions:
         return [self._seen[key] for key in self._shadowed]
 
     def shadows(self) -> dict[str, Any]:
-        """What these namespaces are given."""
+        """The shadows that these namespaces are given."""
         return {"int": _Number, "float": _Real} if self._follows_tensors else {"int": _Int, "float": _Float}
 
     def fix_numbers(self) -> bool:
-        """After a capture that failed: take integers of tensors for the example's; True if that may mend it."""
+        """After a capture that failed, take integers of tensors for those of the example. True if that may mend it."""
         mends, self._follows_tensors = self._follows_tensors and self._converts_tensors, False
         return mends
 
@@ -208,16 +211,19 @@ class Conversions:
             yield
 
     def note_real(self, number: Any, tensor: Tensor) -> None:
-        """Remember of which tensor a real number is."""
+        """Remember the tensor that a real number is from."""
         if isinstance(number, torch.SymFloat) and self._follows_tensors:
             self._reals[number.node.expr] = tensor
 
     def _is_known(self, number: torch.SymInt | torch.SymFloat) -> bool:
-        """Whether a number is made of sizes, or of real numbers of tensors."""
+        """True if a number is made of sizes, or of real numbers of tensors."""
         return is_backed(number) or number.node.expr.free_symbols <= self._reals.keys()
 
     def _counting(self, name: str, original: Callable[..., Any] | None) -> Callable[..., Any]:
-        """``ceil`` and its like of a real number: it may be the length of a list, as an integer of a tensor may."""
+        """A ``ceil`` (or the like) of a real number.
+
+        The result may be the length of a list, as an integer of a tensor may.
+        """
 
         def method(number: torch.SymFloat, *digits: Any) -> Any:
             expr = number.node.expr
@@ -265,12 +271,12 @@ def _symbolic(original: Callable[..., Any], symbolic: Callable[[Any], Any]) -> C
 
 
 def mathematics() -> dict[Any, Any]:
-    """Functions of ``math``, and what stands in for them where a module imported them by name."""
+    """Functions of ``math``, each with its replacement in modules that imported it by name."""
     return {getattr(math, name): _symbolic(getattr(math, name), f) for name, f in _FUNCTIONS.items()}
 
 
 def _hash(value: torch.SymInt) -> int:
-    """Alike for sizes that are alike in the example, so that a dict or a set compares them."""
+    """A hash that is equal for sizes that are equal in the example, so that a dict or a set compares them."""
     return hash((id(value.node.shape_env), value.node.hint if is_backed(value) else value.node.expr))
 
 

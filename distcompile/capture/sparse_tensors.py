@@ -25,7 +25,7 @@ _LAYOUTS = (torch.sparse_coo, torch.sparse_csr)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sparse:
-    """A matrix by its entries; in one place there may be several, which are added up."""
+    """A matrix as a list of its entries. Several entries for one place are added up."""
 
     rows: Tensor
     columns: Tensor
@@ -79,7 +79,7 @@ def product(matrix: Sparse, dense: Tensor) -> Tensor:
 
 
 def written_out(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
-    """What computes the same as a call that makes a sparse matrix or multiplies by a constant one, else None."""
+    """A replacement of a call that makes a sparse matrix or multiplies by a constant one; None for other calls."""
     if function is torch.sparse_coo_tensor:
         return lambda: _made(*args, **kwargs) or function(*args, **kwargs)
     if function in _PRODUCTS and isinstance(args[0], Tensor) and args[0].layout in _LAYOUTS:
@@ -88,7 +88,7 @@ def written_out(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def _made(indices: Any, values: Any, size: Any = None, **options: Any) -> Sparse | None:
-    """A stand-in for a matrix of given size, of which entries are numbers."""
+    """A stand-in for a matrix of given size whose entries are numbers."""
     if size is None or len(size) != 2 or not (isinstance(indices, Tensor) and isinstance(values, Tensor)):
         return None
     entries = values.to(options["dtype"]) if options.get("dtype") is not None else values

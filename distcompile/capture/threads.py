@@ -1,4 +1,4 @@
-"""A capture changes what Python code sees, for its own thread alone, and there is one capture at a time.
+"""Changes to what Python code sees during a capture, for its thread alone. There is one capture at a time.
 
     capturing thread    len  =>  size_of        math.sqrt  =>  torch.sym_sqrt       SymInt.__eq__  =>  noting
     any other thread    len      as it was      math.sqrt      as it was            SymInt.__eq__      as it was
@@ -31,7 +31,7 @@ _state = threading.local()
 def one_at_a_time() -> Iterator[None]:
     """Wait until no other thread follows or rewrites a program; the same thread may enter again.
 
-    torch's tracers have globals of their own, and two captures would each put back what they found: each other's.
+    torch's tracers have globals of their own. Two captures at a time would each put back the globals of the other.
     """
     with _LOCK:
         before, _state.inside = is_inside(), True
@@ -42,7 +42,7 @@ def one_at_a_time() -> Iterator[None]:
 
 
 def is_inside() -> bool:
-    """Whether this thread follows or rewrites a program."""
+    """True if this thread follows or rewrites a program."""
     return getattr(_state, "inside", False)
 
 
@@ -50,7 +50,8 @@ def is_inside() -> bool:
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Set an attribute for a while: of a module or class for this thread alone, of another object as it is.
 
-    A module's string, of which no stand-in is one, is another one for all threads: let it be none that others read.
+    A string of a module has no stand-in, and changes for all threads: replace only strings that other threads do not
+    read.
     """
     before = vars(owner).get(name, _MISSING)
     if isinstance(owner, type):
@@ -68,7 +69,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def for_this_thread(value: Any, elsewhere: Any) -> Any:
-    """What acts as `value` in this thread and as `elsewhere` in any other."""
+    """A stand-in that acts as `value` in this thread and as `elsewhere` in any other."""
     mine = threading.get_ident()
     if not callable(elsewhere):
         return _Object(lambda: value if threading.get_ident() == mine else elsewhere)
@@ -81,7 +82,7 @@ def for_this_thread(value: Any, elsewhere: Any) -> Any:
 
 
 class _Object:
-    """A value of a module that is no function: a flag, a tuple, an object with attributes."""
+    """A value of a module that is not a function: a flag, a tuple, an object with attributes."""
 
     def __init__(self, current: Callable[[], Any]) -> None:
         self._current = current
@@ -97,7 +98,7 @@ class _Object:
 
 
 class _Attribute:
-    """An attribute of a class that is another one in the thread that made it, whatever an instance has there."""
+    """An attribute of a class that has another value in the thread that made it, whatever an instance has there."""
 
     def __init__(self, value: Any, elsewhere: Any, name: str) -> None:
         self._value, self._elsewhere, self._name = value, elsewhere, name
@@ -121,12 +122,12 @@ class _Attribute:
 
 @contextmanager
 def traced_apart() -> Iterator[None]:
-    """Let torch's tracer leave ``nn.Module`` as it is, and its own globals, which every thread's calls would look at.
+    """Keep torch's tracer from changing ``nn.Module`` and its own globals, which calls in every thread would look at.
 
-    What it puts into ``nn.Module``, and in place of functions that are to be steps of a graph, asks about stand-ins for
-    tensors, which are not used here: operators are noted where torch dispatches them.
+    The changes to ``nn.Module``, and to functions that are to be steps of a graph, ask about stand-ins for tensors.
+    These are not used here: operators are noted where torch dispatches them.
     """
-    stock: Any = inspect.unwrap(symbolic_trace.Tracer.trace)  # which Dynamo wraps when it is first used
+    stock: Any = inspect.unwrap(symbolic_trace.Tracer.trace)  # Dynamo wraps it when it is first used
     own = vars(symbolic_trace).copy()
     trace = FunctionType(stock.__code__, own, stock.__name__, stock.__defaults__, stock.__closure__)
     with replaced(symbolic_trace, "_Patcher", _PatchesNothing), replaced(PythonKeyTracer, "trace", trace):
@@ -151,9 +152,9 @@ def compiled_code_as_python() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence torch in this thread while it takes the example's side of a branch: we record and check that ourselves.
+    """Silence torch in this thread while it takes the example's side of a branch: the capture checks that itself.
 
-    Python keeps one list of filters of warnings for all threads, so ours asks which thread warns.
+    Python keeps one list of warning filters for all threads, so this filter asks which thread warns.
     """
     mine = threading.get_ident()
     logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
@@ -173,11 +174,11 @@ def quiet() -> Iterator[None]:
 
 
 class _Anything:
-    """In place of a pattern: matches whatever one thread warns of."""
+    """Takes the place of a pattern: matches all warnings of one thread."""
 
     def __init__(self, thread: int) -> None:
         self._thread = thread
 
     def match(self, text: str) -> bool:
-        """Whether a warning is of the thread."""
+        """True if a warning is of the thread."""
         return threading.get_ident() == self._thread

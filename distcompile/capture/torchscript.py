@@ -152,7 +152,7 @@ _PRIMITIVES: dict[str, Callable[..., Any]] = {
 }
 
 _OF_OBJECTS = {"aten::__is__", "aten::__isnot__"}
-"""What is asked of tensors as of any object."""
+"""Questions about tensors that may be asked of any object."""
 
 # Sizes must be asked of the tensor itself: the operators of the same names return plain integers.
 _SIZES: dict[str, Callable[..., Any]] = {

@@ -6,7 +6,7 @@
 
 ``make_fx`` follows the Python program once on fake tensors that also carry the example's real values. The real
 values answer data-dependent questions ("how long is this bincount?") with the example's answer, which is
-recorded and checked on every later graph. What would bake the example's sizes in is cured by `cures.py`.
+recorded and checked on every later graph. Code that would bake the example's sizes in is cured by `cures.py`.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ def capture(
     """Capture ``call(*args)``, a call of `model`, as one functional ATen graph.
 
     Args:
-        call: what to trace.
+        call: the function to trace.
         model: the module that `call` runs, whose packages get the cures.
         args: the example's positional arguments.
-        paths: what to call the tensors of `args` in messages.
+        paths: the names of the tensors of `args` in messages.
 
     Raises:
         CaptureError: the call cannot be traced; names the user's line, the reason and what to change.
@@ -70,7 +70,7 @@ def capture(
     try:
         with (
             one_at_a_time(),
-            functorch_config.patch(fake_tensor_propagate_real_tensors=True),  # which torch keeps for each thread
+            functorch_config.patch(fake_tensor_propagate_real_tensors=True),  # torch keeps it for each thread
             quiet(),
             no_casts_kept(),
             _mended(),
@@ -78,7 +78,7 @@ def capture(
             cures = Cures()
             trace: _Trace | None = None
             while trace is None or cures.learn(trace.shape_env, trace.sizes, trace.rows):
-                trace = None  # should this attempt fail, an earlier one is no answer
+                trace = None  # if this attempt fails, the result of an earlier one must not be used
                 try:
                     trace = _trace(call, model, leaves, tree, cures)
                 except LeftTorch as left:
@@ -125,7 +125,7 @@ class _Trace:
     fakes: list[Tensor]
     result: Tree
     returned: list[Any]
-    """The values of the result, before they were nodes."""
+    """The values of the result, before they became nodes."""
     mode: Fakes
 
     @property
@@ -135,14 +135,14 @@ class _Trace:
 
     @property
     def checks(self) -> tuple[sympy.Basic, ...]:
-        """What was asked of sizes and values so far, as the example answered."""
+        """The conditions on sizes and values that were tested so far, and that the example meets."""
         asked = [guard.expr for guard in self.shape_env.guards]
         asked += [one.expr for asserts in self.shape_env.deferred_runtime_asserts.values() for one in asserts]
         return tuple(expr for expr in asked if isinstance(expr, sympy.Basic))
 
     @property
     def sizes(self) -> tuple[tuple[sympy.Expr, ...], ...]:
-        """Per leaf, its shape; symbols that a guard made equal are one symbol."""
+        """For each leaf, its shape. Symbols that a guard made equal are one symbol."""
 
         def size(n: torch.SymInt | int) -> sympy.Expr:
             return self.shape_env.replace(n.node.expr) if isinstance(n, torch.SymInt) else sympy.Integer(n)
@@ -151,7 +151,10 @@ class _Trace:
 
     @property
     def rows(self) -> set[sympy.Symbol]:
-        """Sizes that may be numbers of rows: not of features, which a floating-point leaf has beside its rows."""
+        """Sizes that may be numbers of rows.
+
+        A floating-point leaf has features beside its rows, whose number is not among them.
+        """
         lengths = [n for x in self.fakes for n in (x.shape[:1] if x.is_floating_point() else x.shape)]
         return {symbol for n in lengths for symbol in _symbols(n)}
 
@@ -171,7 +174,7 @@ def _trace(
     result: list[tuple[Tree, list[Any]]] = []
 
     def flat_call(*tensors: Tensor) -> list[Any]:
-        with maybe_enable_thunkify():  # most of what is asked of sizes is asked by shape rules: not for the graph
+        with maybe_enable_thunkify():  # most questions about sizes come from shape rules, and are not for the graph
             out = call(*tree.unflatten(tensors))
         out_leaves, out_tree = flatten(out)  # copies containers: the user's stay as they are
         result.append((out_tree, [leaf.tensor for leaf in out_leaves]))
@@ -207,7 +210,7 @@ def _keep_conditions(trace: _Trace) -> tuple[sympy.Symbol, ...]:
 
 
 def _symbols(number: Any) -> set[sympy.Symbol]:
-    """The symbols of a symbolic number, before what the example made of them."""
+    """The symbols of a symbolic number as they were before the example fixed them."""
     return number.node._expr.free_symbols if hasattr(number, "node") else set()
 
 
@@ -238,7 +241,7 @@ _WITH_MASKS = {torch.ops.aten.where.self, torch.ops.aten.where.ScalarSelf, torch
 
 
 def _fix_dtypes(module: fx.GraphModule, mode: Fakes) -> None:
-    """Write down every dtype that was taken from ``torch.get_default_dtype()``, which may be another one later."""
+    """Write down every dtype that was taken from ``torch.get_default_dtype()``, since the default may change later."""
     for node in module.graph.nodes:
         value = node.meta.get("val")
         if node.op != "call_function" or not isinstance(value, Tensor) or not value.is_floating_point():
@@ -279,11 +282,11 @@ def _helpers_recorded() -> Iterator[None]:
 
 @contextmanager
 def _mended() -> Iterator[None]:
-    """Let torch follow what it does not by itself.
+    """Let torch follow calls that it does not follow by itself.
 
-    Shapes of triangular systems: it expands operands to the sizes that they have, which it cannot. Weights of a class
-    of the model's own: it takes them for tensors that handle their operators themselves. And what it would note of
-    each tensor for other readers of the graph, at a twentieth of a capture's time, is left out.
+    Shapes of triangular systems: torch expands operands to their sizes, which it cannot do here. Weights of a class of
+    the model's own: torch takes them for tensors that handle their operators themselves. Notes on each tensor for other
+    readers of the graph, at a twentieth of a capture's time, are left out.
     """
 
     def broadcast(one: Tensor, two: Tensor, name: str | None = None) -> tuple[Tensor, Tensor]:
@@ -300,7 +303,7 @@ def _mended() -> Iterator[None]:
 
 
 class _Followed(tuple[type, ...]):
-    """The types of tensors that are followed."""
+    """The types of tensors that the tracer follows."""
 
     def __contains__(self, kind: Any) -> bool:
         is_weight = issubclass(kind, nn.Parameter) and kind.__torch_dispatch__ is nn.Parameter.__torch_dispatch__
@@ -309,7 +312,7 @@ class _Followed(tuple[type, ...]):
 
 @contextmanager
 def told_in_words() -> Iterator[None]:
-    """Turn what torch raises where a number of the graph is not known into an error for users."""
+    """Turn torch's error about an unknown number of the graph into an error for users."""
     try:
         yield
     except (GuardOnDataDependentSymNode, UserError) as error:

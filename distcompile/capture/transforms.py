@@ -30,15 +30,15 @@ from ..ir.user_code import OURS
 from .threads import replaced
 
 MOST = 64
-"""Batches of more than so many are left to torch: each entry is captured by itself."""
+"""Longer batches are left to torch, since each entry is captured by itself."""
 
 
 class Written:
-    """What a capture writes out."""
+    """The functions that a capture writes out."""
 
     def __init__(self) -> None:
         self.keeps_graph = False
-        """Whether gradients are taken several times of one graph, which must stay until the last."""
+        """True while several gradients are taken of one graph, which must stay until the last."""
         self.over_rows: dict[str, None] = {}
         """Lines that map a function over rows."""
 
@@ -52,7 +52,7 @@ class Written:
             yield
 
     def _gradients(self, stock: Callable[..., Any]) -> Callable[..., Any]:
-        """What ``autograd.grad`` maps over a batch of gradients by."""
+        """The replacement of the function by which ``autograd.grad`` maps over a batch of gradients."""
 
         def mapped(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
             def each(*batches: Any) -> Any:
@@ -93,7 +93,7 @@ def _line() -> str:
 
 
 def _is_fixed(length: Any) -> bool:
-    """Whether a batch is written out: of a fixed length, and not within a batch of rows."""
+    """True if a batch is written out: it has a fixed length, and is not within a batch of rows."""
     stack = get_interpreter_stack() or []
     return type(length) is int and 0 < length <= MOST and not any(s.key() == TransformType.Vmap for s in stack)
 
@@ -103,7 +103,10 @@ def _entry(batches: Any, i: int) -> Any:
 
 
 def _stacked(results: list[Any], dims: list[Any]) -> Any:
-    """Results of all entries of a batch as one; None stays None, and what is the same for all (`dims`) comes once."""
+    """Results of all entries of a batch as one.
+
+    None stays None, and a result that is the same for all (`dims`) comes once.
+    """
     spec = pytree.tree_structure(results[0], is_leaf=lambda x: x is None)
     columns = zip(*(pytree.tree_leaves(r, is_leaf=lambda x: x is None) for r in results), strict=True)
     stacked = [
@@ -115,7 +118,7 @@ def _stacked(results: list[Any], dims: list[Any]) -> Any:
 def _jvp(
     func: Callable[..., Any], primals: Any, tangents: Any, argnums: Any, *, strict: bool = False, has_aux: bool
 ) -> Any:
-    """The derivative in a direction: what is linear in the gradient that it is given is differentiated by that."""
+    """The derivative in a direction: the gradient is linear in its weights, and is differentiated by these."""
     chosen = primals if argnums is None else eager_transforms._slice_argnums(primals, argnums)
     directions = tangents if argnums is None or isinstance(tangents, tuple) else (tangents,)
     chosen = chosen if isinstance(chosen, tuple) else (chosen,)

@@ -1,4 +1,4 @@
-"""What `compile` does before it returns: the program is held against the stock model, in results and gradients."""
+"""The check that `compile` makes before it returns: results and gradients against those of the stock model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Stock:
 def check(
     call: Callable[..., Any], module: nn.Module | None, executor: Executor, leaves: list[Leaf], tree: Tree
 ) -> None:
-    """Hold a program against the stock model: on the example, and on a smaller graph cut out of it.
+    """Compare a program with the stock model: on the example, and on a smaller graph cut out of it.
 
     Args:
         call: the stock model's call.
@@ -51,7 +51,7 @@ def check(
     reduced = [Leaf(leaf.path, tensor) for leaf, tensor in zip(leaves, cut, strict=True)]
     try:
         executor.prepare(reduced)
-    except (GuardError, InputError) as error:  # offsets, say, that are none of so few rows
+    except (GuardError, InputError) as error:  # such as offsets that do not fit so few rows
         warn_unchecked(str(error))
         return
     _check(stock, executor, reduced, tree, "on a smaller graph cut out of the example")
@@ -60,8 +60,8 @@ def check(
 def _check(stock: _Stock, executor: Executor, leaves: list[Leaf], tree: Tree, where: str) -> None:
     found = executor(leaves)
     with torch.enable_grad():
-        # Of a model that takes its gradients itself these would be second derivatives, which where the model is not
-        # smooth (straight angles) hang on the last bit.
+        # For a model that takes its gradients itself these would be second derivatives. Where the model is not smooth
+        # (straight angles), they depend on the last bit.
         outside = not executor.program.captured.differentiates
         given = _differentiable(leaves, outside)
         asked = _Asked()
@@ -103,7 +103,7 @@ def _check_gradients(
     try:
         stock = gradients(expected, [*given, *weights])
     except RuntimeError:
-        return  # nor can anybody else differentiate them: the model freed what that takes
+        return  # a caller cannot differentiate them either: the model freed its graph
     if not stock:
         return
     mine = _differentiable(given, False)
@@ -118,7 +118,10 @@ def _check_gradients(
 
 
 def _differentiable(leaves: Sequence[Leaf], every: bool) -> list[Leaf]:
-    """Copies of a graph object's tensors that require gradients where these do; all real numbers if `every`."""
+    """Copies of a graph object's tensors.
+
+    They require gradients where the originals do; all real ones do if `every`.
+    """
     wanted = [leaf.tensor.requires_grad or (every and leaf.tensor.is_floating_point()) for leaf in leaves]
     copies = (leaf.tensor.detach().clone() for leaf in leaves)
     return [Leaf(leaf.path, x.requires_grad_(w)) for leaf, x, w in zip(leaves, copies, wanted, strict=True)]

@@ -24,20 +24,20 @@ from ..runtime.execution.precision import precision
 RELATIVE = {torch.float64: 1e-8, torch.float32: 2e-3}
 """Allowed difference relative to the largest value; float32 models differ by this much between two summation orders."""
 CHECKED = 64
-"""Atoms of the graph on which a large example's program is checked: running the stock model on all may not fit."""
+"""Atoms of the graph on which a large example's program is checked: the stock model on all atoms may not fit."""
 UNDER_AUTOCAST = 5e-2
-"""The same where autocast rounds intermediates to 8 or 11 bits, whatever the results are."""
+"""The allowed difference where autocast rounds intermediates to 8 or 11 bits, whatever the type of the results."""
 ABSOLUTE = {torch.float64: 1e-10, torch.float32: 2e-4}
 
 
 def coarsest(tensors: Iterable[Tensor]) -> torch.dtype:
-    """The least precise type of numbers among those that a model takes and gives, in which it computes."""
+    """The least precise type of numbers among a model's inputs and results, in which it computes."""
     found = [t.dtype for t in tensors if t.is_floating_point()]
     return max(found, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64)
 
 
 def compare(found: Sequence[Leaf], expected: Sequence[Leaf], where: str, given: Sequence[Leaf] = ()) -> None:
-    """Raise `ValidationError` if two results of a model, of what it is `given`, differ by more than rounding."""
+    """Raise `ValidationError` if two results of a model for the inputs `given` differ by more than rounding."""
     dtype = coarsest([leaf.tensor for leaf in (*given, *expected)])
     for ours, stock in zip(found, expected, strict=True):
         a, b = ours.tensor.detach(), stock.tensor.detach()
@@ -49,7 +49,7 @@ def compare(found: Sequence[Leaf], expected: Sequence[Leaf], where: str, given: 
         if not b.is_floating_point():
             same, worst = torch.equal(a, b), 0.0
         else:
-            both = a.isnan() & b.isnan()  # a mean over nothing is none in either
+            both = a.isnan() & b.isnan()  # a mean over nothing is NaN in both
             a, b = a.masked_fill(both, 0), b.masked_fill(both, 0)
             worst = float((a - b).abs().max()) if b.numel() else 0.0
             scale = float(b.abs().max()) if b.numel() else 0.0
@@ -66,7 +66,7 @@ def compare(found: Sequence[Leaf], expected: Sequence[Leaf], where: str, given: 
 
 
 def gradients(results: Sequence[Leaf], sources: Sequence[Leaf]) -> list[Leaf]:
-    """The gradient of all results together, each weighted differently, by everything that they may depend on."""
+    """The gradient of all results together, each with another weight, by every tensor that they may depend on."""
     carrying = [r.tensor for r in results if r.tensor.requires_grad and r.tensor.is_floating_point()]
     by = [s for s in sources if s.tensor.requires_grad]
     if not carrying or not by:
@@ -78,7 +78,7 @@ def gradients(results: Sequence[Leaf], sources: Sequence[Leaf]) -> list[Leaf]:
 
 
 def smaller_graph(program: Placed, leaves: Sequence[Leaf], values: Sequence[Any]) -> list[Tensor] | None:
-    """The leaves of the example without some of its atoms; None if that cannot be made.
+    """The leaves of the example without some of its atoms; None if they cannot be made.
 
     Args:
         program: the compiled program.
@@ -111,7 +111,7 @@ def smaller_graph(program: Placed, leaves: Sequence[Leaf], values: Sequence[Any]
         return None
     keep |= {s.name: _kept(keep, s) for s in spaces.values()}
     numbers = {name: k.cumsum(0) - 1 for name, k in keep.items()}
-    counts = {sizes[name]: int(k.sum()) for name, k in reversed(keep.items())}  # of equal sizes, the first space's
+    counts = {sizes[name]: int(k.sum()) for name, k in reversed(keep.items())}  # of equal sizes, the first space counts
     cut = []
     for i, (leaf, shape) in enumerate(zip(leaves, program.captured.sizes, strict=True)):
         tensor = leaf.tensor.detach().clone()
@@ -131,7 +131,7 @@ def smaller_graph(program: Placed, leaves: Sequence[Leaf], values: Sequence[Any]
 
 
 def _kept(keep: dict[str, Tensor], space: Space) -> Tensor:
-    """Which rows are kept: of a joined list, those of its blocks."""
+    """The rows of a space that are kept; for a joined list, those of its blocks."""
     return torch.cat([keep[block.name] for block in space.blocks or (space,)])
 
 
@@ -168,7 +168,7 @@ def _sizes(program: Placed, leaves: Sequence[Leaf]) -> dict[str, int]:
 
 
 def _targets(program: Placed, leaves: Sequence[Leaf]) -> dict[str, Any]:
-    """Which elements of the leaves are row numbers, and of which space.
+    """The elements of the leaves that are row numbers, and the spaces that these are of.
 
     Returns:
         Per decoded pointer an entry; under "" per leaf and space the flat positions of its row numbers.

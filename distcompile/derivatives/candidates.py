@@ -1,4 +1,4 @@
-"""Which tensor of a graph object is the positions, and which result the energy: found by what they are, not by names.
+"""The tensor of a graph object that is the positions, and the result that is the energy: found by their properties.
 
 positions   real, [n_atoms, 3]; of several, the one by which an energy has the negative forces for its gradient
 energy      real, one element
@@ -30,7 +30,7 @@ PARALLEL = 1e-4
 NOTHING = 1e-6
 """Forces and gradients below it (eV/A) are rounding: of one atom, say."""
 STEP = 0.01
-"""By how much positions are changed where forces are compared: at rest there are none to tell anything by."""
+"""The length of the steps by which positions are changed to compare forces: at rest there are no forces to compare."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Derivatives:
         return next(leaf.tensor for leaf in flatten(args)[0] if leaf.path == self.products.positions)
 
     def gradient(self, args: Args) -> Tensor:
-        """The gradient of the energy, which is seen to be the one that the model returns.
+        """The gradient of the energy. It is checked to be the gradient that the model returns.
 
         Raises:
             DerivativeError: what the model differentiates is not the energy that it returns without a gradient.
@@ -89,12 +89,12 @@ def _compiled(products: Products, model: DistributedModel, args: Args) -> Distri
 
 
 def _weights(leaf: Tensor) -> Tensor:
-    """No two the same, so that a sum over all atoms, which is zero, is not all that is compared."""
+    """Weights of which no two are the same: a sum over all atoms is zero, and must not be all that is compared."""
     return torch.linspace(-0.5, 1.5, leaf.numel(), dtype=leaf.dtype, device=leaf.device).reshape(leaf.shape)
 
 
 def found(model: DistributedModel, args: Args, positions: Picks | None, energy: Choice) -> Derivatives:
-    """The derivatives that are meant, of those that a model's arguments and result allow.
+    """The derivatives that the caller means, among those that a model's arguments and result allow.
 
     Args:
         model: a compiled model.
@@ -130,7 +130,7 @@ def found(model: DistributedModel, args: Args, positions: Picks | None, energy: 
 
 
 def _is_of_forces(one: Derivatives, model: DistributedModel, args: Args) -> bool:
-    """Whether the negative gradient is a result of the model, where atoms are not at rest."""
+    """True if the negative gradient is a result of the model, at positions where atoms are not at rest."""
     places, tree = flatten(args)
     random = torch.Generator().manual_seed(0)
     moved = []
@@ -144,7 +144,7 @@ def _is_of_forces(one: Derivatives, model: DistributedModel, args: Args) -> bool
 
 
 def factor(gradient: Tensor, forces: Tensor) -> float:
-    """By how much a gradient has to be multiplied to give the negative forces; 0 if nothing does."""
+    """The number by which a gradient has to be multiplied to give the negative forces; 0 if there is none."""
     one, other = gradient.detach().double().flatten(), forces.detach().double().flatten()
     if max(one.abs().max(), other.abs().max()) < NOTHING:
         return 1.0
@@ -160,14 +160,15 @@ def tensors(obj: Any) -> list[Leaf]:
 
 
 def energies_in(results: Sequence[Leaf]) -> list[Choice]:
-    """Paths of what may be an energy."""
+    """Paths of the results that may be an energy."""
     return [leaf.path for leaf in results if leaf.tensor.numel() == 1]
 
 
 def positions_in(model: DistributedModel, args: Args, results: Sequence[Leaf]) -> list[str]:
-    """Paths of what may be positions: three numbers for each row of what the model reads rows of, the atoms.
+    """Paths of the tensors that may be positions: three numbers for each atom, a row of the first space.
 
-    Where there is nothing to divide, that is not known: three numbers for each row of the forces, if there are any.
+    Where there is nothing to divide, atoms are not known. Then a tensor in the shape of the forces is taken, or any
+    tensor of three numbers a row if there is none.
     """
     rows = [leaf for leaf in tensors(args) if leaf.tensor.dim() == 2 and leaf.tensor.shape[1] == 3]
     try:
@@ -194,7 +195,7 @@ def picked(args: Args, positions: Picks) -> str:
 
 
 def _said(args: Args, paths: Sequence[str], results: Sequence[Leaf]) -> str:
-    """What there is to choose from."""
+    """A sentence on the tensors that there are to choose from."""
 
     def listed(leaves: Sequence[Leaf]) -> str:
         return ", ".join(f"{leaf.path} {list(leaf.tensor.shape)}" for leaf in leaves) or "nothing"

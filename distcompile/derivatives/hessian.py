@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Rows = Sequence[int] | range | slice | None
 SHAKE = 0.02
-"""Length in A of the steps by which a structure's atoms are moved where forces are compared: at rest there are none."""
+"""Length in A of the steps by which a structure's atoms are moved to compare forces: at rest there are none."""
 NEAR = 1e-3
 """Difference in A below which two positions are the same, in float32 too."""
 
@@ -55,7 +55,7 @@ def hessian(
             are found: of a calculator's, the tensor that holds the structure's positions, Cartesian or fractional.
         energy: picks the energy from what the model returns. By default it is the one real number there, or of several
             the one whose negative gradient is the forces.
-        world: who executes; by default those who execute `model`, or the default process group, or one rank.
+        world: the ranks that execute; by default those of `model`, or the default process group, or one rank.
         memory: bytes that a rank may use for one evaluation.
 
     Returns:
@@ -67,7 +67,7 @@ def hessian(
             forces are not the gradient of the energy by a tensor of its graph.
         CaptureError, UnsupportedOp, ValidationError: as of `distcompile.compile`.
     """
-    from ase import Atoms  # which takes a while, and not everybody has a calculator
+    from ase import Atoms  # slow to import, and needed for calculators only
 
     if isinstance(graph, Atoms):
         return _of_calculator(model, graph, rows, positions, energy, world, memory)
@@ -79,7 +79,7 @@ def hessian(
 
 
 def _compiled(model: Any, graph: Any, world: World | None, memory: int | None) -> DistributedModel:
-    """A model that was compiled already, or is now."""
+    """A model that is compiled: as it was given, or compiled now."""
     if not isinstance(model, DistributedModel):
         return compiled_for(model, graph, Settings(default_world() if world is None else world, memory))[0]
     other = model if world in (None, model.world) else model.on(world)
@@ -105,7 +105,7 @@ def _of_calculator(
         forces = torch.as_tensor(calculator.results["forces"])
         model, args = received(calculator, shaken)
     finally:
-        forget(calculator)  # results are of atoms that were moved
+        forget(calculator)  # its results are those of the moved atoms
     model = _compiled(model, args, world, memory)
     chosen, scale, frame = _of_forces(model, args, shaken, forces, positions, energy)
     here = received(calculator, atoms)[1]
@@ -115,7 +115,7 @@ def _of_calculator(
 def _of_forces(
     model: DistributedModel, args: Args, atoms: Atoms, forces: Tensor, positions: Picks | None, energy: Choice
 ) -> tuple[Derivatives, float, Tensor]:
-    """The derivatives whose gradient a calculator's forces are: times a factor, and through a map of the positions."""
+    """The derivatives whose gradient is a calculator's forces, the factor between them, and the map of positions."""
     frames = _frames(args, atoms, positions)
     energies: list[Choice] = [energy] if energy is not None else [*energies_in(tensors(model(*args))), None]
     reasons = [] if frames else ["no tensor of the graph that the model is given holds the positions"]
@@ -144,7 +144,10 @@ def _called(energy: Choice) -> str:
 
 
 def _frames(args: Args, atoms: Atoms, positions: Picks | None) -> list[tuple[str, Tensor]]:
-    """Tensors that hold the positions, each with the matrix that turns a step of an atom in A into one of its row."""
+    """The tensors that hold the positions.
+
+    With each, the matrix that turns a step of an atom in A into a step of its row.
+    """
     inverse = torch.tensor(np.linalg.inv(atoms.cell.complete().array))
     frames = []
     for leaf in tensors(args):
@@ -159,7 +162,7 @@ def _frames(args: Args, atoms: Atoms, positions: Picks | None) -> list[tuple[str
 
 
 def _is_at(values: Any, atoms: Atoms) -> bool:
-    """Whether positions are those of a structure, but for whole cells and for where all of it is."""
+    """True if positions are those of a structure, except for whole cells and a shift of all atoms."""
     apart = values - atoms.positions
     cells = np.linalg.solve(atoms.cell.complete().array.T, (apart - apart[0]).T).T
     cells -= np.where(atoms.pbc & atoms.cell.any(1), np.round(cells), 0)
@@ -167,7 +170,7 @@ def _is_at(values: Any, atoms: Atoms) -> bool:
 
 
 def _numbers(rows: Rows, n_atoms: int) -> list[int]:
-    """The atoms that are meant."""
+    """The numbers of the chosen atoms."""
     if rows is None or isinstance(rows, slice):
         return list(range(n_atoms)[rows or slice(None)])
     wanted = [int(i) for i in rows]

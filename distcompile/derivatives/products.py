@@ -22,7 +22,7 @@ from ..errors import DerivativeError
 from ..ir.tree import flatten
 
 Choice = str | Callable[[Any], Tensor] | None
-"""Which energy: a path in the result, a function of the result, or None for what the model itself differentiates."""
+"""The energy: a path in the result, a function of the result, or None for what the model itself differentiates."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Products:
 
     @property
     def __self__(self) -> nn.Module | None:
-        """The module that is run, as a bound method has it."""
+        """The module that is run, under the name that bound methods have for it."""
         return self.module
 
     def __call__(self, *given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -76,11 +76,11 @@ def _chosen(energy: Choice, result: Any) -> Tensor | None:
 
 
 _Taken = tuple[Sequence[Tensor], Sequence[Tensor | None]]
-"""What a model differentiated, and the weight of each."""
+"""The tensors that a model differentiated, and the weight of each."""
 
 
 def _differentiable(named: Tensor | None, taken: Sequence[_Taken]) -> Tensor:
-    """The energy itself, or where it came without gradients, what the model took gradients of."""
+    """The energy itself; if it came without gradients, the tensor that the model took gradients of."""
     if named is not None and named.requires_grad:
         return named.sum()
     if taken:
@@ -96,7 +96,10 @@ def _differentiable(named: Tensor | None, taken: Sequence[_Taken]) -> Tensor:
 
 @contextmanager
 def _gradients_kept() -> Iterator[list[_Taken]]:
-    """Let what is differentiated stay differentiable; filled with what that was."""
+    """Keep the graphs of gradients, so that they can be differentiated.
+
+    The list is filled with what was differentiated.
+    """
     autograd: Any = torch.autograd  # where autograd.grad and Tensor.backward look it up
     original = autograd._engine_run_backward
     taken: list[_Taken] = []

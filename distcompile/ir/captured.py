@@ -21,28 +21,31 @@ Precision = tuple[tuple[str, str], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A size that the model compared with a number that torch takes to be no size: every size is 2 or more to it."""
+    """A comparison of a size with a number of at most 2, such as 0 or 1.
+
+    Torch answers many of these without a guard, since it takes every size for 2 or more.
+    """
 
     size: sympy.Expr
     name: str
-    """Of the comparison, as a method of integers: ``__eq__``, ``__lt__``, ..."""
+    """The comparison, as a method of integers: ``__eq__``, ``__lt__``, ..."""
     number: int
     outcome: bool
 
     def holds(self, size: int) -> bool:
-        """Whether another size compares as the example's did."""
+        """True if another size compares as the example's did."""
         return bool(getattr(size, self.name)(self.number)) is self.outcome
 
 
 @dataclasses.dataclass(frozen=True)
 class Origins:
-    """What a result is computed from without a detach on the way."""
+    """The inputs and parameters that a result is computed from, without a detach on the way."""
 
     leaves: frozenset[int]
     parameters: tuple[nn.Parameter, ...]
 
     def carry(self, leaves: Sequence[Leaf]) -> bool:
-        """Whether any of it requires gradients in a call with these inputs."""
+        """True if any of them requires gradients in a call with these inputs."""
         return any(leaves[i].tensor.requires_grad for i in self.leaves) or any(p.requires_grad for p in self.parameters)
 
 
@@ -64,27 +67,31 @@ class Captured:
     """The model's result with its tensors taken out."""
     shape_env: ShapeEnv
     checks: tuple[sympy.Basic, ...] = ()
-    """What the model, not a pass, asked of sizes and values, as the example answered: the same program if it holds."""
+    """The conditions on sizes and values that the model (not a pass) tested, and that the example meets. A graph that
+    meets them all has the same program."""
     comparisons: tuple[Comparison, ...] = ()
-    """The same of whether sizes are 0 or 1."""
+    """Comparisons of sizes with 0 and 1, a further part of these conditions."""
     conditions: tuple[sympy.Symbol, ...] = ()
-    """Numbers that the model branched on, or took for sizes; the graph returns the tensors that hold them after those
-    of the result."""
+    """Numbers that the model branched on, or took for sizes. The graph returns the tensors that hold them, after the
+    tensors of the result."""
     differentiates: bool = False
-    """Whether the call takes gradients itself (forces)."""
+    """True if the call takes gradients itself (forces)."""
     training: bool = False
-    """Whether the model was in training mode."""
+    """True if the model was in training mode."""
     origins: tuple[Origins | None, ...] = ()
-    """For each result, whether it carries gradients in that mode, and to what."""
+    """For each result, the inputs and parameters to which it carries gradients in that mode; None if to none."""
     precision: Precision = ()
-    """What autocast did when the call was captured: under another one it is another program."""
+    """The autocast settings of the capture. Under other settings the call is another program."""
     loops: tuple[str, ...] = ()
-    """Lines of Python where numbers of rows became plain ones: those of the example."""
+    """Lines of Python where a number of rows became a plain number, that of the example."""
     over_rows: tuple[str, ...] = ()
     """Lines that map a function over rows by ``torch.func``, which may take other rows for fixed."""
 
     def size(self, value: Any) -> sympy.Expr:
-        """The expression of a size, equal sizes in one symbol; includes what the example's branches took for equal."""
+        """The expression of a size, with one symbol for equal sizes.
+
+        Sizes that the example's branches took for equal are equal here.
+        """
         return self._resolve(self.raw_size(value), self._assumed)
 
     def raw_size(self, value: Any) -> sympy.Expr:
@@ -93,12 +100,12 @@ class Captured:
         return self.shape_env.replace(expr)
 
     def hint(self, size: sympy.Expr) -> int:
-        """How many there were in the example; where nobody knows, as many as it had of anything."""
+        """The size in the example; the largest size of any input if it is not known."""
         known = self._known(size)
         return known if known is not None else max((n for leaf in self.leaves for n in leaf.tensor.shape), default=1)
 
     def _known(self, size: sympy.Expr) -> int | None:
-        """How many there were in the example; None where nobody knows: values of wide tensors are not kept."""
+        """The size in the example; None if it is not known, since values of wide tensors are not kept."""
         env = self.shape_env
         found = size.xreplace(env.real_tensor_prop_unbacked_vals).xreplace(env.backed_var_to_val)
         return int(found) if found.is_Integer else None
@@ -110,12 +117,12 @@ class Captured:
 
     @functools.cached_property
     def _assumed(self) -> dict[sympy.Symbol, sympy.Expr]:
-        """Data-dependent sizes that the model compared with something and found equal on the example."""
+        """Data-dependent sizes that the model found equal to others on the example, and these others."""
         assumed: dict[sympy.Symbol, sympy.Expr] = {}
         for check in self.checks:
             if not isinstance(check, sympy.Eq):
                 continue
-            # In the terms of what is known before, so that no two sizes stand for each other.
+            # In terms of the equalities found before, so that no two sizes stand for each other.
             lhs, rhs = (self._resolve(self.shape_env.replace(side), assumed) for side in check.args)
             for size, other in ((lhs, rhs), (rhs, lhs)):
                 is_free = size.is_Symbol and symbol_is_type(size, SymT.UNBACKED_INT) and size not in other.free_symbols
@@ -127,7 +134,10 @@ class Captured:
         return assumed
 
     def _same_factors(self, one: sympy.Expr, other: sympy.Expr) -> dict[sympy.Symbol, sympy.Expr]:
-        """Sizes of two matrices that have as many elements: those that are as long in the example are the same."""
+        """Match the sizes of two matrices with equally many elements: sizes that are equal in the example are the same.
+
+        Empty if the example's sizes are not known, or do not tell the matrices' sizes apart.
+        """
         sides = [{self._known(s): s for s in side.args} for side in (one, other) if side.is_Mul]
         if len(sides) < 2 or not all(s.is_Symbol for s in (*one.args, *other.args)) or any(None in s for s in sides):
             return {}

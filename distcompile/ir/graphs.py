@@ -17,12 +17,12 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 def graph_module(root: torch.nn.Module | dict[str, Any], graph: fx.Graph) -> fx.GraphModule:
-    """A module of a graph that becomes Python code when it is first run, see `runnable`."""
+    """A module of a graph. Its Python code is made when it is first run, see `runnable`."""
     return _LazyGraphModule(root, graph)
 
 
 def runnable(module: fx.GraphModule) -> fx.GraphModule:
-    """The same module, its code made; ranks and blocks may be threads, of which one makes it."""
+    """The same module, with its Python code made. Ranks and blocks may be threads: the first of them makes it."""
     if isinstance(module, _LazyGraphModule) and module._needs_recompile():
         with _ONE_AT_A_TIME:
             _LazyGraphModule.force_recompile(module)
@@ -53,10 +53,13 @@ def copy_graph(module: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx
 
 
 def writes(target: Any) -> bool:
-    """Whether an operator writes into an operand."""
+    """True if an operator writes into an operand."""
     schema = getattr(target, "_schema", None)
     return schema is not None and schema.is_mutable
 
 
 def anchor() -> None:
-    """Marks the end of the placeholders of a graph while it is built: those that are found late go before it."""
+    """Mark the end of a graph's placeholders while the graph is built.
+
+    Placeholders that are found late go before the mark.
+    """

@@ -45,44 +45,44 @@ class Argument:
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """How an operator is linear."""
+    """The operands that an operator is linear in."""
 
     operands: tuple[int, ...] = (0,)
     """Positions of operands, tensors or lists of them: it is linear in each one while all others are fixed."""
     together: bool = False
-    """Linear in all of them at once instead, as a sum is: f(a, b) + f(c, d) = f(a + c, b + d)."""
+    """Linear in all of the operands at once instead, as a sum is: f(a, b) + f(c, d) = f(a + c, b + d)."""
     or_zero: bool = False
-    """Of those that are taken together, one may be zeros that are made as such: these are linear in anything."""
+    """Operands that are taken together may include zeros that are made as such: zeros are linear in anything."""
     in_reals: bool = False
     """Only if the result is of real numbers: a cast to integers rounds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RowAccess:
-    """How an operator reads rows of a table where an index says, or adds to them. Numbers are positions of operands."""
+    """The rows of a table that an operator reads, or adds to, by an index. Numbers are positions of operands."""
 
     kind: Literal["gather", "scatter"]
     index: int
     dim: int | None
     """The dimension of the table that the index runs over; None for the first one."""
     source: int | None = None
-    """What a scatter adds."""
+    """The values that a scatter adds."""
     by_element: bool = False
     """The index has one entry for each element; the other dimensions of index and table run in step."""
     several: bool = False
     """`index` is a list, of an index or None for each dimension; those given are taken together."""
     reduction: int | None = None
-    """The name of how a scatter combines what meets in one row; it adds if None."""
+    """The name of the operation that combines values in one row of a scatter; it adds them if None."""
     table: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Progression:
-    """Numbers at even distances, made of nothing but numbers."""
+    """A list of evenly spaced numbers, made of nothing but numbers."""
 
     start: int | Argument
     step: int | Argument | None
-    """None if the last one and how many they are is given instead."""
+    """None if the last number and the count are given instead."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,15 +90,16 @@ class Crossing:
     """A collective operator. Numbers are positions of operands."""
 
     to: Literal["readers", "owners", "all", "own", "sum"]
-    """Who gets what: ranks the rows that they read, owners what others add to their rows, every rank all rows, or the
-    rows that it owns of a sum of all rows, or the sum of all values."""
+    """The receivers, and the data that they get. readers: ranks get the rows that they read. owners: they get the
+    values that others add to their rows. all: every rank gets all rows. own: every rank gets the rows that it owns of a
+    sum of all rows. sum: every rank gets the sum of all values."""
     dim: int | None = None
     """The dimension that counts rows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is known of an operator. The defaults are the careful answers."""
+    """Facts about an operator. The defaults are the careful answers."""
 
     view: bool = False
     """Its result shows memory of its first operand."""
@@ -111,50 +112,51 @@ class Facts:
     shows_all: bool = False
     """No element of its operand is left out, and nothing is added: a pointer seen through it is that pointer."""
     identity: bool = False
-    """Its first operand once more, for whoever minds neither memory nor layout nor gradients."""
+    """Its first operand once more; only memory, layout and gradients may differ."""
     same_values: bool = False
-    """The values of its first operand at the same places, in a type that may be another."""
+    """The values of its first operand at the same places, perhaps in another type."""
     pointwise: bool = False
     """Each element depends on elements of operands at the same place, once they are broadcast. Torch tags most."""
     linear: Linear | None = None
-    """In which operands it is linear."""
+    """The operands in which it is linear; None if there are none."""
     rows: RowAccess | None = None
-    """Which rows it reads or adds to."""
+    """The rows that it reads or adds to."""
     reduces: Reduction | None = None
-    """How it makes one element of many; dimensions (all, if none are given) are operand 1, whether to keep them 2."""
+    """The reduction that makes one element of many. Operand 1 has the dimensions (all if none are given), operand 2
+    says if they are kept."""
     product: int | None = None
-    """Of a matrix product, the position of the factor whose last dimension is how many terms are added up."""
+    """For a matrix product, the position of the factor whose last dimension counts the terms that are added up."""
     right_hand_side: int | None = None
-    """Of what solves equations, the position of right-hand sides, each column of which is solved for by itself."""
+    """For a solver of equations, the position of the right-hand sides. Each column of them is solved for by itself."""
     fill: int | Argument | None = None
     """It makes a tensor of this one value, whatever the values of its operands."""
     progression: Progression | None = None
-    """Which numbers it makes a list of."""
+    """The numbers that it makes a list of."""
     compares: bool = False
     """It compares its operands to the last bit."""
     random: bool = False
-    """It draws random numbers: run again, or in another order, it gives others. Torch tags such."""
+    """It draws random numbers: run again, or in another order, it gives others. Torch tags such operators."""
     data_dependent: bool = False
-    """Its result's shape depends on values of operands, or is a number that does. Torch tags such."""
+    """Its result's shape depends on values of operands, or is a number that does. Torch tags such operators."""
     crosses: Crossing | None = None
-    """What ranks send each other by it."""
+    """The data that ranks send each other by it."""
     puts_beside: int | None = None
-    """It puts halo rows beside the owned rows that are its first operand; this operand says how many, the next along
-    which dimension."""
+    """It puts halo rows beside the owned rows, which are its first operand. This operand is the number of halo rows,
+    and the next one the dimension."""
 
     @property
     def free(self) -> bool:
-        """Whether it takes no time: what it shows is there, or is the same everywhere."""
+        """True if it takes no time: its result is there already, or is the same everywhere."""
         return self.view or self.reshape or self.fill is not None
 
     @property
     def shares_memory(self) -> bool:
-        """Whether its result stands in the memory of its first operand."""
+        """True if its result stands in the memory of its first operand."""
         return self.view or self.in_place
 
     @property
     def finds_extremes(self) -> bool:
-        """Whether it reduces to the largest or the smallest element."""
+        """True if it reduces to the largest or the smallest element."""
         return self.reduces in ("amax", "amin")
 
 
@@ -180,7 +182,7 @@ _ROWS: dict[Any, Facts] = {
     **dict.fromkeys((aten.split_with_sizes.default, aten.split.Tensor, aten.diagonal.default), _VIEW),
     aten.view_as_real.default: _VIEW,
     **dict.fromkeys((aten.reshape.default, aten.view.default, aten._unsafe_view.default), _RESHAPE),
-    # The same once more.
+    # The operand itself.
     **dict.fromkeys((aten.detach.default, aten.alias.default, aten.clone.default, aten.contiguous.default), _IDENTITY),
     aten.lift_fresh_copy.default: dataclasses.replace(_IDENTITY, moves=True, pointwise=True),
     aten._to_copy.default: Facts(same_values=True, moves=True, pointwise=True, linear=Linear(in_reals=True)),
@@ -244,7 +246,7 @@ OPERATORS: dict[Any, Facts] = {}
 
 
 def register(target: Any, row: Facts) -> None:
-    """Write the row of an operator, filled up with what torch's tags say."""
+    """Write the row of an operator, completed by torch's tags."""
     assert target not in OPERATORS, f"two rows for {target}"
     tagged = _by_tags(target)
     OPERATORS[target] = dataclasses.replace(
@@ -257,7 +259,7 @@ def register(target: Any, row: Facts) -> None:
 
 @functools.cache
 def _by_tags(target: Any) -> Facts:
-    """What torch says of an operator."""
+    """The facts that torch's tags tell of an operator."""
     tags = getattr(target, "tags", ())
     return Facts(
         pointwise=torch.Tag.pointwise in tags,
@@ -271,7 +273,7 @@ for _target, _row in _ROWS.items():
 
 
 def facts_of(target: Any) -> Facts:
-    """The row of an operator; the careful one if it has none."""
+    """The row of an operator; the facts of its tags if it has none."""
     return OPERATORS[target] if target in OPERATORS else _by_tags(target)
 
 
@@ -279,33 +281,33 @@ _NOTHING = Facts()
 
 
 def facts(node: fx.Node) -> Facts:
-    """The same of the operator that a node calls."""
+    """The row of the operator that a node calls; the careful defaults for other nodes."""
     return facts_of(node.target) if node.op == "call_function" else _NOTHING
 
 
 def operators(having: Callable[[Facts], Any]) -> tuple[Any, ...]:
-    """The operators of which the table says something."""
+    """The operators whose row meets a condition."""
     return tuple(target for target, row in OPERATORS.items() if having(row))
 
 
 def is_random(node: fx.Node) -> bool:
-    """Whether an operator draws random numbers."""
+    """True if an operator draws random numbers."""
     return facts(node).random
 
 
 def filled_with(node: fx.Node) -> Any:
-    """The one value of which a node makes a tensor; None of others."""
+    """The one value that a node fills a tensor with; None for other nodes."""
     value = facts(node).fill
     return value.of(node) if isinstance(value, Argument) else value
 
 
 def is_zero(node: fx.Node) -> bool:
-    """Whether a node is a tensor of zeros by construction."""
+    """True if a node is a tensor of zeros by construction."""
     return bool(filled_with(node) == 0)
 
 
 def row_numbers(node: fx.Node) -> tuple[Any, Any] | None:
-    """The first of the numbers that a node counts, and the step from one to the next; None of others."""
+    """The first number and the step of a node that counts rows; None for other nodes."""
     found = facts(node).progression
     if found is None or found.step is None:
         return None

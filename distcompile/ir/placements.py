@@ -1,4 +1,4 @@
-"""How values are divided among ranks."""
+"""The division of values among ranks."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Reduction = Literal["sum", "amax", "amin"]
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """How a value is divided among ranks."""
+    """The division of a value among ranks."""
 
     dims: tuple[Dim, ...] = ()
     partial: bool = False
     """Each rank holds a part (a summand, unless `reduction` says otherwise); all_reduce makes it whole."""
     rule: str = ""
-    """Which rule decided so."""
+    """The name of the rule that decided so."""
     reduction: Reduction = "sum"
-    """How the parts of a partial value make the whole."""
+    """The operation that makes the whole of the parts of a partial value."""
 
     @property
     def sharded(self) -> bool:

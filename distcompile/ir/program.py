@@ -51,35 +51,35 @@ InputKind = Literal[
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """What the runtime passes for one placeholder of the program."""
+    """The value that the runtime passes for one placeholder of the program."""
 
     name: str
     kind: InputKind
     source: int = -1
-    """For rows, pointers and numbers: which output of the index program."""
+    """For rows, pointers and numbers: the index of their output of the index program."""
     space: Space | None = None
-    """For sizes and halo plans: of which space. For pointers: the space pointed into. The places of some rows among a
-    rank's halo rows are of the space that has these some."""
+    """For sizes and halo plans: the space that they are of. For pointers: the space pointed into. For the places of
+    some rows among a rank's halo rows: the space of these rows."""
     label: str = ""
-    """How the user knows the value, for messages."""
+    """The user's name of the value, for messages."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Where row numbers of a table may lie that is whole on every rank."""
+    """The row numbers that are allowed in a table that is whole on every rank."""
 
     source: int
-    """Index into the outputs of the index program, of the row numbers."""
+    """Index of the row numbers among the outputs of the index program."""
     rows: sympy.Expr
     label: str
-    """How the user knows the row numbers, for messages."""
+    """The user's name of the row numbers, for messages."""
     negative: bool
-    """Whether numbers may count from the end."""
+    """True if numbers may count from the end."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """Where one tensor of the model's result comes from."""
+    """The source of one tensor of the model's result."""
 
     source: Literal["graph", "index"]
     position: int
@@ -99,7 +99,7 @@ class Normal:
 
     @property
     def is_current(self) -> bool:
-        """Whether the values that were compiled in still are those of the model."""
+        """True if the values that were compiled in still are those of the model."""
         return all(buffer._version == version for buffer, version in self.compiled_in)
 
     @functools.cached_property
@@ -108,9 +108,9 @@ class Normal:
 
     def size(self, value: Any) -> sympy.Expr:
         """A size (int, SymInt or expression) in the symbols of the spaces."""
-        if isinstance(value, int):  # as most are
+        if isinstance(value, int):  # the most common case
             return sympy.Integer(value)
-        is_expression = not isinstance(value, torch.SymInt)  # of which a pass may have found more since
+        is_expression = not isinstance(value, torch.SymInt)  # a pass may have found more about it since
         expr = self.captured.raw_size(value) if is_expression else self.captured.size(value)
         while expr.free_symbols & self._merged.keys():
             expr = self.captured.size(expr.xreplace(self._merged))
@@ -144,11 +144,11 @@ class Placed(Split):
     pointers: tuple[Pointer, ...] = dataclasses.field(kw_only=True)
     ranges: tuple[Range, ...] = dataclasses.field(kw_only=True)
     may_be_less: frozenset[sympy.Symbol] = dataclasses.field(kw_only=True)
-    """Merged symbols that may be less than their space has rows: the largest row number that anybody points at."""
+    """Merged symbols that may be less than the rows of their space: the largest row number in a pointer, plus one."""
 
     @property
     def row_spaces(self) -> tuple[Space, ...]:
-        """All spaces that values have rows of on a rank."""
+        """All spaces whose rows values have on a rank."""
         return self.spaces
 
     def space_of(self, size: sympy.Expr) -> Space | None:
@@ -167,13 +167,13 @@ class Distributed(Placed):
     halo_spaces: tuple[Space, ...] = ()
     """Spaces of halo rows, on which a rank computes what would cost more to send."""
     thinned_spaces: tuple[Space, ...] = ()
-    """Some rows of a space: all that matter of a value that crosses."""
+    """Spaces of some rows of another space: the only rows that cross of some value."""
     narrowest: tuple[tuple[str, int], ...] = ()
-    """(space, bytes): what has to cross for each halo row, were work free: every value once, at its narrowest."""
+    """(space, bytes that would cross for each halo row if work were free): every value once, at its narrowest."""
 
     @property
     def row_spaces(self) -> tuple[Space, ...]:
-        """All spaces that values have rows of on a rank, halo rows among them."""
+        """All spaces whose rows values have on a rank, halo rows among them."""
         return (*self.spaces, *self.halo_spaces)
 
 
@@ -184,12 +184,12 @@ class Tiled(Distributed):
     tiled: fx.GraphModule = dataclasses.field(kw_only=True)
     """The graph as calls of regions."""
     differentiated: fx.GraphModule = dataclasses.field(kw_only=True)
-    """The graph that ranks run to differentiate: it is not tiled, and has gradients of what `graph` has none of."""
+    """The graph that ranks run to differentiate. It is not tiled, and has gradients where `graph` has none."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Runnable(Tiled):
-    """A program whose regions are as they run: operator by operator, or as machine code."""
+    """A program whose regions are ready to run: operator by operator, or as machine code."""
 
 
 P = TypeVar("P", bound=Normal)
@@ -197,7 +197,7 @@ T = TypeVar("T", bound=Tiled)
 
 
 def grown(program: Normal, record: type[P], **found: Any) -> P:
-    """The next record of a program: what it held, and what was found since. A new graph is checked."""
+    """The next record of a program: its fields, and those found since. A new graph is checked."""
     if "graph" in found:
         found["graph"].graph.lint()
         found["graph"].recompile()

@@ -18,16 +18,16 @@ class Space:
     sharded: bool = True
     """False for spaces that every rank holds whole (graphs)."""
     blocks: tuple[Space, ...] = ()
-    """Of a list that the model joins (each edge once more, the other way round): what its rows are rows of, one after
-    another. They live where those do, so that a rank's rows are joined, and cut, as the whole list is."""
+    """For a list that the model joins (each edge once more, the other way round): the spaces of its rows, one after
+    another. Its rows live on the ranks of theirs, so that a rank's rows are joined, and cut, as the whole list is."""
     halo_of: Space | None = None
     """The space whose halo rows on a rank are the rows of this one there."""
     some_of: Space | None = None
-    """The space some of whose rows these are: those that pointers of `through` point at."""
+    """The space that these rows are some rows of: those that pointers of `through` point at."""
     through: tuple[str, ...] = ()
     """Names of pointers."""
     all_of: Space | None = None
-    """The space all of whose rows these are, on every rank."""
+    """The space that these rows are all rows of, on every rank."""
 
     def __str__(self) -> str:
         return self.name
@@ -37,12 +37,12 @@ class Space:
 
 
 def halo_name(space: str) -> str:
-    """The name of the halo rows of a space, where they are a space of their own."""
+    """The name of the space of another space's halo rows."""
     return f"halo of {space}"
 
 
 def all_rows_name(space: str) -> str:
-    """The name of all rows of a space, where every rank holds them."""
+    """The name of the space of all rows of another space, which every rank holds."""
     return f"all {space}"
 
 
@@ -79,11 +79,11 @@ class Pointer:
     dim: int = 0
     """The dimension that counts the rows of `source`; an ``edge_index [2, edges]`` used as it is has them in 1."""
     several: bool = False
-    """Whether a row has more than one target: of these the first one may own it, and the others may be anywhere."""
+    """True if a row has more than one target. The first one may own it, and the others may be anywhere."""
 
     @property
     def leaves_rank(self) -> bool:
-        """Whether a row may point at a row of another rank."""
+        """True if a row may point at a row of another rank."""
         stays = self.identity or (self.owner and not self.several and not self.source.blocks)
         return self.target.sharded and not stays
 

@@ -40,7 +40,7 @@ def short(node: fx.Node) -> str:
 
 
 def short_name(target: Any) -> str:
-    """The same of an operator itself."""
+    """The name of an operator itself, without namespace and default overload."""
     return getattr(target, "__name__", str(target)).removesuffix(".default")  # type: ignore[no-any-return]
 
 

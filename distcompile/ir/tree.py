@@ -58,9 +58,9 @@ COUNTS = range(SMALLEST_SPACE, 10**8)
 def flatten(obj: Any, root: str = "", counts: bool = False, read: set[str] | None = None) -> tuple[list[Leaf], Tree]:
     """Return the tensors of `obj`, in a stable order, and the tree that puts others in their place.
 
-    The object itself is never changed: containers are copied on rebuilding. With `counts`, integers that may count
-    rows are leaves too, and are rebuilt from the size of what stands in for them. With `read`, strings are rebuilt as
-    such that add their paths to it when they are read.
+    The object itself is never changed: containers are copied on rebuilding. With `counts`, integers that may count rows
+    are leaves too; they are rebuilt from the sizes of the tensors that stand for them. With `read`, strings are rebuilt
+    as strings that add their paths to `read` when the model reads them.
     """
     found = _Found([], [], [], counts, read)
     rebuild = _flatten(obj, root, found, ())
@@ -69,7 +69,7 @@ def flatten(obj: Any, root: str = "", counts: bool = False, read: set[str] | Non
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """What an object holds so far, and what is looked for."""
+    """The values found so far in an object, and the kinds of values that are looked for."""
 
     leaves: list[Leaf]
     numbers: list[tuple[str, int | float | bool]]
@@ -79,7 +79,7 @@ class _Found:
 
     @property
     def replaced(self) -> int:
-        """How many values so far are rebuilt as others."""
+        """The number of values so far that are rebuilt as others."""
         return len(self.leaves) + (len(self.texts) if self.read is not None else 0)
 
     def text(self, path: str, value: str) -> Callable[[Iterator[Any]], Any]:
@@ -111,7 +111,7 @@ def _flatten(obj: Any, path: str, found: _Found, above: tuple[int, ...]) -> Call
         return lambda it: obj
     before = found.replaced
     parts = [(key, _flatten(child, path + label, found, above)) for key, label, child in children]
-    if found.replaced == before:  # nothing to put in, but what a model appends to must not be the user's
+    if found.replaced == before:  # nothing to put in, but a model must not append to the user's own
         return lambda it: copy.copy(obj) if type(obj) in (list, dict, set) else obj
     return lambda it: _with_children(obj, [(key, part(it)) for key, part in parts])
 
@@ -126,7 +126,7 @@ def _children(obj: Any) -> list[tuple[Any, str, Any]]:
         keys = sorted(obj.keys(), key=lambda key: (type(key).__name__, str(key)))
         return [(key, f"[{key!r}]", obj[key]) for key in keys]
     if dataclasses.is_dataclass(obj):
-        set_ = [f.name for f in dataclasses.fields(obj) if hasattr(obj, f.name)]  # it may still be in the making
+        set_ = [f.name for f in dataclasses.fields(obj) if hasattr(obj, f.name)]  # some may be missing yet
         return [(name, f".{name}", getattr(obj, name)) for name in set_]
     return [(name, f".{name}", value) for name, value in getattr(obj, "__dict__", {}).items()]
 

@@ -11,7 +11,7 @@ from torch import fx
 from .. import errors
 
 OURS = tuple(str(Path(f).parent) + os.sep for f in (torch.__file__, errors.__file__))
-"""The folders of the files that no user wrote."""
+"""The folders of files that are not the user's."""
 
 
 def user_frame(node: fx.Node) -> tuple[str, str]:
@@ -29,7 +29,7 @@ def user_frame(node: fx.Node) -> tuple[str, str]:
 
 
 def user_line(node: fx.Node) -> str:
-    """Where in the user's code an operator comes from."""
+    """The line of the user's code that an operator comes from, as text."""
     frame, code = user_frame(node)
     if not frame:
         return "at: a line that the tracer did not record (often the backward of an operator)"

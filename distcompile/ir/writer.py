@@ -15,7 +15,7 @@ from .placements import META, Placement
 aten = torch.ops.aten
 
 MADE_BY = "distcompile_pass"
-"""Key in ``node.meta`` of the name of the pass that made a node; what has none is from the capture."""
+"""Key in ``node.meta`` of the name of the pass that made a node. A node without it is from the capture."""
 
 _OF_OPERANDS: Any = object()
 _current: ContextVar[str] = ContextVar("pass", default="")
@@ -23,7 +23,7 @@ _current: ContextVar[str] = ContextVar("pass", default="")
 
 @contextmanager
 def making(name: str) -> Iterator[None]:
-    """Note with every node that is written meanwhile that a pass of this name made it."""
+    """Note this name as the pass that made each node that is written meanwhile."""
     token = _current.set(name)
     try:
         yield
@@ -41,15 +41,15 @@ def write(
     value: Any = _OF_OPERANDS,
     place: Placement | tuple[Placement, ...] | None = None,
 ) -> fx.Node:
-    """One operator at the graph's insertion point.
+    """Write one operator at the graph's insertion point.
 
     Args:
         graph: where to add it.
         target: the operator.
         args: its operands.
         kwargs: by name.
-        like: an operator instead of which, or for which, this one stands: what is known of it holds for the new one, as
-            far as nothing else is said.
+        like: the operator that this one replaces, or is written for. What is known of it holds for the new one, unless
+            another argument says otherwise.
         value: its fake result; None if it has none. Found from the values of operands if there is no `like` either.
         place: how its result is divided, once that is known.
     """
@@ -66,7 +66,10 @@ def described(
     value: Any = _OF_OPERANDS,
     place: Placement | tuple[Placement, ...] | None = None,
 ) -> fx.Node:
-    """A new node (an input, a copy, a call of a region) with what `write` notes of one. Arguments as there."""
+    """Note of a new node (an input, a copy, a call of a region) what `write` notes, and return it.
+
+    Arguments as there.
+    """
     if like is not None:
         new.meta = dict(like.meta)
     if value is not _OF_OPERANDS:
@@ -91,7 +94,7 @@ class Writer:
         self._mode = (value[0] if isinstance(value, list | tuple) else value).fake_mode
 
     def __call__(self, target: Any, *args: Any, value: Any = None, **kwargs: Any) -> fx.Node:
-        """One operator; `value` stands in where its result has a size that another operator has named."""
+        """Add one operator. `value` is its fake result, given if its size is one that another operator has named."""
         if value is None:
             with self._mode:
                 value = _value(target, args, kwargs)

@@ -1,4 +1,4 @@
-"""What a program costs, from shapes alone: bytes of every collective, memory at its peak, work for each row."""
+"""The costs of a program, from shapes alone: bytes of every collective, peak memory, work for each row."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..runtime.execution.tiles import Region
 from ..runtime.operators.messages import wait
 
 _KINDS: dict[str, Crossing] = {short_name(t): row.crosses for t, row in OPERATORS.items() if row.crosses is not None}
-"""What ranks send each other, by the name of the operator."""
+"""The data that ranks send each other, by the name of the operator."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Collective:
 
     kind: str
     space: str
-    """Whose rows cross; empty for sums over ranks."""
+    """The space whose rows cross; empty for sums over ranks."""
     row_bytes: int
     """Bytes per row (halo ops) or in all (all_reduce)."""
     why: str
@@ -42,16 +42,16 @@ class Collective:
 
     @property
     def to_owners(self) -> bool:
-        """Whether rows go from who read them to their owners."""
+        """True if rows go from the ranks that read them to their owners."""
         return _KINDS[self.kind].to == "owners"
 
     @property
     def to_all(self) -> bool:
-        """Whether every rank gets the rows of all others, not those of its halo."""
+        """True if every rank gets the rows of all others, not only those of its halo."""
         return _KINDS[self.kind].to == "all"
 
     def rows(self, owned: Mapping[str, int], halo: Mapping[str, int], sizes: Mapping[str, int]) -> int:
-        """Rows that a rank receives which owns some of each space, and has some halo rows of it."""
+        """The number of rows that a rank receives, given its owned rows and its halo rows of every space."""
         return sizes[self.space] - owned[self.space] if self.to_all else halo[self.space]
 
 
@@ -82,10 +82,10 @@ def collectives(program: Tiled) -> list[Collective]:
 
 @dataclasses.dataclass(frozen=True)
 class RowWork:
-    """What the operators of a program do for each row of a space in one evaluation."""
+    """The work of a program's operators for each row of a space in one evaluation."""
 
     moved: float
-    """Bytes of operands and results, of those that have rows."""
+    """Bytes of the operands and results that have rows."""
     flops: float
     """Floating-point operations of matrix products."""
 
@@ -95,22 +95,22 @@ NOTHING = RowWork(0.0, 0.0)
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What an evaluation takes on a rank, by rows."""
+    """The work of an evaluation on a rank, by rows."""
 
     rows: dict[str, RowWork]
-    """By space."""
+    """The work for each row, by space."""
     operators: int
     """Calls of operators, if each region has one block."""
     messages: tuple[tuple[Collective, ...], ...]
     """Halo exchanges and reductions; those of a tuple leave as one message."""
     sums: tuple[Collective, ...]
-    """Over ranks."""
+    """Sums over ranks."""
     results: tuple[tuple[str, int], ...]
     """Results that are put together on every rank: the space of their rows, and bytes of each."""
 
 
 def work(program: Tiled) -> Work:
-    """What an evaluation of a tiled program takes."""
+    """The work of an evaluation of a tiled program."""
     rows = {s.name: RowWork(0.0, 0.0) for s in program.row_spaces if s.sharded}
     operators = sum(n.op == "call_function" and n.target is not wait for n in program.tiled.graph.nodes)
     for region in program.tiled.children():
@@ -142,14 +142,14 @@ def _messages(program: Tiled) -> Iterator[tuple[Collective, ...]]:
 
 
 def _row(program: Tiled, node: fx.Node, space: str) -> float:
-    """Bytes of a row of a value of a region's body; 0 for what every block reads whole."""
+    """Bytes of a row of a value in a region's body; 0 for a value that every block reads whole."""
     found = rows_of(node) if META in node.meta else None
     size = bytes_per_row(program, node) if found is not None and found.space.name == space else 0.0
     return size if math.isfinite(size) else 0.0
 
 
 def _results(program: Tiled) -> Iterator[tuple[str, int]]:
-    """What is put together on every rank: results, and rows that stretches which run whole are given."""
+    """The values that are put together on every rank: results, and inputs of stretches that run whole."""
     for c in collectives(program):
         if c.to_all:
             yield c.space, c.row_bytes
@@ -163,20 +163,20 @@ def _results(program: Tiled) -> Iterator[tuple[str, int]]:
 
 @dataclasses.dataclass(frozen=True)
 class Stretch:
-    """Operators that no rule divides, and what hangs on them: every rank runs them on all rows."""
+    """Operators that no rule divides, and those that depend on them. Every rank runs them on all rows."""
 
     operator: str
-    """The first one."""
+    """The first operator."""
     why: str
     line: str
-    """The user's."""
+    """The user's line."""
     operators: int
     work: RowWork
-    """Of all of them together."""
+    """The work of all of them together."""
 
 
 def stretches(program: Tiled, sizes: Mapping[str, int] | None = None) -> list[Stretch]:
-    """What runs whole on every rank.
+    """The stretches of a program that run whole on every rank.
 
     Args:
         program: a program with placements.
@@ -201,7 +201,7 @@ def _stretch(program: Tiled, nodes: list[fx.Node], known: Mapping[sympy.Symbol, 
 
 
 def _of_all_rows(program: Tiled, sizes: Mapping[str, int] | None) -> dict[sympy.Symbol, int]:
-    """The values of all sizes of which every rank has all rows."""
+    """The sizes of all spaces that every rank holds whole."""
     hint = program.captured.hint
     whole = [s for s in program.spaces if not s.sharded]
     if sizes is not None:
@@ -210,7 +210,7 @@ def _of_all_rows(program: Tiled, sizes: Mapping[str, int] | None) -> dict[sympy.
 
 
 def _product(program: Tiled, node: fx.Node, known: Mapping[sympy.Symbol, int]) -> float:
-    """Floating-point operations of a matrix product of all rows; 0 for other operators."""
+    """Floating-point operations of a matrix product over all rows; 0 for other operators."""
     inner = product_length(program, node)
     if inner is None:
         return 0.0
@@ -259,7 +259,7 @@ def peak_bytes(program: Tiled, sizes: Mapping[str, int], halos: Mapping[str, int
             rows = rows_here[region.spec.space]
             threads, length = region.schedule(rows)
             block = int(min(threads * length, rows) * region.spec.row_bytes)
-            made = [n for n in _results_of(node) if storage(n) is n]  # which exist from the first block on
+            made = [n for n in _results_of(node) if storage(n) is n]  # they exist from the first block on
         else:
             made = [node] if storage(node) is node and not _is_result(node) else []
         for new in made:
@@ -282,7 +282,7 @@ def _results_of(call: fx.Node) -> list[fx.Node]:
 
 
 def _is_result(node: fx.Node) -> bool:
-    """Whether a node is one result of a region."""
+    """True if a node is one result of a region."""
     return any(n.op == "call_module" for n in node.all_input_nodes)
 
 

@@ -32,7 +32,7 @@ LONG = 4.0
 
 
 def this_machine(graphs: Iterable[tuple[Executor, Prepared]], work: Work) -> Device:
-    """The device that this machine is, with as many threads a rank as this process has.
+    """The device of this machine, with as many threads for a rank as this process has.
 
     Args:
         graphs: programs and graph objects of more and more rows; no more are taken when they take long.
@@ -56,7 +56,7 @@ def this_machine(graphs: Iterable[tuple[Executor, Prepared]], work: Work) -> Dev
 
 
 def _seconds(executor: Executor, prepared: Prepared) -> float:
-    """The shortest of up to three runs on one rank, after one to warm up."""
+    """The shortest of up to three runs on one rank, after one run to warm up."""
     layout = executor.laid_out(prepared, executor.divide(prepared, 1))
     times: list[float] = []
     while len(times) < 4 and (len(times) < 2 or sum(times) < 3 * LONG):
@@ -67,7 +67,7 @@ def _seconds(executor: Executor, prepared: Prepared) -> float:
 
 
 def timed(work: Callable[[], T]) -> tuple[T, float]:
-    """What a function returns, and the seconds it took; of two calls the shorter, where a call takes less than one."""
+    """A function's result, and the seconds that it took; of two calls the shorter, if the first takes less than one."""
     start = time.perf_counter()
     result = work()
     seconds = time.perf_counter() - start
@@ -83,7 +83,7 @@ def network() -> tuple[float, float]:
     store = dist.HashStore()  # type: ignore[attr-defined]
     options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = timedelta(seconds=60)
-    # Else it listens wherever this machine's name leads to, where other machines may reach it.
+    # Else it listens on the address of this machine's name, where other machines may reach it.
     options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]  # type: ignore[attr-defined]
     seconds: dict[tuple[int, int], float] = {}
     small, large = 8, 2**22
@@ -97,7 +97,7 @@ def network() -> tuple[float, float]:
                 start = time.perf_counter()
                 group.alltoall_base(found, given, [], []).wait()  # type: ignore[attr-defined]
                 times.append(time.perf_counter() - start)
-            seconds[rank, size] = min(times)  # others may have had the processor for a while
+            seconds[rank, size] = min(times)  # other processes may have used the processor for a while
 
     threads = [threading.Thread(target=rank_main, args=(rank,), daemon=True) for rank in range(2)]
     for thread in threads:

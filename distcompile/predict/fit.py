@@ -1,4 +1,4 @@
-"""Choose how a graph is run within the memory of its ranks: what too little memory holds is computed again instead."""
+"""Choose the way to run a graph within the memory of its ranks: values that do not fit are computed again instead."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ..runtime.world import World
 from .account import peak_bytes
 
 CHEAPER = (HOLD / 4, HOLD / 2)
-"""What memory costs, see `passes.tile`, where a user says how much may be used: what it holds is not computed again."""
+"""The cost of memory, see `passes.tile`, if a user says how much may be used: what is held is not computed again."""
 
 DEARER = (4 * HOLD, 64 * HOLD)
-"""What memory may cost where there is too little of it."""
+"""The cost of memory if there is too little of it."""
 
 SPARED = 0.2
-"""Of what is free, the share that is left to what no prediction knows: fragments, results, the rest of a script."""
+"""The share of free memory that is left to what no prediction knows: fragments, results, the rest of a script."""
 
 
 class Fit:
@@ -36,7 +36,7 @@ class Fit:
         """
         Args:
             program: a tiled program.
-            memory: bytes that a rank may use; None for what is free, of which no more is used than saves much work.
+            memory: bytes that a rank may use; None for what is free: of that, only as much is used as saves much work.
             lowered: makes a tiling ready to run.
             without: names of passes to leave out when it is tiled once more.
         """
@@ -51,10 +51,10 @@ class Fit:
         Args:
             sizes: rows of every space.
             division: of the rows among the ranks.
-            free: bytes that are free for each rank; None if nobody knows.
+            free: bytes that are free for each rank; None if that is not known.
 
         Raises:
-            InputError: no tiling needs as little as there is.
+            InputError: no tiling fits into the memory.
         """
         hold, need = self.choose(sizes, division, free)
         if self.memory is not None and need > self.memory:
@@ -64,7 +64,7 @@ class Fit:
         return self.runnable(hold)
 
     def choose(self, sizes: dict[str, int], division: Division, free: int | None) -> tuple[float, int]:
-        """What memory costs in the first tiling that suffices, or in the one that needs least, and what that needs."""
+        """The cost of memory in the first tiling that fits, else in that which needs least, and the bytes it needs."""
         limit = self.memory
         if limit is None and free is not None:
             limit = int((1 - SPARED) * free)
@@ -78,13 +78,13 @@ class Fit:
         return best, int(least)
 
     def tiling(self, hold: float) -> Tiled:
-        """The program where holding a byte costs so much."""
+        """The program tiled for a cost of holding a byte."""
         if hold not in self._tilings:
             self._tilings[hold] = run(self.program, (scheduling(hold),), without=self._without)
         return self._tilings[hold]
 
     def runnable(self, hold: float = HOLD) -> Runnable:
-        """The same as it runs."""
+        """The same tiling in the form in which it runs."""
         if hold not in self._runnable:
             self._runnable[hold] = self._lowered(self.tiling(hold))
         return self._runnable[hold]
@@ -99,8 +99,8 @@ def _refusal(need: int, limit: int, what: str, otherwise: str, division: Divisio
 
 
 def free_here(world: World, device: torch.device) -> int | None:
-    """Bytes free for each rank if all machines have as much free, and as many ranks, as this one."""
-    ranks = world.size if world.virtual else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # which torchrun sets
+    """Bytes free for each rank; assumes that all machines have as much free, and as many ranks, as this one."""
+    ranks = world.size if world.virtual else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
     return share([free(device)] * ranks)
 
 

@@ -1,4 +1,4 @@
-"""How long a step takes on ranks that are not there: a model of local work, messages and what every rank does whole.
+"""The time of a step on ranks that are not there: a model of local work, messages and what every rank does whole.
 
     step = whole graph on every rank  +  slowest rank's operators  +  halo exchanges  +  sums and results
            neighbours, graph, checks     launches, bytes, flops       slowest rank of each
@@ -24,22 +24,22 @@ from .rank_counts import RankCounts
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """What a rank's processor and network do in which time."""
+    """The speed of a rank's processor and network."""
 
     name: str
     per_operator: float
-    """Seconds of a call of an operator, beside what `curve` says."""
+    """Seconds of a call of an operator, in addition to `curve`."""
     curve: tuple[tuple[float, float], ...]
-    """Bytes that operators read and write, and the seconds that they take; ascending. More than the last take as long
-    for each as the last; fewer than the first what the line through the first two says."""
+    """(bytes that operators read and write, seconds that they take), ascending. Above the last point, a byte takes as
+    long as at that point. Below the first one, the line through the first two points holds."""
     flops_per_byte: float
-    """Floating-point operations of matrix products that take as long as a byte."""
+    """Floating-point operations of matrix products that take as long as one byte."""
     latency: float
     """Seconds of a message."""
     per_sent_byte: float
     """Seconds of a byte of a message."""
     basis: str
-    """Where these figures come from."""
+    """The source of these figures."""
 
     def seconds(self, moved: np.ndarray) -> np.ndarray:
         """Seconds that operators take for numbers of bytes."""
@@ -53,7 +53,7 @@ class Device:
 
 
 EFFICIENCY = 0.6
-"""The part of published bandwidth and floating-point rates that operators and messages are taken to reach."""
+"""The share of published bandwidth and floating-point rates that operators and messages are taken to reach."""
 
 
 def _published(name: str, memory: float, flops: float, network: float) -> Device:
@@ -89,7 +89,7 @@ class Host:
     checks: float
     """Checks and index program, and the digest by which ranks compare their graphs."""
     division: float
-    """Who reads and sends what, with atoms that stay on their ranks; nothing on one rank."""
+    """The plan of reads and messages, with atoms that stay on their ranks; zero on one rank."""
 
     @property
     def total(self) -> float:
@@ -98,7 +98,7 @@ class Host:
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """What each rank receives and sends in an evaluation.  # Shape of each: [n_ranks]"""
+    """The data that each rank receives and sends in an evaluation.  # Shape of each: [n_ranks]"""
 
     halo: np.ndarray
     """Bytes received in halo exchanges and sent in reductions: halo rows times their width."""
@@ -110,7 +110,7 @@ class Traffic:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Seconds of a step on the rank that it takes longest."""
+    """Seconds of a step on the slowest rank."""
 
     host: float
     local: float
@@ -124,7 +124,7 @@ class Step:
 
     @property
     def evaluation(self) -> float:
-        """Without what every rank does whole."""
+        """The step without the part that every rank does whole."""
         return self.local + self.halo + self.whole
 
 
@@ -140,7 +140,7 @@ def traffic(work: Work, ranks: RankCounts) -> Traffic:
 
 
 def step(device: Device, work: Work, ranks: RankCounts, host: Host) -> Step:
-    """How long a step takes.
+    """The predicted time of a step.
 
     Args:
         device: what a rank runs on.
@@ -168,7 +168,10 @@ def step(device: Device, work: Work, ranks: RankCounts, host: Host) -> Step:
 
 
 def moved(work: Work, rows: Mapping[str, np.ndarray], flops_per_byte: float) -> np.ndarray:
-    """Bytes that operators move for numbers of rows by space, operations of products as bytes of the same time."""
+    """Bytes that operators move for numbers of rows by space.
+
+    Operations of products count as the bytes of the same time.
+    """
     each = [n * (work.rows[s].moved + work.rows[s].flops / flops_per_byte) for s, n in rows.items() if s in work.rows]
     return np.sum(each, axis=0)
 
@@ -187,11 +190,11 @@ def weak(device: Device, work: Work, ranks: RankCounts, host: Host, parts: Seque
 
 
 def _sends(message: Sequence[Collective], ranks: RankCounts) -> np.ndarray:
-    """Whether one rank has something for another.  # Shape: [sender, receiver], bool"""
+    """True where one rank has something to send to another.  # Shape: [sender, receiver], bool"""
     reads = [(c.to_owners, ranks.spaces[c.space].reads) for c in message]
     return np.logical_or.reduce([r.T if to_owners else r for to_owners, r in reads])
 
 
 def _gathered(ranks: RankCounts, space: str) -> int:
-    """Rows that each rank receives of a result: from every rank as many as the one with most has."""
+    """Rows that each rank receives of a result: the rows of the fullest rank, from every rank."""
     return ranks.parts * int(ranks.spaces[space].owned.max())

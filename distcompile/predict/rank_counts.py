@@ -1,4 +1,4 @@
-"""What each of many ranks would hold and exchange, counted from one division of the whole graph.
+"""The rows and messages of each of many ranks, counted from one division of the whole graph.
 
 No rank's plan is made: rows, halo rows and the ranks that exchange them are histograms of who owns and who reads a row,
 so a million atoms among 512 ranks take the memory of the graph and not of 512 plans.
@@ -30,7 +30,7 @@ class SpaceCounts:
     sent: Counts
     """Owned rows, counted once for each rank that reads them: sent in an exchange, received in a reduction."""
     reads: np.ndarray
-    """Whether one rank owns a row that another reads.  # Shape: [owner, reader], bool"""
+    """True where one rank owns a row that another reads.  # Shape: [owner, reader], bool"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,17 +40,17 @@ class RankCounts:
     parts: int
     partition: Partition
     spaces: dict[str, SpaceCounts]
-    """Also those that are some rows of another, which have as many owned rows as it has."""
+    """The counts of every space. A space of some rows of another has as many owned rows as the other."""
     memory: Counts
     """Bytes of live tensors at the peak of each rank's evaluation, as `account.peak_bytes` predicts them."""
     some: frozenset[str] = frozenset()
     """Spaces that are some rows of another."""
     whole: RowWork = NOTHING
-    """What every rank does on all rows, since no rule divides it."""
+    """The work that every rank does on all rows, since no rule divides it."""
 
     @property
     def rows(self) -> dict[str, Counts]:
-        """What each rank computes on: its own rows of every space, and halo rows."""
+        """The rows that each rank computes on: its own rows of every space, and halo rows."""
         owned = {name: space.owned for name, space in self.spaces.items()}
         return owned | {halo_name(name): space.halo for name, space in self.spaces.items()}
 

@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 
 def contract(ctx: Context, a: Dim, b: Dim) -> bool:
-    """Whether a contraction of two dimensions runs over rows, so that its result is partial."""
+    """True if a contraction of two dimensions runs over rows, so that its result is partial."""
     if a != b:
         raise Refused("a product that sums over rows on one side only")
     return bool(a)
@@ -190,7 +190,7 @@ def layer_norm_backward(ctx: Context, node: fx.Node) -> Any:
 
 
 def _columns_of_rows(ctx: Context, node: fx.Node, operands: list[fx.Node]) -> fx.Node | None:
-    """The right-hand sides of equations of one matrix, if these are rows, which are columns: ``solve(cell.T, x.T)``."""
+    """The right-hand sides of equations of one matrix, if their columns are rows: ``solve(cell.T, x.T)``; else None."""
     at = facts(node).right_hand_side
     if at is None or not node.kwargs.get("left", True):
         return None

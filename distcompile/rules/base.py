@@ -1,4 +1,4 @@
-"""What a placement rule is, and the registry of all rules.
+"""The form of a placement rule, and the registry of all rules.
 
 A rule says how the result of one operator is divided among ranks, given how its operands are. Operands are
 *row-owned*: a dimension over a sharded space holds the rank's own rows. A rule returns the result's placement, or
@@ -28,7 +28,7 @@ class Refused(Exception):  # noqa: N818  caught by the place pass, never seen by
 
 
 class Context:
-    """What rules may ask about operands."""
+    """The questions that rules may ask about operands."""
 
     def __init__(self, program: Placed) -> None:
         self.program = program
@@ -50,7 +50,7 @@ class Context:
         return self.program.shape(node)
 
     def points_at(self, index: fx.Node, space: Space) -> bool:
-        """Whether an index operand is a view of a pointer at rows of a space."""
+        """True if an index operand is a view of a pointer at rows of a space."""
         while index.op == "call_function":
             index = index.args[0]  # type: ignore[assignment]
         return any(p.name == index.name and p.target == space for p in self.program.pointers)
@@ -83,7 +83,7 @@ class Context:
             return space
         if any(s.sharded and s.symbol.free_symbols & size.free_symbols for s in self.program.row_spaces):
             return None
-        return Space(str(size), size, sharded=False)  # one column more than there are neighbours
+        return Space(str(size), size, sharded=False)  # such as one column more than the neighbours
 
 
 def rule(*targets: Any) -> Callable[[Rule], Rule]:
@@ -99,7 +99,7 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
 
 
 def named(placement: Placement | tuple[Placement, ...], name: str) -> Any:
-    """Note which rule set a placement."""
+    """Note the name of the rule that set a placement."""
     if isinstance(placement, tuple):
         return tuple(named(p, name) for p in placement)
     return dataclasses.replace(placement, rule=name)
@@ -121,12 +121,12 @@ def rank(node: fx.Node) -> int:
 
 
 def wrap(dim: int, node: fx.Node) -> int:
-    """A dimension counted from the front."""
+    """A dimension, counted from the front."""
     return dim % max(rank(node), 1)
 
 
 def one_row_dimension(dims: Sequence[Dim]) -> tuple[Dim, ...]:
-    """Refuse what has a row for every pair of rows: a rank has the rows of its own, not every pair that they are in."""
+    """Refuse a value with a row for every pair of rows: a rank has its own rows, not every pair that they are in."""
     if sum(bool(dim) for dim in dims) > 1:
         raise Refused("every row of one space meets every row of another")
     return tuple(dims)

@@ -29,7 +29,7 @@ def blocks_of(dim: Dim) -> tuple[Space, ...] | None:
 
 
 def joined(ctx: Context, blocks: tuple[Space, ...]) -> Dim | None:
-    """The dimension that holds these blocks, if there is a name for it."""
+    """The dimension that holds these blocks; None if no space is made of them."""
     if len(blocks) == 1:
         return blocks
     space = next((s for s in ctx.program.spaces if s.blocks == blocks), None)
@@ -39,7 +39,7 @@ def joined(ctx: Context, blocks: tuple[Space, ...]) -> Dim | None:
 
 
 def named(ctx: Context, dim: Dim) -> Dim:
-    """A dimension by the one name of what it holds."""
+    """A dimension under one name: two dimensions with the same blocks are equal."""
     blocks = blocks_of(dim)
     return dim if blocks is None else joined(ctx, blocks) or dim
 
@@ -51,7 +51,7 @@ def factors(dim: Dim) -> tuple[Factor, ...]:
 
 
 def part(ctx: Context, dim: Dim, start: sympy.Expr, size: sympy.Expr) -> Dim | None:
-    """What `size` rows from `start` on hold; None if they are not whole blocks."""
+    """The dimension that `size` rows from `start` on make; None if they are not whole blocks."""
     blocks = blocks_of(dim) or ()
     found = Joined(tuple(block.symbol for block in blocks)).part(start, size)
     return joined(ctx, blocks[found]) if found is not None else None

@@ -12,7 +12,7 @@ from ..ir import Placed
 from ..ir.operators import facts
 
 FLOPS_PER_BYTE = 6.0
-"""Floating-point operations in the time in which one byte is read: what makes matrix products worth storing."""
+"""Floating-point operations in the time in which one byte is read. They make matrix products worth storing."""
 
 
 def bytes_per_row(program: Placed, node: fx.Node) -> float:
@@ -24,10 +24,10 @@ def bytes_per_row(program: Placed, node: fx.Node) -> float:
 
 
 def _width(program: Placed, size: sympy.Expr) -> int:
-    """Entries of a row in a dimension: 3 in ``3*edges``; of a length of each graph, as many as the example had."""
+    """Entries of a row in a dimension: 3 in ``3*edges``; for a length of each graph, that of the example."""
     if size.is_Integer:
         return int(size)
-    space = program.space_of(size)  # of its own may be 2*edges
+    space = program.space_of(size)  # 2*edges may have a space of its own
     if space is not None:
         return 1 if space.sharded else program.captured.hint((space.all_of or space).symbol)
     number = size.as_coeff_Mul()[0]
@@ -35,12 +35,15 @@ def _width(program: Placed, size: sympy.Expr) -> int:
 
 
 def load_per_row(program: Placed, node: fx.Node) -> float:
-    """What loading one row of a value costs, in bytes; of a value and its transpose, better the value."""
+    """The cost of loading one row of a value, in bytes.
+
+    It is slightly higher for a view, so that of a value and its transpose the value is loaded.
+    """
     return bytes_per_row(program, node) * (1.001 if facts(node).free else 1.0)
 
 
 def work_per_row(program: Placed, node: fx.Node) -> float:
-    """What computing one row of an operator costs, in bytes moved in the same time."""
+    """The cost of computing one row of an operator, in bytes that are moved in the same time."""
     row = facts(node)
     if row.random:
         return math.inf  # a random number drawn again is another one
@@ -66,6 +69,6 @@ def product_flops(program: Placed, node: fx.Node) -> float:
 
 
 def product_length(program: Placed, node: fx.Node) -> sympy.Expr | None:
-    """How many products are added up for each element of a matrix product; None for other operators."""
+    """The number of products that are added up for each element of a matrix product; None for other operators."""
     first = facts(node).product
     return None if first is None else program.shape(node.args[first])[-1]  # type: ignore[arg-type]

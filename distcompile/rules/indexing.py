@@ -23,8 +23,10 @@ aten = torch.ops.aten
 
 
 def makes_a_matrix(node: fx.Node) -> bool:
-    """Whether a view shows a list of integers, as long as two sizes multiplied, as a matrix: which size is that of the
-    rows, only the matrix says."""
+    """True if a view shows a list of integers, as long as two sizes multiplied, as a matrix.
+
+    Only the matrix tells which of the sizes is the number of rows.
+    """
     if not facts(node).reshape:
         return False
     before, after = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
@@ -48,7 +50,7 @@ def accesses(node: fx.Node) -> list[Access]:
 
 
 def index_operands(node: fx.Node) -> list[fx.Node]:
-    """The operands of `node` that say where, not what."""
+    """The index operands of `node`: they say which rows, not which values."""
     return [a.index for a in accesses(node) if isinstance(a.index, fx.Node)]
 
 
@@ -59,7 +61,7 @@ def _operators(kind: str, by_element: bool = False, several: bool = False) -> tu
 
 
 def _local_dim(ctx: Context, access: Access) -> Dim:
-    """What the table's indexed dimension holds; its rows are reached through a pointer."""
+    """The indexed dimension of the table. If it is of rows, they must be reached through a pointer."""
     dim = ctx.dims(access.table)[access.dim]
     if dim and not (len(dim) == 1 and isinstance(dim[0], Space)):
         raise Refused("an index into a dimension that holds more than rows")
@@ -143,7 +145,7 @@ def _overwritten(ctx: Context, node: fx.Node, found: list[Access]) -> Placement:
 
 
 def reduction(node: fx.Node) -> Reduction:
-    """How a scatter combines what meets in one row."""
+    """The operation by which a scatter combines values that meet in one row."""
     row = facts(node).rows
     how: Any = "sum" if row is None or row.reduction is None else node.args[row.reduction]
     return how
@@ -166,7 +168,7 @@ def scatter(ctx: Context, node: fx.Node) -> Placement:
 
 
 def _check_in_step(index: Dim, source: Dim) -> None:
-    """What is written and where must be of the same rows in the same order: row 1 twice, or all rows once and again."""
+    """Refuse values and an index of other rows, or in another order (row 1 twice, or all rows once and again)."""
     if index != source:
         raise Refused(f"values of {_shown(source)} added where an index of {_shown(index)} says")
 
@@ -176,13 +178,16 @@ def _shown(dim: Dim) -> str:
 
 
 def _scattered(ctx: Context, node: fx.Node, found: list[Access], over_rows: bool) -> Placement:
-    """Into rows: rows. Into a whole table from rows: every rank adds its own rows, a partial result."""
+    """The placement of a scatter.
+
+    Into rows: rows. Into a whole table from rows: every rank adds its own rows, a partial result.
+    """
     base: Any = node.args[0]
     dims = ctx.dims(base)
     if any(dims[a.dim] for a in found):
         return Placement(dims)
     if any(dims):
-        return Placement(dims)  # rows that write to feature columns of themselves
+        return Placement(dims)  # rows that write to their own feature columns
     if over_rows and reduction(node) == "sum" and not is_zero(base):
         raise Refused("a sum over rows added to a value that every rank holds")
     return Placement(dims, partial=over_rows, reduction=reduction(node))
@@ -190,7 +195,10 @@ def _scattered(ctx: Context, node: fx.Node, found: list[Access], over_rows: bool
 
 @rule(aten.scatter.src, aten.scatter.value)
 def overwrite_in_rows(ctx: Context, node: fx.Node) -> Placement:
-    """Elements of each row overwritten; of whole rows the order would be undefined."""
+    """Elements of each row overwritten.
+
+    Whole rows are refused, since the order of writes to them would be undefined.
+    """
     base, dim, index, source = node.args[:4]
     dims = ctx.dims(base)
     if dims[wrap(dim, base)]:  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Which rows an operator works on, and how many barriers lie before it.
+"""The rows that an operator works on, and the number of barriers before it.
 
     positions ─ gather ─ edge vectors ─ message ─ scatter ─┐                    edges, level 1
                                               barrier      └─ node update ─ ... atoms, level 2
@@ -38,13 +38,13 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """How one operator takes part in the schedule."""
+    """The part of one operator in the schedule."""
 
     kind: Kind
     level: int
-    """Of its region; for whole values, the level before which it runs."""
+    """The level of its region; for whole values, the level before which it runs."""
     space: Space | None = None
-    """Whose blocks it runs over."""
+    """The space whose blocks it runs over."""
 
     @property
     def available(self) -> int:
@@ -53,7 +53,7 @@ class Work:
 
 
 def rows_of(node: fx.Node) -> Rows | None:
-    """The rows that a value has one slice for each of; None for whole values, tables with halo rows and mixtures."""
+    """The rows of which a value has one slice each; None for whole values, tables with halo rows and mixtures."""
     found = node.meta.get(META)
     if isinstance(found, tuple):
         used = {user.args[1] for user in node.users}
@@ -77,7 +77,7 @@ def _rows(placement: Placement) -> Rows | None:
 
 
 def is_size(node: Any) -> bool:
-    """Whether a node is a number, not a tensor."""
+    """True if a node is a number, not a tensor."""
     return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), int | torch.SymInt | torch.SymFloat)
 
 
@@ -92,13 +92,13 @@ def tables_of(node: fx.Node) -> set[fx.Node]:
 
 
 def source_of(node: fx.Node) -> fx.Node | None:
-    """What a scatter adds: its values."""
+    """The values that a scatter adds; None for other operators."""
     row = facts(node).rows
     return None if row is None or row.source is None else node.args[row.source]  # type: ignore[return-value]
 
 
 def is_fresh(node: fx.Node) -> bool:
-    """Whether a value is made of zeros (or another neutral value) only, padding for halo rows included."""
+    """True if a value is made of zeros (or another neutral value) only, padding for halo rows included."""
     if node.target is aten.constant_pad_nd.default:
         inner, padding, value = (*node.args, 0)[:3]
         return not any(padding[::2]) and is_fresh(inner) and constant_of(inner) == value  # type: ignore[index,arg-type]
@@ -106,7 +106,7 @@ def is_fresh(node: fx.Node) -> bool:
 
 
 def constant_of(fresh: fx.Node) -> Any:
-    """What a fresh table is filled with."""
+    """The value that a fresh table is filled with."""
     while facts(fresh).fill is None:
         fresh = fresh.args[0]  # type: ignore[assignment]
     return filled_with(fresh)
@@ -167,7 +167,7 @@ def _work(node: fx.Node, found: dict[fx.Node, Work], order: Mapping[Space, int])
 
 
 def is_simple(node: fx.Node) -> bool:
-    """Scatters that are one accumulation at one index: run block by block."""
+    """True for a scatter that is one accumulation at one index. It runs block by block."""
     row = facts(node).rows
     if row is None or row.kind != "scatter":
         return False
@@ -175,7 +175,7 @@ def is_simple(node: fx.Node) -> bool:
 
 
 def _is_local(node: fx.Node, space: Space) -> bool:
-    """Whether blocks of `space` can take this operand: its own rows, or the same for all."""
+    """True if blocks of `space` can take this operand: it has rows of the space, or is the same for all rows."""
     if is_size(node) or node.op == "get_attr":
         return True
     rows = rows_of(node)
@@ -186,7 +186,7 @@ def _is_local(node: fx.Node, space: Space) -> bool:
 
 
 def _level(rows: Any, complete: Any, found: dict[fx.Node, Work]) -> int:
-    """The level at which all operands are there: row by row, or complete."""
+    """The level at which all operands are there: those of `rows` row by row, those of `complete` as a whole."""
     level = 0
     for node in rows:
         work = found.get(node)

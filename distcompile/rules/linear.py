@@ -1,4 +1,4 @@
-"""Which operators pass a partial value on: f(a) + f(b) = f(a + b).
+"""Operators that pass a partial value on: f(a) + f(b) = f(a + b).
 
 Everything else needs the whole value first, so that the place pass asks for an all_reduce in front of it.
 """
@@ -17,14 +17,14 @@ aten = torch.ops.aten
 
 
 def passes_partial(node: fx.Node, partial: set[fx.Node], sharded: set[fx.Node]) -> bool:
-    """Whether `node` may take the operands in `partial` as they are and gives a partial result."""
+    """True if `node` may take the operands in `partial` as they are and gives a partial result."""
     if any(n in sharded for n in _tensors(node)):
         return False  # a partial value that meets rows would have to be added up once per row
     return is_linear(node, partial)
 
 
 def is_linear(node: fx.Node, partial: set[fx.Node]) -> bool:
-    """Whether `node` is linear in those of its operands that are in `partial`, taken together."""
+    """True if `node` is linear in its operands that are in `partial`, taken together."""
     row = facts(node).linear
     if row is None or (row.in_reals and not node.meta["val"].dtype.is_floating_point):
         return False
@@ -38,7 +38,7 @@ def is_linear(node: fx.Node, partial: set[fx.Node]) -> bool:
 
 
 def _flat(operands: Iterable[Any]) -> list[Any]:
-    """Operands, and those of lists of them."""
+    """The operands, with lists of them unpacked."""
     return [n for o in operands for n in (o if isinstance(o, list | tuple) else [o])]
 
 
@@ -47,5 +47,5 @@ def _tensors(node: fx.Node) -> list[fx.Node]:
 
 
 def _is_nothing(node: fx.Node) -> bool:
-    """Whether a node is zero, or zeros, by construction."""
+    """True if a node is zero, or zeros, by construction."""
     return is_zero(node) or bool(node.target is aten.scalar_tensor.default and node.args[0] == 0)

@@ -28,7 +28,7 @@ _KINDS: dict[Any, Kind] = {operator: kind for kind, operator in _OPERATORS.items
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """Rows of halos that cross, from their owners to those who read them or back."""
+    """Rows of halos that cross, from their owners to the ranks that read them or back."""
 
     kind: Kind
     value: fx.Node
@@ -39,7 +39,7 @@ class Message:
     dim: int
     """The dimension of the value that counts rows."""
     halo_rows: fx.Node | None = None
-    """Their number; a scatter needs none."""
+    """The number of halo rows; a scatter needs none."""
     onto: fx.Node | None = None
     """The owned rows that a scatter adds to."""
     reduction: Reduction = "sum"
@@ -48,26 +48,26 @@ class Message:
 
     @property
     def name(self) -> str:
-        """The name of the operator that does it at once."""
+        """The name of the operator that sends the message at once."""
         return f"halo_{self.kind}"
 
     @property
     def to_readers(self) -> bool:
-        """Whether rows go from their owners to those who read them."""
+        """True if rows go from their owners to the ranks that read them."""
         return self.kind in ("exchange", "gather")
 
     @property
     def of_all_rows(self) -> bool:
-        """Whether all halo rows cross."""
+        """True if all halo rows cross."""
         return self.places is None
 
     @property
     def lands_on(self) -> fx.Node | None:
-        """The rows that what arrives is put beside, or added to."""
+        """The rows that arriving rows are put beside, or added to."""
         return {"exchange": self.value, "reduce": self.value, "scatter": self.onto, "gather": None}[self.kind]
 
     def space(self, inputs: Iterable[Input]) -> Space:
-        """The space whose halo rows cross, or of which some do."""
+        """The space whose halo rows, or some of them, cross."""
         found = next(given.space for given in inputs if given.name == self.send_rows.name)
         assert found is not None
         return found
@@ -83,11 +83,14 @@ class Message:
         return dataclasses.replace(self, value=value, **copied)
 
     def written(self, graph: fx.Graph, **known: Any) -> fx.Node:
-        """The operator that does it at once, at the graph's insertion point; `known` as of `ir.writer.write`."""
+        """Write the operator that sends the message at once, at the graph's insertion point.
+
+        `known` is as of `ir.writer.write`.
+        """
         return write(graph, _OPERATORS[self.kind], self.operands(), **known)
 
     def operands(self) -> tuple[Any, ...]:
-        """The operands of that operator."""
+        """The operands of the operator that sends the message at once."""
         fourth = self.onto if self.kind == "scatter" else self.halo_rows
         operands: tuple[Any, ...] = (self.value, self.send_rows, self.splits, fourth, self.dim)
         if self.kind == "reduce" and (self.reduction != "sum" or not self.of_all_rows):
@@ -95,11 +98,11 @@ class Message:
         return operands if self.of_all_rows else (*operands, self.places)
 
     def begun(self, graph: fx.Graph, like: fx.Node, in_place: bool) -> fx.Node:
-        """Its start and the wait for it, which is returned, at the graph's insertion point.
+        """Write the message's start, and the wait for it, at the graph's insertion point; return the wait.
 
         Args:
             graph: a tiled graph.
-            like: the operator that does it at once.
+            like: the operator that sends the message at once.
             in_place: the value is a table with room for halo rows, in which the message ends.
         """
         plan = (self.send_rows, self.splits, self.halo_rows, self.dim, self.reduction, self.places)
@@ -124,11 +127,11 @@ def message(node: fx.Node) -> Message | None:
 
 
 def is_message(node: fx.Node, *kinds: Kind) -> bool:
-    """Whether an operator is a message, or starts one, of these kinds; of any if none is named."""
+    """True if an operator is a message, or starts one, of these kinds; of any kind if none is named."""
     found = message(node)
     return found is not None and (not kinds or found.kind in kinds)
 
 
 def ends_in_place(begin: fx.Node) -> bool:
-    """Whether a message that was started ends in the table that it began with."""
+    """True if a message that was started ends in the table that it began with."""
     return bool(begin.args[-1])

@@ -42,7 +42,7 @@ def broadcast(ctx: Context, operands: list[fx.Node], ndim: int) -> tuple[Dim, ..
 
 
 def _order(one: Dim, two: Dim) -> str:
-    """What to say of rows that come twice (edges*2) and of two lists of them (2*edges, edges_edges)."""
+    """A hint on rows that come twice (edges*2) beside two lists of them (2*edges, edges_edges); else empty."""
     spaces = [{f for part in dim if isinstance(part, Space) for f in (part.blocks or (part,))} for dim in (one, two)]
     if spaces[0] != spaces[1]:
         return ""
@@ -65,7 +65,7 @@ def cross(ctx: Context, node: fx.Node) -> Placement:
 
 @rule(aten.bucketize.Tensor, aten.searchsorted.Tensor)
 def place_among(ctx: Context, node: fx.Node) -> Placement:
-    """Where each element stands in a list that is the same for all rows."""
+    """The place of each element in a list that is the same for all rows."""
     given, bounds = arguments(node)[:2] if node.target is aten.bucketize.Tensor else arguments(node)[1::-1]
     if any(ctx.dims(bounds)) or rank(bounds) != 1:
         raise Refused("a search in a list that rows make up")

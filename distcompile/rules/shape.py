@@ -228,7 +228,7 @@ def part_backward(ctx: Context, node: fx.Node) -> Placement:
 def _check_part(
     ctx: Context, dims: tuple[Dim, ...], dim: int, given: fx.Node, start: Any, step: Any, otherwise: str
 ) -> None:
-    """What is put into a range of rows must be those rows."""
+    """Refuse values that are put into a range of rows but are not those rows."""
     if ctx.dims(given) != _part(ctx, dims, dim, start, ctx.shape(given)[dim], otherwise, step):
         raise Refused(otherwise)
 
@@ -265,7 +265,7 @@ def along_whole(ctx: Context, node: fx.Node) -> Placement:
 
 
 def _moved(node: fx.Node, ndim: int) -> set[int]:
-    """The dimensions along which elements change their places, whatever becomes of their number."""
+    """The dimensions along which elements change their places, even if their number changes too."""
     if node.target is aten.constant_pad_nd.default:
         pads = arguments(node)[1]  # last dimension first: before and after
         return {ndim - 1 - i for i in range(len(pads) // 2) if any(pads[2 * i : 2 * i + 2])}

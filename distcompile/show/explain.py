@@ -1,4 +1,4 @@
-"""Tell a user what was found in a model and what will be communicated, and why."""
+"""Tell a user what was found in a model, what will be communicated, and why."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ def _operators(program: Tiled) -> Iterator[str]:
 
 
 def _line(node: fx.Node) -> str:
-    """The model's line that an operator is for: its own, or that of who reads it."""
+    """The model's line that an operator is for: its own line, or that of an operator that reads it."""
     return next((place(n) for n in (node, *node.users) if user_frame(n)[0]), "")
 
 
 def _whole(program: Tiled) -> list[str]:
-    """What runs on all rows on every rank, with what it costs."""
+    """The stretches that run on all rows on every rank, with their cost."""
     found = stretches(program)
     lines = ["", "Whole on every rank, as no rule divides it; bytes and products of the example"] if found else []
     for s in found:
@@ -101,7 +101,7 @@ def _whole(program: Tiled) -> list[str]:
 
 
 def _schedule(program: Tiled) -> Iterator[str]:
-    """What a rank runs, one after the other."""
+    """The steps of a rank, one after the other."""
     tiled = program.tiled
     width = max((len(r.spec.space) for r in tiled.children() if isinstance(r, Region)), default=0)
     under_way = _under_way(tiled)
@@ -146,7 +146,7 @@ def _under_way(tiled: fx.GraphModule) -> set[fx.Node]:
 
 
 def _which_rows(call: fx.Node) -> str:
-    """Of a region that runs over some rows while messages are under way, over which."""
+    """A note on the rows of a region that runs over some rows only, around a message; empty for other regions."""
     if "only" not in call.kwargs:
         return ""
     first: Any = call.kwargs["only"]

@@ -1,4 +1,4 @@
-"""How far long work has come: a bar on a terminal, a line now and then elsewhere."""
+"""The progress of long work: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EVERY = 10.0
 
 @contextmanager
 def compiling() -> Iterator[Callable[[int, int], None] | None]:
-    """A function to call with (done, in all) that shows a bar; None where nobody looks at a terminal."""
+    """A function to call with (done, in all) that shows a bar; None if no terminal shows it."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -29,7 +29,7 @@ def compiling() -> Iterator[Callable[[int, int], None] | None]:
 
 @contextmanager
 def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """A function to call after each of `total` things that take as long; the first rank shows a bar on a terminal."""
+    """A function to call after each of `total` steps of equal length. The first rank shows a bar on a terminal."""
     if not (is_first() and sys.stderr.isatty()):
         yield lambda: None
         return
@@ -43,7 +43,7 @@ def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
 
 
 class Rate:
-    """How fast steps are done. The first call starts the clock, so that compiling does not count."""
+    """The rate at which steps are done. The first call starts the clock, so that compiling does not count."""
 
     def __init__(self, total: int, atoms: int, timestep: float | None) -> None:
         self._total, self._atoms, self._timestep = total, atoms, timestep

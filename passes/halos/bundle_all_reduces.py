@@ -43,12 +43,15 @@ def bundle_all_reduces(program: Distributed) -> Distributed:
 
 
 def _kind(node: fx.Node, depths: dict[fx.Node, int]) -> tuple[Any, ...]:
-    """What values must have in common to be in one message; of those of one depth, none depends on another."""
+    """The properties that values in one message have in common. Of values of one depth, none depends on another."""
     return depths[node], node.args[1:], node.meta["val"].dtype
 
 
 def _depths(graph: fx.Graph, needed: set[fx.Node]) -> dict[fx.Node, int]:
-    """By node, how many all_reduces lie in a row before it; what is only a result is as late as it may be."""
+    """For each node, the number of all_reduces in a row before it.
+
+    A node that is only a result is as late as it may be.
+    """
     before: dict[fx.Node, int] = {}
     for node in graph.nodes:
         before[node] = max((before[n] + (n.target is all_reduce) for n in node.all_input_nodes), default=0)
@@ -70,7 +73,7 @@ def _needed_for_rows(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _bundle(graph: fx.Graph, bundle: list[fx.Node]) -> None:
-    """Replace all_reduces by one where the last stands, and move what reads the earlier ones behind it."""
+    """Replace all_reduces by one at the place of the last, and move the readers of the earlier ones behind it."""
     order = list(graph.nodes)
     first, last = order.index(bundle[0]), order.index(bundle[-1])
     with graph.inserting_after(bundle[-1]):

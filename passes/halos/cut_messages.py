@@ -34,11 +34,11 @@ _SOME = 0.5
 """A guess at the share of rows that cross where not all matter: see `thin_messages`."""
 
 _LEAST = 1e-3
-"""What is as good as free, so that nothing is done for nobody."""
+"""A cost that is as good as none, but keeps values that nothing reads from being computed."""
 
 
 class HaloRows:
-    """What may happen on the halo rows of one space."""
+    """The choices for the halo rows of one space."""
 
     def __init__(
         self, program: Distributed, module: fx.GraphModule, work: Mapping[fx.Node, Work], space: Space
@@ -59,16 +59,16 @@ class HaloRows:
         return [n for n in node.all_input_nodes if self.has_rows(n)]
 
     def has_rows(self, node: fx.Node) -> bool:
-        """Whether a value has rows of the space, and of nothing else."""
+        """True if a value has rows of the space, and of nothing else."""
         rows = rows_of(node) if not is_size(node) and META in node.meta else None
         return rows is not None and rows.space == self.space
 
     def is_given(self, node: fx.Node) -> bool:
-        """Whether a value is the graph's own, of which every rank is given any rows."""
+        """True if a value is given by the graph itself: every rank can be given any rows of it."""
         return node.op == "placeholder" and node.name in self._given
 
     def is_computable(self, node: fx.Node) -> bool:
-        """Whether an operator can work on halo rows: it is row-local, and its sizes are known there."""
+        """True if an operator can work on halo rows: it is row-local, and its sizes are known there."""
         found = self.work.get(node)
         if found is None or found.kind != "row" or found.space != self.space or is_random(node):
             return False
@@ -77,7 +77,7 @@ class HaloRows:
         return all(self.size(n) is not None for n in node.all_input_nodes if is_size(n))
 
     def size(self, node: fx.Node) -> sympy.Expr | None:
-        """A size, as it is for halo rows; None if the operator that has it cannot work there."""
+        """A size, counted in halo rows; None if the operator that has it cannot work there."""
         value = node.meta["val"]
         expr = self.program.size(value) if isinstance(value, torch.SymInt) else sympy.Integer(0)
         if self.space.symbol not in expr.free_symbols:
@@ -94,10 +94,10 @@ class HaloRows:
 
 
 class Cut:
-    """What is sent and what is computed on halo rows: the cheapest choice.
+    """The cheapest choice of the values that are sent, and of those that are computed on halo rows.
 
-    A value is *had* if its halo rows are there, fetched (at the cost of a message) or computed (at the cost of work).
-    A sum is *pushed* if what halo rows contribute to it is still apart from its owner's rows.
+    A value is *had* if its halo rows are there, fetched (at the cost of a message) or computed (at the cost of work). A
+    sum is *pushed* if the contributions of halo rows to it are still apart from its owner's rows.
     """
 
     def __init__(self, halos: HaloRows, sent: float) -> None:
@@ -118,7 +118,7 @@ class Cut:
         self.pushed = {n for n in self.linear if (n, "pushed") in side}
 
     def bytes(self) -> int:
-        """What crosses for each halo row: values that are fetched, sums that are completed."""
+        """The bytes that cross for each halo row: those of values that are fetched and of sums that are completed."""
         fetched = [n for n in self.loaded if not self._halos.is_given(n)]
         completed = [n for n in self.pushed if any(u not in self.pushed for u in n.users)]
         completed += [n for n in self._halos.reductions if n not in self.pushed]
@@ -134,7 +134,7 @@ class Cut:
         return max(_LEAST, work_per_row(self._halos.program, node))
 
     def _have(self, node: fx.Node) -> None:
-        """The value of `node` may be wanted on halo rows."""
+        """Let the value of `node` be wanted on halo rows."""
         pending = [node]
         while pending:
             node = pending.pop()
@@ -151,7 +151,7 @@ class Cut:
                 pending.append(operand)
 
     def _linear(self) -> dict[fx.Node, list[fx.Node]]:
-        """What is linear in the reductions, with the operands that are reductions or linear in them."""
+        """The operators that are linear in reductions, with their operands that are reductions or linear in them."""
         found: dict[fx.Node, list[fx.Node]] = {node: [] for node in self._halos.reductions}
         for node in self._halos.module.graph.nodes:
             operands = [n for n in node.all_input_nodes if n in found]
@@ -160,7 +160,7 @@ class Cut:
         return found
 
     def _push(self, node: fx.Node) -> None:
-        """The sum that `node` is may be completed after it."""
+        """Let the sum that `node` is be completed after it."""
         for operand in self.linear[node] if node.target is not aten.add.Tensor else ():
             self._edge((operand, "pushed"), (node, "pushed"), math.inf)
         if self.linear[node]:
@@ -178,7 +178,7 @@ class Cut:
 
 
 def _is_linear(node: fx.Node, operands: set[fx.Node]) -> bool:
-    """Whether contributions may be added to the result of `node` rather than to `operands`."""
+    """True if contributions may be added to the result of `node` instead of to `operands`."""
     if node.target is not aten.add.Tensor:
         return is_linear(node, operands)
     shapes = [n.meta["val"].shape for n in node.args if isinstance(n, fx.Node)]  # one may be added at the owner only
@@ -186,6 +186,6 @@ def _is_linear(node: fx.Node, operands: set[fx.Node]) -> bool:
 
 
 def factors(node: fx.Node, operands: list[fx.Node], halos: HaloRows) -> Iterator[fx.Node]:
-    """What `node` needs on halo rows beside the contributions to `operands`."""
+    """The values that `node` needs on halo rows besides the contributions to `operands`."""
     if node.target is not aten.add.Tensor:
         yield from (n for n in halos.rows(node) if n not in operands)

@@ -73,7 +73,7 @@ class Plans:
         self._sizes = {n.name: n for n in graph.nodes if n.op == "placeholder"}
 
     def get(self, space: Space, kind: InputKind) -> fx.Node:
-        """The input of a kind."""
+        """The input of a kind for a space."""
         if (space.name, kind) not in self._nodes:
             with self.graph.inserting_after(self._last):
                 node = self.graph.placeholder(f"{space.name}_{kind}".replace(" ", "_"))
@@ -110,7 +110,7 @@ def _exchange_before(node: fx.Node, access: Access, space: Space, plans: Plans) 
 
 
 def _reduce_after(node: fx.Node, access: Access, space: Space, plans: Plans) -> list[fx.Node]:
-    """Pad the table that `node` and others add to, and reduce it after the last of them. Returns all of them."""
+    """Pad the table that `node` and others add to, and reduce it after the last of them. Return all of them."""
     chain = _chain(node)
     send_rows, splits = plans.call(space)
     size = plans.get(space, "halo_size")

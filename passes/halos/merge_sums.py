@@ -35,7 +35,7 @@ def merge_sums(program: Placed) -> Placed:
 
 
 def _when(work: Work, order: dict[Any, int]) -> tuple[int, int]:
-    """When a scatter runs: regions of one level run in the order of spaces."""
+    """The place of a scatter in the order of work: regions of one level run in the order of spaces."""
     return work.level, order[work.space] if work.space is not None else -1
 
 
@@ -56,7 +56,7 @@ def _merge(root: fx.Node, when: dict[fx.Node, tuple[int, int]]) -> None:
 
 
 def _is_table_of_sums(node: fx.Node) -> bool:
-    """Whether a node is nothing but rows summed where one pointer says, for this sum only."""
+    """True if a node only sums rows into zeros through one pointer, and nothing but this sum uses it."""
     if len(node.users) != 1 or not is_simple(node) or reduction(node) != "sum":
         return False
     (access,) = accesses(node)

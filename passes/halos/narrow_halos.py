@@ -37,14 +37,14 @@ from .cut_messages import Cut, HaloRows, factors
 aten = torch.ops.aten
 
 SENT = 32.0
-"""What sending a byte costs, in bytes that a processor reads or writes in the same time."""
+"""The cost of sending a byte, in bytes that a processor reads or writes in the same time."""
 
 _FREE_WORK = 1e6
-"""What sending a byte costs where work costs next to nothing."""
+"""The cost of sending a byte if work costs next to nothing."""
 
 
 def narrow_halos(program: Distributed, sent: float = SENT) -> Distributed:
-    """Return `program` with exchanges and reductions where they are narrowest; `sent` says how dear messages are."""
+    """Return `program` with exchanges and reductions where they are narrowest; `sent` is the price of messages."""
     least: list[tuple[str, int]] = []
     for space in program.spaces:
         program, bound = _narrow(program, space, sent)
@@ -82,9 +82,9 @@ class _Rewriter:
         self.rows.meta["val"] = self._symint(self.symbol)
         self.last = [n for n in self.graph.nodes if n.op == "placeholder"][-1]
         self.there: dict[fx.Node, fx.Node] = {}
-        """By value, its halo rows."""
+        """For each value, its halo rows."""
         self.apart: dict[fx.Node, fx.Node] = {}
-        """By pushed sum, what halo rows contribute to it."""
+        """For each pushed sum, the contribution of halo rows to it."""
 
     def rewrite(self) -> Distributed:
         order = [n for n in self.graph.nodes if n.op != "output"]
@@ -105,7 +105,7 @@ class _Rewriter:
         return replace_graph(self.program, self.halos.module, inputs=tuple(self.inputs), halo_spaces=spaces)
 
     def _kept(self) -> set[fx.Node]:
-        """Exchanged tables of which nothing is computed on halo rows: their exchange stays as it is."""
+        """Exchanged tables that no computation on halo rows needs: their exchange stays as it is."""
         wanted = {n for node in self.cut.computed for n in self.halos.rows(node)}
         for node in self.cut.pushed:
             wanted.update(factors(node, self.cut.linear[node], self.halos) if self.cut.linear[node] else ())
@@ -127,7 +127,7 @@ class _Rewriter:
             self.there[node] = self._copy(node, self.there)
 
     def _given(self, node: fx.Node) -> fx.Node:
-        """The same input of the graph, its halo rows."""
+        """The same input of the graph, for halo rows."""
         given = next(i for i in self.inputs if i.name == node.name)
         if given.kind == "owned":
             given = dataclasses.replace(given, space=self.space)
@@ -164,7 +164,7 @@ class _Rewriter:
         return expr.xreplace({self.halos.space.symbol: self.symbol})
 
     def _like(self, new: fx.Node, node: fx.Node) -> fx.Node:
-        """Let `new` be on halo rows what `node` is on owned rows."""
+        """Describe `new` as `node` is described, with halo rows in place of owned rows."""
         place, value = _mapped(node.meta[META], self._placed), _mapped(node.meta["val"], self._value)
         return described(new, like=node, value=value, place=place)
 
@@ -194,7 +194,7 @@ class _Rewriter:
         exchange.replace_all_uses_with(joined)
 
     def _push(self, node: fx.Node) -> None:
-        """Keep what halo rows contribute to a sum apart, and complete the sum for those who need it whole."""
+        """Keep the contribution of halo rows to a sum apart, and complete the sum for readers that need it whole."""
         users = [u for u in node.users if u not in self.cut.pushed]
         mine, operands = node, self.cut.linear[node]
         if not operands:
@@ -214,7 +214,10 @@ class _Rewriter:
             user.replace_input_with(node, whole)
 
     def _parted(self, node: fx.Node) -> fx.Node:
-        """The owned rows of a reduction's table, for those who do not need the sum; what halo rows add is put apart."""
+        """The owned rows of a reduction's table, for readers that do not need the sum.
+
+        The contribution of halo rows is put apart.
+        """
         table, owned, dim = node.args[0], self._owned(), self._dim(node)
         with self.graph.inserting_before(node):
             mine = write(self.graph, aten.slice.Tensor, (table, dim, 0, owned), like=node)
@@ -225,7 +228,7 @@ class _Rewriter:
         return mine
 
     def _contribute(self, node: fx.Node, operands: list[fx.Node]) -> fx.Node:
-        """What halo rows contribute to a sum after a linear operator; returns the last operator written."""
+        """Write the contribution of halo rows to a sum after a linear operator; return the last operator written."""
         apart = [n for n in node.all_input_nodes if n in self.apart]
         if node.target is aten.add.Tensor and sum(n in self.apart for n in node.args) == 1:  # not x + x
             self.apart[node] = self.apart[apart[0]]

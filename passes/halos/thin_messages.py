@@ -43,7 +43,7 @@ def thin_messages(program: Distributed) -> Distributed:
 
 
 def _through(program: Distributed, node: fx.Node, sent: Message) -> tuple[str, ...]:
-    """The pointers whose rows are all that matter of a message; none if all of the halo does."""
+    """The pointers whose rows are the only ones that matter in a message; empty if the whole halo matters."""
     if sent.kind == "gather":
         return written_through(program, sent.value)
     if sent.kind == "reduce":
@@ -52,7 +52,7 @@ def _through(program: Distributed, node: fx.Node, sent: Message) -> tuple[str, .
 
 
 def written_through(program: Distributed, value: fx.Node) -> tuple[str, ...]:
-    """The pointers through which everything was added that a sum is; none if it may be more than zero anywhere."""
+    """The pointers through which all rows of a sum were added; empty if other rows of it may not be zero."""
     node: Any = value.args[0] if is_message(value, "reduce") else value
     names = []
     while isinstance(node, fx.Node) and (found := accesses(node)) and found[0].kind == "scatter":
@@ -64,7 +64,7 @@ def written_through(program: Distributed, value: fx.Node) -> tuple[str, ...]:
 
 
 def read_through(program: Distributed, table: fx.Node, users: Iterable[fx.Node]) -> tuple[str, ...]:
-    """The pointers through which all of `users` read a value; none if one reads it row by row."""
+    """The pointers through which all of `users` read a value; empty if one reads it row by row."""
     names = []
     for user in users:
         found = [a for a in accesses(user) if a.table is table]
@@ -80,7 +80,7 @@ def _pointer(index: fx.Node) -> str:
 
 
 def _some(program: Distributed, names: list[str]) -> tuple[str, ...]:
-    """Names of pointers, if they point at fewer rows than make the halo."""
+    """Names of pointers if they point at fewer rows than the halo has; empty otherwise."""
     pointers = {p.name: p for p in program.pointers}
     given = [pointers[n] for n in dict.fromkeys(names) if n in pointers]
     if not given or len(given) < len(set(names)) or given[0].target == program.spaces[0]:

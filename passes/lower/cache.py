@@ -22,7 +22,9 @@ CURE = f"set {CHOICE} to a folder of yours that nobody else may write"
 
 
 def cache_folder() -> Path:
-    """Where this machine keeps what was compiled on it; Inductor keeps what it generates around it from now on.
+    """The folder in which this machine keeps compiled code.
+
+    Inductor keeps the code that it generates near it from now on.
 
     Raises:
         CacheError: others could put code there, or the folder cannot be made.
@@ -30,7 +32,7 @@ def cache_folder() -> Path:
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # takes seconds to import
 
     chosen = os.environ.get(CHOICE)
-    if not chosen or chosen == default_cache_dir():  # the latter is what Inductor writes there itself
+    if not chosen or chosen == default_cache_dir():  # Inductor itself sets the variable to that folder
         chosen = os.environ[CHOICE] = str(_own())
     folder = Path(os.path.abspath(chosen))
     _make(folder)
@@ -39,7 +41,7 @@ def cache_folder() -> Path:
 
 
 def _own() -> Path:
-    """A folder in the user's cache folder. Homes are shared by machines whose processors differ, code is not."""
+    """A folder for this processor in the user's cache folder. Machines with other processors may share the home."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     try:
         home = Path(base) if os.path.isabs(base) else Path.home() / ".cache"

@@ -29,8 +29,8 @@ INDUCTOR: dict[str, Any] = {
     "aot_inductor.enable_line_tables": False,  # for debuggers
 }
 OPTIMIZATION = "O2"
-"""How hard the C++ compiler tries. Loops are written out in vectors already, and what Inductor's O3 adds takes several
-times as long on kernels of thousands of lines."""
+"""The optimisation level of the C++ compiler. Loops are written out in vectors already, and what Inductor's O3 adds
+takes several times as long on kernels of thousands of lines."""
 
 UNLOCKED = """
 struct Unlocked {{  // so that blocks run side by side
@@ -47,17 +47,17 @@ class Kernel:
     """A loop nest of a body."""
 
     arguments: Sequence[str]
-    """Types in C++."""
+    """The types of its arguments in C++."""
     source: str
     place: int
-    """In the library of the body."""
+    """Its place in the library of the body."""
 
     def renamed(self) -> str:
         """Its source, in which ``kernel`` is another name."""
         return f"#define kernel kernel{self.place}\n{self.source.replace(HEADER, '')}\n#undef kernel\n"
 
     def called(self) -> str:
-        """C++ that calls it with the tuple ``given``; arguments are read while Python's lock is held."""
+        """C++ code that calls it with the tuple ``given``; arguments are read while Python's lock is held."""
         read = (f"parse_arg<{kind.replace('const ', '')}>(given, {i})" for i, kind in enumerate(self.arguments))
         return (
             f"case {self.place}: [](auto... a) {{ Unlocked now; kernel{self.place}(a...); }}({', '.join(read)}); break;"
@@ -66,7 +66,7 @@ class Kernel:
 
 @contextmanager
 def compiled_together() -> Iterator[None]:
-    """Compile, or load, what Inductor generates meanwhile: one library for each body."""
+    """Compile, or load, all code that Inductor generates inside: one library for each body."""
     import torch._inductor.config as inductor_config  # takes seconds to import
     from torch._inductor import codecache, cpp_builder
     from torch._inductor.async_compile import AsyncCompile
@@ -94,7 +94,7 @@ def compiled_together() -> Iterator[None]:
             names |= {name: _function(library, k) for name, k in names.items() if isinstance(k, Kernel)}
 
     optimization, wait, try_to_load = cpp_builder._get_optimization_cflags, AsyncCompile.wait, VecISA._probe_load
-    headers = str(cache_folder().parents[1] / "headers")  # Inductor has them where others may put some
+    headers = str(cache_folder().parents[1] / "headers")  # Inductor keeps them where other users may put files
     with ExitStack() as replacements:
         replacements.enter_context(inductor_config.patch(INDUCTOR))
         replacements.enter_context(replaced(cpp_builder, "_get_optimization_cflags", flags))
@@ -136,7 +136,7 @@ def _function(library: Callable[[int, tuple[Any, ...]], None], kernel: Kernel) -
 
 @functools.cache
 def getting_ready() -> Callable[[], None]:
-    """Start what every library waits for: headers compiled, instructions tried that the processor may have."""
+    """Start the work that every library waits for: headers are compiled, and the processor's instructions tried."""
     return beside(_compile_nothing)
 
 

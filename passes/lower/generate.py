@@ -56,7 +56,7 @@ def generate(name: str, body: fx.GraphModule, examples: Callable[[], Examples]) 
 
 
 def settings() -> str:
-    """What code depends on beside the body: how Inductor is set up, and the processor."""
+    """A text of all that code depends on besides the body: Inductor's settings, and the processor."""
     import torch._inductor.config as inductor_config  # takes seconds to import
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
@@ -95,7 +95,7 @@ def _decomposed(body: fx.GraphModule, mode: FakeTensorMode, inputs: list[Any]) -
     # Each body has symbols of its own, so that hardly a result is met twice.
     with mode, replaced(mode, "cache_enabled", False):
         graph = follow(body)
-        if any(writes(node.target) for node in graph.graph.nodes):  # as some decompositions do
+        if any(writes(node.target) for node in graph.graph.nodes):  # some decompositions write into operands
             graph = follow(functionalize(body, remove="mutations"))
     return graph
 
@@ -116,5 +116,5 @@ def _keep(path: Path, source: str) -> None:
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as unfinished:
         unfinished.write(source)
         unfinished.flush()
-        os.fsync(unfinished.fileno())  # before it has its name, should the machine stop
+        os.fsync(unfinished.fileno())  # before it gets its name, in case the machine stops
     Path(unfinished.name).replace(path)

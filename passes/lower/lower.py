@@ -40,21 +40,21 @@ LONG = 32
 
 
 Lowering = Literal["eager", "inductor"]
-"""Who runs the body of a region: PyTorch, operator by operator, or C++ code that Inductor generates."""
+"""The way to run the body of a region: PyTorch, operator by operator, or C++ code that Inductor generates."""
 
 
 def get_ready() -> None:
-    """Start what `lower` would wait for, beside other work."""
+    """Start the work that `lower` would wait for, beside other work."""
     if compiler() is not None:
         getting_ready()
 
 
 def lower(program: Tiled, how: Lowering = "eager", notify: Callable[[int, int], None] | None = None) -> Runnable:
-    """Return `program` with regions as they run.
+    """Return `program` with regions that are ready to run.
 
     Args:
         program: a tiled program.
-        how: who runs the bodies.
+        how: the way to run the bodies.
         notify: called with (bodies done, bodies in all) as compilation goes on.
     """
     regions = {name: m for name, m in program.tiled.named_children() if isinstance(m, Region)}
@@ -88,12 +88,12 @@ def lower(program: Tiled, how: Lowering = "eager", notify: Callable[[int, int], 
 
 
 def compiler() -> str | None:
-    """Where the C++ compiler of this machine is; None if it has none."""
+    """The path of this machine's C++ compiler; None if it has none."""
     return next((path for name in ("g++", "clang++", "c++") if (path := shutil.which(name))), None)
 
 
 class _Body:
-    """The body of a region, written in an order of its own, so that what computes the same is the same.
+    """The body of a region in an order of its own, so that bodies that compute the same are the same.
 
     Operators come in the order in which results need them, inputs in the order in which operators do.
     """
@@ -114,14 +114,14 @@ class _Body:
 
     @functools.cached_property
     def key(self) -> str:
-        """Equal for bodies that are the same program on inputs of the same kinds."""
+        """A text that is equal for bodies that are the same program on inputs of the same kinds."""
         parts = self.region.spec.inputs
         kinds = [(self._kind(n), parts[i]) for n, i in zip(self.inputs, self.order, strict=True)]
         what = f"{show_graph(self.graph_module.graph)}{kinds}{self.settings}"
         return hashlib.sha256(what.encode()).hexdigest()
 
     def _kind(self, node: fx.Node) -> tuple[Any, ...]:
-        """The type of an input, whatever sizes that vary are called."""
+        """The type of an input, with None for sizes that vary."""
         value = node.meta["val"]
         if not isinstance(value, Tensor):
             return (type(value), value if isinstance(value, int | float) else None)
@@ -132,7 +132,7 @@ class _Body:
         return generate(self.key, self.graph_module, self._examples)
 
     def called(self, compiled: Code) -> Callable[..., Sequence[Any]]:
-        """The same with the call of the region's body."""
+        """The compiled code as a function that is called like the region's body."""
 
         order = self.order
 
@@ -164,7 +164,7 @@ class _Body:
 
 
 def _as_needed(output: fx.Node) -> list[fx.Node]:
-    """What a result is computed from, each after its operands, as the first one that needs it comes to them."""
+    """The nodes that a result is computed from, each after its operands, in the order in which they are needed."""
     found: dict[fx.Node, None] = {}
     pending = [output]
     while pending:
@@ -206,7 +206,7 @@ def _sum_of_terms(graph: fx.Graph, left: fx.Node, right: fx.Node, terms: int) ->
 
 
 class _Symbols:
-    """Sizes that vary."""
+    """Makes symbols for sizes that vary."""
 
     def __init__(self) -> None:
         self.shape_env = ShapeEnv()

@@ -63,7 +63,7 @@ def fill_cache(compilations: Mapping[str, Callable[[], Any]], report: Callable[[
 
 
 def beside(work: Callable[[], Any]) -> Callable[[], None]:
-    """Start work that leaves its results on disk in a child process, and return what waits for its end."""
+    """Start work that leaves its results on disk in a child process; return a function that waits for its end."""
     if not _may_fork():
         return lambda: None
     process = multiprocessing.get_context("fork").Process(target=_quietly, args=(work,), daemon=True)
@@ -80,7 +80,7 @@ def _may_fork() -> bool:
 
 
 def _quietly(work: Callable[[], None]) -> None:
-    """Run a child's work without a word: what goes wrong here goes wrong in the parent again."""
+    """Run a child's work in silence: an error that occurs here occurs in the parent again."""
     with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), suppress(BaseException):
-        os.dup2(nowhere.fileno(), 2)  # of compilers; sys.stderr may be another, as in notebooks
+        os.dup2(nowhere.fileno(), 2)  # for compilers; sys.stderr may be another stream, as in notebooks
         work()

@@ -44,8 +44,8 @@ from .rows_within_rows import added_within_rows, selected_within_rows
 aten = torch.ops.aten
 
 WITHOUT_SELF = "distcompile_without_self"
-"""Key in ``node.meta`` of a scatter into a table of which no row counts that is written to; yet where such a row was as
-large as the result, torch gives it a share of the gradient, which is lost."""
+"""Key in ``node.meta`` of a scatter whose result does not count the table's own rows where something is written to
+them. If such a row was as large as the result, torch still gives it a share of the gradient, which is lost."""
 
 
 def normalize(program: Normal) -> Normal:
@@ -64,14 +64,14 @@ def normalize(program: Normal) -> Normal:
 
 
 def _mask_to_pointer(write: Writer, mask: fx.Node, count: Any) -> fx.Node:
-    """The rows where a mask over one dimension is true; `count` is how many."""
+    """The rows where a mask over one dimension is true; `count` is their number."""
     fake: Tensor = mask.meta["val"]
     found = write(aten.nonzero.default, mask, value=fake.new_empty([count, 1], dtype=torch.int64))
     return write(aten.select.int, found, 1, 0)
 
 
 def _one_index(node: fx.Node) -> tuple[int, fx.Node] | None:
-    """The only index of ``x[:, p]`` and its dimension, if that is what `node` does."""
+    """The only index of ``x[:, p]`` and its dimension; None if `node` is of another form."""
     indices: Any = node.args[1]
     given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
     return given[0] if len(given) == 1 and given[0][1].meta["val"].dim() == 1 else None
@@ -82,7 +82,7 @@ def _is_mask(node: fx.Node) -> bool:
 
 
 def _row_by_row(node: fx.Node) -> fx.Node | None:
-    """k of ``x[arange(n), k]``, an element of each of the n rows of x."""
+    """k of ``x[arange(n), k]``, an element of each of the n rows of x; None if `node` is of another form."""
     table: Any = node.args[0]
     indices: Any = node.args[1]
     if len(indices) != 2 or None in indices or table.meta["val"].dim() != 2:
@@ -92,12 +92,12 @@ def _row_by_row(node: fx.Node) -> fx.Node | None:
 
 
 def _is_every_row(rows: fx.Node, table: fx.Node) -> bool:
-    """Whether an index is ``arange(n)`` for the n rows of a table."""
+    """True if an index is ``arange(n)`` for the n rows of a table."""
     return row_numbers(rows) == (0, 1) and str(rows.meta["val"].shape[0]) == str(table.meta["val"].shape[0])
 
 
 def _repeat(write: Writer, node: fx.Node) -> fx.Node | None:
-    """One row, repeated as often as there are rows of something."""
+    """One row, repeated as often as there are rows of something; None if more than one row is repeated."""
     args: Any = node.args
     source, times = args
     new = len(times) - ndim(source)
@@ -109,7 +109,7 @@ def _repeat(write: Writer, node: fx.Node) -> fx.Node | None:
 
 
 def _one_column(write: Writer, columns: fx.Node) -> fx.Node:
-    """A number for each row, as the index of a gather along dimension 1."""
+    """The column number of each row, as the index of a gather along dimension 1."""
     return write(aten.unsqueeze.default, write(aten._to_copy.default, columns, dtype=torch.int64), 1)
 
 
@@ -139,7 +139,7 @@ def _index(write: Writer, node: fx.Node) -> fx.Node | None:
 
 
 def _matrix_index(node: fx.Node) -> fx.Node | None:
-    """The only index of ``x[p]``, of several dimensions."""
+    """The only index of ``x[p]``, which may have several dimensions; None if `node` is of another form."""
     indices: Any = node.args[1]
     (first, *more) = indices
     return first if first is not None and not more and not _is_mask(first) else None
@@ -224,7 +224,7 @@ def _index_put(write: Writer, node: fx.Node) -> fx.Node | None:
 
 
 def _places(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """i and k of ``x[i, k] = v``: a list of rows, and of a column of each."""
+    """i and k of ``x[i, k] = v``: a list of rows, and a column of each; None if `node` is of another form."""
     indices: Any = node.args[1]
     if len(indices) != 2 or any(i is None or i.meta["val"].dim() != 1 or _is_mask(i) for i in indices):
         return None
@@ -233,7 +233,7 @@ def _places(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 
 
 def _is_one_row(values: fx.Node, base: fx.Node, dim: int) -> bool:
-    """Whether values that are written to rows of dimension `dim` are the same for all rows: a number, or one row."""
+    """True if values that are written to rows of dimension `dim` are the same for all rows: a number, or one row."""
     shape = values.meta["val"].shape
     own = len(shape) - (ndim(base) - dim)  # values may lack the first dimensions
     return own < 0 or str(shape[own]) == "1"
@@ -289,7 +289,7 @@ def _scatter_reduce(write: Writer, node: fx.Node) -> fx.Node | None:
 
 
 def _split(write: Writer, node: fx.Node) -> None:
-    """Pieces of some number of rows; that many also where there is no row to split."""
+    """Split into pieces of a number of rows that the graph gives: a rank without rows has the same number of pieces."""
     source, length, dim = (*node.args, 0)[:3]
     if not isinstance(length, fx.Node):
         return
@@ -302,7 +302,7 @@ def _split(write: Writer, node: fx.Node) -> None:
 
 
 def _created(write: Writer, node: fx.Node) -> fx.Node:
-    """``zeros_like(x)``, ``x.new_zeros(...)`` and their kin depend on sizes only; x may be partial or not kept."""
+    """``zeros_like(x)``, ``x.new_zeros(...)`` and their kin need only sizes of x, which may be partial or not kept."""
     given: Any = node.args[0]
     if isinstance(given, fx.Node):
         sizes = node.args[1] if "new_" in str(node.target) else [write.size(given, d) for d in range(ndim(given))]
@@ -313,7 +313,10 @@ def _created(write: Writer, node: fx.Node) -> fx.Node:
 
 
 def _done_at_once(write: Writer, node: fx.Node) -> Any:
-    """Conjugates and negatives are computed, not noted on a view that other ranks would not be told of."""
+    """Compute conjugates and negatives at once.
+
+    Torch notes them on a view, and other ranks would not be told of the note.
+    """
     (given,) = node.args
     if isinstance(given, complex):
         return given.conjugate() if node.target is aten._conj.default else -given
@@ -321,13 +324,13 @@ def _done_at_once(write: Writer, node: fx.Node) -> Any:
 
 
 def _complex(write: Writer, node: fx.Node) -> fx.Node:
-    """A view would ask for strides that a copy has and what was copied has not."""
+    """Complex numbers, made from their parts. A view asks for strides that a copy has, but the original has not."""
     real, imag = (write(aten.select.int, node.args[0], -1, part) for part in (0, 1))
     return write(aten.complex.default, real, imag, value=node.meta["val"])
 
 
 def _counted(write: Writer, node: fx.Node) -> fx.Node | None:
-    """Row numbers as real numbers: row numbers, of the whole graph, first."""
+    """Row numbers as real numbers: first the row numbers of the whole graph, then their cast."""
     value = node.meta["val"]
     given = [n.meta["val"] if isinstance(n, fx.Node) else n for n in node.args]
     if not value.is_floating_point() or not all(isinstance(n, int | torch.SymInt) for n in given):
@@ -337,7 +340,7 @@ def _counted(write: Writer, node: fx.Node) -> fx.Node | None:
 
 
 def _added(write: Writer, node: fx.Node) -> fx.Node | None:
-    """A sum into a table of fixed length that is not empty: of this each rank adds its own rows only once."""
+    """A sum into a table of fixed length that is not zero. Ranks sum into zeros, and the table is added once."""
     base, dim, index, source = arguments(node)[:4]
     if is_zero(base) or isinstance(base.meta["val"].shape[dim], torch.SymInt):
         if node.target is aten.scatter_add.default:
@@ -351,7 +354,7 @@ def _added(write: Writer, node: fx.Node) -> fx.Node | None:
 
 
 def _added_by_several(write: Writer, node: fx.Node) -> fx.Node | None:
-    """The same where several indices say together into which element."""
+    """The same for several indices that together give the element."""
     base: Any = node.args[0]
     if is_zero(base):
         return None
@@ -359,7 +362,7 @@ def _added_by_several(write: Writer, node: fx.Node) -> fx.Node | None:
 
 
 def _embedding_backward(write: Writer, node: fx.Node) -> fx.Node | None:
-    """The gradient of a table that rows look up: sums where they point; of padding it is none."""
+    """The gradient of a table that rows look up: gradients are summed where the rows point, but not for padding."""
     gradient, rows, length, padding, by_frequency = arguments(node)
     if by_frequency or not isinstance(length, int):
         return None
@@ -381,7 +384,7 @@ def _index_add(write: Writer, base: fx.Node, dim: int, index: fx.Node, source: f
 
 
 def _scatter_add(write: Writer, base: fx.Node, dim: int, index: fx.Node, source: fx.Node) -> fx.Node:
-    """Rows added whole where the index says the same for all elements of one."""
+    """Add rows whole if the index is the same for all elements of a row, else element by element."""
     rows = _row_numbers(write, dim, index, base) if _are_alike(dim, index, source) else None
     if rows is not None:
         return _index_add(write, base, dim, rows, source)
@@ -398,7 +401,7 @@ def _gather(write: Writer, node: fx.Node) -> fx.Node | None:
 
 
 def _row_numbers(write: Writer, dim: int, index: fx.Node, table: fx.Node) -> fx.Node | None:
-    """The one number that an index with one for each element repeats for all elements of a row of a table."""
+    """The row numbers of an index by element that repeats one number for all elements of a row; None for others."""
     if index.target not in (aten.expand.default, aten.repeat.default) or not _are_alike(dim, index, table, False):
         return None
     rows: Any = index.args[0]
@@ -412,7 +415,7 @@ def _row_numbers(write: Writer, dim: int, index: fx.Node, table: fx.Node) -> fx.
 
 
 def _are_alike(dim: int, one: fx.Node, two: fx.Node, with_dim: bool = True) -> bool:
-    """Whether two tensors have the same sizes, or the same but for dimension `dim`."""
+    """True if two tensors have the same sizes; with `with_dim` False, dimension `dim` may differ."""
     a, b = (node.meta["val"].shape for node in (one, two))
     pairs = list(zip(a, b, strict=True)) if len(a) == len(b) else []
     return bool(pairs) and all(str(m) == str(n) for i, (m, n) in enumerate(pairs) if with_dim or i != dim % len(a))

@@ -28,7 +28,7 @@ aten = torch.ops.aten
 
 
 def selected_from_padded(write: Writer, node: fx.Node, table: Any, dim: int, index: fx.Node) -> fx.Node | None:
-    """Rows that an index selects from rows and one more, or None if the table is no such."""
+    """The rows that an index selects from rows and one more; None if the table is of another form."""
     if table.target is aten.add.Tensor and not table.kwargs:
         both = [selected_from_padded(write, node, n, dim, index) for n in table.args if isinstance(n, fx.Node)]
         return write(aten.add.Tensor, *both, value=node.meta["val"]) if len(both) == 2 and all(both) else None
@@ -50,7 +50,7 @@ def selected_from_padded(write: Writer, node: fx.Node, table: Any, dim: int, ind
 
 
 def part_of_padded(write: Writer, node: fx.Node) -> fx.Node | None:
-    """The rows, or the one more, of a table that was summed into; None if a slice is no such part."""
+    """The rows, or the one more, of a table that was summed into; None if a slice is another part."""
     table, dim, start = range_of(node, 1)
     dim %= ndim(table)
     base, index, values = _summed(table, dim)
@@ -76,7 +76,7 @@ def part_of_padded(write: Writer, node: fx.Node) -> fx.Node | None:
 
 
 def padded_gradient(write: Writer, node: fx.Node) -> fx.Node | None:
-    """The gradient of the rows, or of the one more, as a table of both; None if a slice is no such part."""
+    """The gradient of the rows, or of the one more, as a table of both; None if a slice is another part."""
     gradient, sizes, dim, start = arguments(node)[:4]
     dim %= ndim(node)
     part = _part(node, gradient, dim, start)
@@ -97,14 +97,14 @@ def padded_gradient(write: Writer, node: fx.Node) -> fx.Node | None:
 
 
 def _part(table: fx.Node, part: fx.Node, dim: int, start: Any) -> tuple[str, str] | None:
-    """Whether a part of a table is the rows or the one more, and where the one is; None if it is neither."""
+    """The kind of a part of a table, the rows or the one more, and the place of the one; None if it is neither."""
     size = _length(table, dim)
     begin = as_expression(start.meta["val"] if isinstance(start, fx.Node) else start or 0)
     return one_beside(size, begin, _length(part, dim)) if (size - 1).is_Symbol else None
 
 
 def _summed(table: Any, dim: int) -> tuple[Any, Any, Any]:
-    """Of a sum of rows into a table: the table, where and what; nothing of anything else."""
+    """The table, the index and the values of a sum of rows into a table; three times None for other operators."""
     if table.target is aten.index_add.default and table.args[1] % ndim(table) == dim and not table.kwargs:
         return table.args[0], table.args[2], table.args[3]
     if table.target is aten.index_put.default and len(table.args[1]) == 1 and table.args[3:] == (True,) and not dim:
@@ -115,9 +115,9 @@ def _summed(table: Any, dim: int) -> tuple[Any, Any, Any]:
 
 
 def _pointer(write: Writer, index: fx.Node, n: Any, comes_first: bool) -> tuple[fx.Node, fx.Node]:
-    """Whether an index into n rows and one more points at a row, and at which; at the first where it does not.
+    """For an index into n rows and one more: a mask of entries that point at the n rows, and row numbers (else 0).
 
-    -1 is the last of all. What points beyond all still does, and is refused.
+    -1 is the last row of all. An entry beyond all rows stays beyond, and is refused.
     """
     device = index.meta["val"].device
     rows = write(aten.scalar_tensor.default, n, dtype=torch.int64, device=device)
@@ -130,7 +130,7 @@ def _pointer(write: Writer, index: fx.Node, n: Any, comes_first: bool) -> tuple[
 
 
 def _beside(write: Writer, mask: fx.Node, dims: int) -> fx.Node:
-    """A mask over the first of so many dimensions."""
+    """A mask over the first dimensions, with dimensions of size 1 added up to `dims`."""
     while ndim(mask) < dims:
         mask = write(aten.unsqueeze.default, mask, -1)
     return mask

@@ -27,7 +27,7 @@ aten = torch.ops.aten
 
 
 def _summed_rows(node: fx.Node, position: int = 1) -> list[int]:
-    """The dimensions that a reduction runs over, if rows may be among them; none if it is within each row."""
+    """The dimensions that a reduction runs over, if rows may be among them; empty if it is within each row."""
     source: Any = node.args[0]
     given: Any = node.args[position] if len(node.args) > position else None
     chosen = range(ndim(source)) if given is None or given == [] else [given] if isinstance(given, int) else given
@@ -109,16 +109,16 @@ def _extreme(write: Writer, node: fx.Node) -> fx.Node | None:
 
 
 def is_held(node: fx.Node) -> bool:
-    """Whether no gradient goes to a value: it was detached, or made of such."""
+    """True if no gradient goes to a value: it was detached, or is made of a detached one alone."""
     while node.op == "call_function" and len(node.all_input_nodes) == 1 and node.target is not stop_gradient:
         node = node.all_input_nodes[0]
     return node.target is stop_gradient
 
 
 def _largest(write: Writer, source: fx.Node, dims: list[int]) -> fx.Node:
-    """What to subtract so that no exponential overflows."""
+    """The numbers to subtract so that no exponential overflows."""
     largest = write(stop_gradient, write(aten.amax.default, source, dims, True))
-    return write(aten.nan_to_num.default, largest, None, 0.0, 0.0)  # of rows that are all -inf, nothing
+    return write(aten.nan_to_num.default, largest, None, 0.0, 0.0)  # 0 for rows that are all -inf
 
 
 def _logsumexp(write: Writer, node: fx.Node) -> fx.Node | None:

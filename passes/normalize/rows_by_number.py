@@ -79,7 +79,7 @@ def _slice_backward(write: Writer, node: fx.Node) -> fx.Node | None:
 
 
 def _cat(write: Writer, node: fx.Node) -> fx.Node | None:
-    """All rows but the last and one instead of it, or all but the first."""
+    """A join of all rows but the last (or but the first) with one row in its place; None for other joins."""
     pieces, dim = (*arguments(node), 0)[:2]
     if len(pieces) == 2 and is_zero(pieces[1]) and _are_first(pieces[0].meta["val"], node, dim):
         rows, rest = pieces
@@ -98,7 +98,7 @@ def _cat(write: Writer, node: fx.Node) -> fx.Node | None:
 
 
 def _missing(node: fx.Node, dim: int) -> int | None:
-    """Which row of all is not in a range, by its number: the last one (-1), or the first."""
+    """The number of the only row that is not in a range: the last one (-1), or the first (0); None for other ranges."""
     if node.target is not aten.slice.Tensor:
         return None
     source, of, start = range_of(node, 1)
@@ -109,14 +109,14 @@ def _missing(node: fx.Node, dim: int) -> int | None:
 
 
 def _are_first(part: Tensor, whole: fx.Node, dim: int) -> bool:
-    """Whether some rows of all are as many as there are of something else, whose number is a size of its own."""
+    """True if the number of some rows is a size of its own, which does not depend on the number of all rows."""
     sizes = [value.shape[dim] for value in (part, whole.meta["val"])]
     symbols = [n.node.expr.free_symbols if isinstance(n, torch.SymInt) else set() for n in sizes]
     return all(symbols) and not symbols[0] & symbols[1]
 
 
 def _put_first(write: Writer, node: fx.Node, rows: fx.Node, dim: int, sizes: Any) -> fx.Node:
-    """A table of some sizes that has rows, and after these zeros."""
+    """A table of given sizes that has `rows` first, and zeros after them."""
     value = node.meta["val"]
     zeros = write(aten.full.default, sizes, 0, value=value, dtype=value.dtype, device=value.device)
     each = write(aten.arange.default, write.size(rows, dim), dtype=torch.int64, device=value.device)
@@ -128,7 +128,7 @@ def _as_many(one: fx.Node, two: fx.Node, dim: int) -> bool:
 
 
 def range_of(node: fx.Node, position: int) -> tuple[fx.Node, int, Any]:
-    """What a range of is taken, its dimension and its start."""
+    """The tensor that a range is taken of, its dimension and its start."""
     given: Any = (*node.args, *(0, None)[len(node.args) - position :])
     start = given[position + 1] if position + 1 < len(given) else node.kwargs.get("start")
     return given[0], given[position], 0 if start is None else start
@@ -143,16 +143,16 @@ def _found(write: Writer, source: fx.Node, dim: int, here: fx.Node, keep: bool) 
 
 
 def alone(write: Writer, here: fx.Node, rows: fx.Node) -> fx.Node:
-    """Rows, or one row, where `here` says; zeros elsewhere."""
+    """Rows, or one row, at the places where `here` is true; zeros elsewhere."""
     value = rows.meta["val"]
     zero = write(aten.full.default, [], 0, dtype=value.dtype, device=value.device)
     return write(aten.where.self, here, rows, zero)
 
 
 def _here(write: Writer, table: fx.Node, dim: int, number: Any, sizes: Any = None) -> fx.Node | None:
-    """Where the row of a number is; None if the dimension has as many entries in every graph.
+    """A mask of the row of a number; None if the dimension has the same size in every graph, or values are not real.
 
-    `sizes` are those of a table that is not there yet.
+    `sizes` are those of a table that does not exist yet.
     """
     value = table.meta["val"]
     dim, size = dim % ndim(table), value.shape[dim]

@@ -27,12 +27,12 @@ _SHOWN = {
     aten.reshape.default, aten.view.default, aten.select.int, aten.slice.Tensor, aten.flip.default,
     aten.unbind.int, operator.getitem, aten._to_copy.default,
 }  # fmt: skip
-"""What shows elements of an index, or casts it."""
+"""Operators that show elements of an index, or cast it."""
 _MULTIPLES = {aten.mul.Tensor, aten.mul.Scalar}
 
 
 def selected_within_rows(write: Writer, node: fx.Node, table: Any, dim: int, index: fx.Node) -> fx.Node | None:
-    """Rows that an index selects, or None if it counts no rows within rows."""
+    """The rows that an index selects; None if it counts no rows within rows."""
     found = _rows_within_rows(write, table, dim, index)
     if found is None:
         return None
@@ -41,7 +41,7 @@ def selected_within_rows(write: Writer, node: fx.Node, table: Any, dim: int, ind
 
 
 def added_within_rows(write: Writer, base: fx.Node, dim: int, index: fx.Node, source: fx.Node) -> fx.Node | None:
-    """`base` with rows added where an index says, or None if it counts no rows within rows."""
+    """`base` with rows added at an index; None if it counts no rows within rows."""
     found = _rows_within_rows(write, base, dim, index)
     if found is None:
         return None
@@ -73,7 +73,7 @@ def _rows_within_rows(write: Writer, table: fx.Node, dim: int, index: fx.Node) -
 
 
 def _columns(table: fx.Node) -> fx.Node | None:
-    """The number of columns of a matrix of which a table has the elements one after another, row by row."""
+    """The number of columns of a matrix whose elements, row by row, are the rows of a table."""
     if not (facts(table).reshape or table.target is aten.full.default):
         return None
     shape: Any = table.args[1 if facts(table).reshape else 0]
@@ -88,7 +88,7 @@ def _columns(table: fx.Node) -> fx.Node | None:
 
 
 def _is_multiple_and_rest(index: Any, number: int) -> bool:
-    """Whether an index is written as a multiple of a number, plus something."""
+    """True if an index is written as a multiple of a number, plus something."""
     while index.op == "call_function" and index.target in _SHOWN:
         index = index.args[0]
     terms = index.args if index.target is aten.add.Tensor else ()

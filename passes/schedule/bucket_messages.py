@@ -34,14 +34,14 @@ def bucket_messages(program: Tiled) -> Tiled:
 
 
 def _together(graph: fx.Graph) -> Iterator[tuple[list[fx.Node], set[fx.Node]]]:
-    """Two or more messages with nothing to do between their starts, none of which needs what another brings.
+    """Two or more messages that can share a bucket: no work is between their starts, and none needs another's rows.
 
-    With them comes what lies between and does need that.
+    With them come the nodes between them that do need it.
     """
     found: list[fx.Node] = []
     behind: set[fx.Node] = set()
     brought: set[fx.Node] = set()
-    """Memory that messages done at once write to: who reads it needs them, whether it says so or not."""
+    """Memory written by messages that are waited for at once: its readers need them, even if no operand says so."""
     for node in graph.nodes:
         is_message = node.target is start
         if node.target is wait and node.args[0] in found:
@@ -62,12 +62,12 @@ def _together(graph: fx.Graph) -> Iterator[tuple[list[fx.Node], set[fx.Node]]]:
 
 
 def _is_free(node: fx.Node) -> bool:
-    """Whether a node is neither a region nor part of another message."""
+    """True if a node is neither a region nor part of another message."""
     return node.op in ("call_function", "get_attr") and facts(node).crosses is None and node.target is not wait
 
 
 def _share(graph: fx.Graph, starts: list[fx.Node], behind: set[fx.Node]) -> None:
-    """Let messages start where the last of them does; what was done at once, and what needs it, follows."""
+    """Let messages start at the place of the last of them. The waits between, and the nodes that need them, follow."""
     nodes = list(graph.nodes)
     last = starts[-1]
     between = nodes[nodes.index(starts[0]) : nodes.index(last)]

@@ -39,7 +39,7 @@ def overlap(program: Tiled) -> Tiled:
     for region in [n for n in module.graph.nodes if n.op == "call_module"]:
         if work.interior(region) is not None and not work.wait_within(region):
             work.send_within(region)
-    module.graph.eliminate_dead_code()  # results of which other calls are taken now
+    module.graph.eliminate_dead_code()  # results that are now taken of other calls
     return replace_tiled(program, module)
 
 
@@ -48,7 +48,7 @@ class _Overlapping:
         self.module, self.graph = module, module.graph
         self.inputs = {i.name: i for i in program.inputs}
         self.apart: set[fx.Node] = set()
-        """Starts of messages that travel while something else is done."""
+        """Starts of messages that travel while other work is done."""
 
     def spec(self, call: fx.Node) -> Any:
         region = self.module.get_submodule(str(call.target))
@@ -56,7 +56,7 @@ class _Overlapping:
         return region.spec
 
     def interior(self, call: fx.Node) -> fx.Node | None:
-        """The number of interior rows of a region's space; None if nobody counts them."""
+        """The number of interior rows of a region's space; None if no input has it."""
         return self._input("interior", self.spec(call).space)
 
     def _input(self, kind: str, space: str) -> fx.Node | None:
@@ -64,13 +64,13 @@ class _Overlapping:
         return next((n for n in self.graph.nodes if n.op == "placeholder" and n.name in names), None)
 
     def _is_cheap(self, node: fx.Node) -> bool:
-        """Whether a node works on halo rows at most, and is no message."""
+        """True if a node works on halo rows at most, and is not a message."""
         if node.op == "call_module":
             return self._input("size", self.spec(node).space) is None and not node.kwargs
         return facts(node).crosses is None and node.target is not start and node.target is not wait
 
     def wait_within(self, region: fx.Node) -> bool:
-        """Wait for messages that a region reads when its interior rows are done; whether there are any."""
+        """Wait for messages that a region reads after its interior rows are done. True if there are such messages."""
         before = _until(region, self.graph.nodes)
         begun: list[fx.Node] = []
         late: set[fx.Node] = set()
@@ -97,7 +97,7 @@ class _Overlapping:
         return [n for n, m in begun if m.to_readers is to_readers]
 
     def send_within(self, region: fx.Node) -> None:
-        """Send what the other rows of a region add to halo rows, and then run over its interior rows."""
+        """Send the contributions of a region's other rows to halo rows, and then run over its interior rows."""
         after = list(self.graph.nodes)
         after = after[after.index(region) + 1 :]
         found: list[tuple[fx.Node, list[fx.Node]]] = []
@@ -124,7 +124,7 @@ class _Overlapping:
             self.apart.add(begin)
 
     def _all_of_halo(self, tables: Iterable[fx.Node], readers: set[fx.Node]) -> bool:
-        """Whether `readers` read halo rows alone of tables that a region adds to."""
+        """True if `readers` read only halo rows of tables that a region adds to."""
         return all(
             isinstance(self.spec(t.args[0]).results[t.args[1]], Add)  # type: ignore[arg-type,index]
             and all(self._is_of_halo(user, t) for user in t.users if user in readers)
@@ -150,7 +150,7 @@ class _Overlapping:
         )
 
     def _in_two(self, region: fx.Node, interior_first: bool, instead: Any = None) -> fx.Node:
-        """Run over some rows in a call of its own, before the call for the others; returns the first call."""
+        """Run a region over some rows in a call of its own, before the call for the others; return the first call."""
         interior, rows = self.interior(region), region.args[0]
         parts = [(0, interior), (interior, rows)]
         if not interior_first:
@@ -165,7 +165,7 @@ class _Overlapping:
 
 
 def _joined(node: fx.Node) -> fx.Node | None:
-    """The owned rows beside which something puts halo rows; None if it does something else."""
+    """The owned rows beside which a node puts halo rows; None if it does something else."""
     if node.target is wait:
         sent = message(node.args[0])  # type: ignore[arg-type]
         return sent.value if sent is not None and sent.kind == "exchange" else None
@@ -178,7 +178,7 @@ def _until(node: fx.Node, nodes: Iterable[fx.Node]) -> list[fx.Node]:
 
 
 def _dependents(node: fx.Node, among: list[fx.Node]) -> set[fx.Node]:
-    """Those of `among`, which are in order, that need `node`, itself included."""
+    """The nodes of `among`, which are in order, that need `node`, and `node` itself."""
     found = {node}
     for each in among[among.index(node) + 1 :]:
         if not found.isdisjoint(each.all_input_nodes):
@@ -187,7 +187,7 @@ def _dependents(node: fx.Node, among: list[fx.Node]) -> set[fx.Node]:
 
 
 def _needed(nodes: Iterable[fx.Node], among: list[fx.Node]) -> set[fx.Node]:
-    """Those of `among` that `nodes` need, and these themselves."""
+    """The nodes of `among` that `nodes` need, and those of `nodes` that are in it."""
     inside, found, left = set(among), set[fx.Node](), list(nodes)
     while left:
         node = left.pop()

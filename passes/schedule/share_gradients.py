@@ -53,18 +53,24 @@ def share_gradients(program: Tiled) -> Tiled:
 
 @dataclasses.dataclass(frozen=True)
 class _Table:
-    """What a table that rows are written to goes through. One of this rank's rows alone goes through nothing."""
+    """The steps for a table that rows are written to.
+
+    A table of this rank's rows alone needs none, which is the default.
+    """
 
     pad: Callable[[fx.Node, float], fx.Node] = lambda rows, _: rows
     """Gives it room for halo rows, filled with a number."""
     complete: Callable[[fx.Node, Reduction], fx.Node] = lambda table, _: table
-    """Puts together what ranks wrote, as a reduction says."""
+    """Combines the values that ranks wrote, by a reduction."""
     extend: Callable[[fx.Node], fx.Node] = lambda rows: rows
     """Puts halo rows beside it."""
 
 
 def _after_halo_reduce(reduced: fx.Node) -> bool:
-    """Rows written to tables of each other, by one scatter or by several, one after the other."""
+    """Share gradients behind a halo reduction of one scatter, or of several into one table.
+
+    True if something changed.
+    """
     sent = message(reduced)
     if sent is None or sent.reduction == "sum":
         return False
@@ -95,7 +101,10 @@ def _after_all_reduce(reduced: fx.Node) -> bool:
 
 
 def _after_all_reduces(reduced: fx.Node) -> bool:
-    """Each of several values by itself: in one message, those with a gradient would lend it to the others."""
+    """Share gradients of several values, each by itself: in one message, some would lend their gradient to others.
+
+    True if something changed.
+    """
     operands: Any = reduced.args[0]
     if reduced.args[1] == "sum" or not operands[0].meta["val"].is_floating_point():
         return False
@@ -103,14 +112,17 @@ def _after_all_reduces(reduced: fx.Node) -> bool:
         operand: Any = operands[part.args[1]]  # type: ignore[index]
         if operand.target is aten.scatter_reduce.two:
             part.replace_all_uses_with(_whole(operand))
-        else:  # of all rows, whose gradient goes another way
+        else:  # a value of all rows, whose gradient goes another way
             held = write(reduced.graph, stop_gradient, (operand,), like=operand)
             part.replace_all_uses_with(write(reduced.graph, all_reduce, (held, reduced.args[1]), like=part))
     return True
 
 
 def _on_the_rank(scatter: fx.Node) -> bool:
-    """Rows of the rank alone have the gradient of torch, but where their table was rewritten."""
+    """Share gradients among rows of the rank alone if their table was rewritten; else torch's gradient is right.
+
+    True if something changed.
+    """
     base: Any = scatter.args[0]
     is_sent = any(user.target in (all_reduce, all_reduces) for user in scatter.users)
     if is_sent or _counted(scatter, base) is base or not _has_gradient(scatter, base):
@@ -128,20 +140,23 @@ _REWRITES: dict[Any, Callable[[fx.Node], bool]] = {
 
 
 def _has_gradient(scatter: fx.Node, base: fx.Node) -> bool:
-    """Whether a gradient may go through a scatter to what it writes, or to the table."""
+    """True if a gradient may go through a scatter to its values, or to the table."""
     source: Any = scatter.args[3]
     fixed = is_held(source) and (is_held(base) or is_fresh(base))
     return bool(source.meta["val"].is_floating_point()) and not fixed
 
 
 def _whole(scatter: fx.Node) -> fx.Node:
-    """A table that every rank holds, with what all ranks write to it."""
+    """A table that every rank holds, with the values that all ranks write to it."""
     call, base = _calls(scatter), scatter.args[0]
     return _shared(scatter, base, _Table(complete=lambda table, how: call(all_reduce, table, how)))  # type: ignore[arg-type]
 
 
 def _calls(node: fx.Node) -> Callable[..., fx.Node]:
-    """Writes operators into the graph of a node; nothing reads their values, for it is only run."""
+    """A function that writes operators into the graph of a node.
+
+    Their values are never read, since the graph is only run.
+    """
     return lambda target, *args, **kwargs: write(node.graph, target, args, kwargs, value=None)
 
 
@@ -168,7 +183,7 @@ def _shared(scatter: fx.Node, base: fx.Node, table: _Table) -> fx.Node:
 
 
 def _counted(scatter: fx.Node, base: Any) -> fx.Node:
-    """What counts among those that share a gradient: the table, or as it was before a scatter made nothing of rows."""
+    """The table that shares a gradient: as it is, or as it was before some of its rows were made not to count."""
     if WITHOUT_SELF in scatter.meta and base.target is aten.where.self:
         return base.args[2]  # type: ignore[no-any-return]
     if WITHOUT_SELF in scatter.meta and base.target is gather_rows:
@@ -179,13 +194,16 @@ def _counted(scatter: fx.Node, base: Any) -> fx.Node:
 
 
 def _equal(value: fx.Node, largest: fx.Node, kind: Any) -> fx.Node:
-    """One where a value is the largest, else zero."""
+    """One where a value is the largest, zero elsewhere."""
     call = _calls(value)
     return call(aten._to_copy.default, call(aten.eq.Tensor, value, largest), dtype=kind)
 
 
 def _off(value: fx.Node, largest: fx.Node, kind: Any) -> fx.Node:
-    """Zero, with the gradient of the value where it is the largest; of infinite ones the difference is no number."""
+    """Zero, with the gradient of the value where it is the largest.
+
+    The difference of infinite values is not a number.
+    """
     call = _calls(value)
     off = call(aten.nan_to_num.default, call(aten.sub.Tensor, value, largest), 0.0)
     return call(aten.mul.Tensor, off, _equal(value, largest, kind))

@@ -29,10 +29,10 @@ def choose(
     load_cost: Callable[[fx.Node], float],
     work: Callable[[fx.Node], float],
 ) -> tuple[set[fx.Node], set[fx.Node]]:
-    """Choose what to load and what to compute.
+    """Choose the values to load and those to compute.
 
     Args:
-        roots: what must be computed, as must what has an infinite load cost and is needed for it.
+        roots: the nodes that must be computed. So must nodes that these need and that have an infinite load cost.
         operands: the operands of a node that are rows of the same space (others are there anyway).
         load_cost: cost of having a value loaded; infinite if it cannot be.
         work: cost of computing a node that may be loaded.
@@ -42,7 +42,7 @@ def choose(
     """
     computed, needed = set(roots), set[fx.Node]()
     pending = list(computed)
-    while pending:  # what must be computed, and what that needs
+    while pending:  # the nodes that must be computed, and those that they need
         for operand in operands(pending.pop()):
             if operand in computed:
                 continue

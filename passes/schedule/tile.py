@@ -38,13 +38,13 @@ aten = torch.ops.aten
 
 _ROWS = sympy.Symbol("rows")
 HOLD = 64.0
-"""What holding a byte until it is read costs, in bytes moved: how dear memory is against time."""
+"""The cost of holding a byte until it is read, in bytes moved: the price of memory against time."""
 BLOCK_BYTES = 8 * 2**20
-"""Bytes that a block's values may take: what fits the share of the last-level cache that one thread has."""
+"""Bytes that a block's values may take: the share of the last-level cache that one thread has."""
 
 
 def tile(program: Distributed, hold: float = HOLD) -> Tiled:
-    """Return `program` with `tiled`, the same graph as calls of regions; `hold` says how dear memory is."""
+    """Return `program` with `tiled`, the same graph as calls of regions; `hold` is the price of memory."""
     return grown(program, Tiled, tiled=_Tiler(program, hold).build(), differentiated=program.graph)
 
 
@@ -63,7 +63,7 @@ class _Tiler:
         self.graph = fx.Graph()
         self.env: dict[fx.Node, fx.Node] = {}
         self.tables: dict[fx.Node, fx.Node] = {}
-        """The tables, of owned rows and room for halo rows, in which complete values stand."""
+        """The tables, with owned rows and room for halo rows, that hold complete values."""
         self.regions: dict[str, Region] = {}
 
     def build(self) -> fx.GraphModule:
@@ -88,10 +88,10 @@ class _Tiler:
         return module
 
     def _needed_complete(self) -> set[fx.Node]:
-        """Row-local values that somebody needs whole: as a table, a result, for a collective."""
+        """Row-local values that are needed whole: as a table, as a result, or for a collective."""
         needed = set()
         for node, work in self.work.items():
-            if work.kind != "row" or is_fresh(node):  # what is all zeros is made anew where it is needed
+            if work.kind != "row" or is_fresh(node):  # zeros are made anew where they are needed
                 continue
             users = [user for user in node.users if not is_size(user)]
             if any(self._wants_complete(user, node) for user in users):
@@ -111,7 +111,10 @@ class _Tiler:
         ]
 
     def _choose(self, space: Space, level: int) -> None:
-        """Decide what the region of a space at a level computes; what it loads becomes a result of earlier ones."""
+        """Decide what the region of a space at a level computes.
+
+        The values that it loads become results of earlier regions.
+        """
         roots = [
             n
             for n, w in self.work.items()
@@ -153,11 +156,11 @@ class _Tiler:
         self.env[node] = sent.on(self._whole, table).begun(self.graph, node, in_place)
 
     def _has_room(self, joined: fx.Node, rows: fx.Node) -> bool:
-        """Whether rows stand in a table with room for the halo rows that are put beside them."""
+        """True if rows stand in a table with room for the halo rows that are put beside them."""
         return rows in self.tables and self.tables[rows].meta[META].dims == joined.meta[META].dims
 
     def _call(self, function: Any, args: tuple[Any, ...], like: fx.Node) -> fx.Node:
-        """A call whose result is what `like` was."""
+        """A call whose result takes the place of `like`."""
         return write(self.graph, function, args, like=like)
 
     def _whole(self, node: fx.Node) -> fx.Node:
@@ -225,7 +228,7 @@ class _Tiler:
         return given.kind == kind and given.space == of
 
     def _table(self, node: fx.Node) -> fx.Node:
-        """What a scatter adds to; made anew if it is all zeros, so that it can be changed in place."""
+        """The table that a scatter adds to. It is made anew if it is all zeros, so that it can be changed in place."""
         base: Any = node.args[0]
         return self._fresh(base) if is_fresh(base) else self.env[base]
 
@@ -300,7 +303,7 @@ class _Body:
         return new
 
     def _size(self, node: fx.Node) -> Any:
-        """A size: of the block where it is one of this space, else as it is."""
+        """A size: that of the block if it is of this space, else as it is."""
         expr = self.tiler.program.size(node.meta["val"]) if isinstance(node.meta["val"], torch.SymInt) else None
         if expr is None or not self._is_of_block(expr) or _is_number(self.tiler, node):
             return self.inside.get((node, True)) or self._input(node, True, None)
@@ -314,7 +317,7 @@ class _Body:
         return self.sizes[expr]
 
     def _is_of_block(self, expr: sympy.Expr) -> bool:
-        """Whether a size grows with the rows of this space; with those of a joined list, as a multiple of them."""
+        """True if a size grows with the rows of this space; for a joined list, only if it is a multiple of them."""
         if self.space.blocks:
             return not sympy.cancel(expr / self.space.symbol).free_symbols
         return self.space.symbol in expr.free_symbols
@@ -330,16 +333,16 @@ class _Body:
 
 
 def _is_number(tiler: _Tiler, node: fx.Node) -> bool:
-    """Whether a symbolic number is used as a number (a count over all ranks) rather than as a size."""
+    """True if a symbolic number is used as a number (a count over all ranks), not as a size."""
     if node.op == "placeholder":
         return tiler.inputs[node.name].kind == "number"
     return any(_is_number(tiler, n) for n in node.all_input_nodes)
 
 
 def _compared(node: fx.Node) -> Iterator[fx.Node]:
-    """Values that an operator compares to the last bit, as the gradient of a maximum does with what may be it.
+    """Values that an operator compares to the last bit, as the gradient of a maximum compares a value with the maximum.
 
-    Computed again, in blocks of other sizes, a value may round differently: matrix products do.
+    A value that is computed again, in blocks of other sizes, may round differently: matrix products do.
     """
     for value in node.all_input_nodes if facts(node).compares else ():
         while not isinstance(value.meta["val"], Tensor) or value.meta["val"].is_floating_point():
@@ -351,7 +354,7 @@ def _compared(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _exchange_of(node: fx.Node) -> fx.Node | None:
-    """What puts halo rows beside a value's rows, if something does: it finds room there."""
+    """The operator that puts halo rows beside a value's rows, and finds room for them there; None if there is none."""
     return next((u for u in node.users if facts(u).puts_beside is not None and u.args[0] is node), None)
 
 

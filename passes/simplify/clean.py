@@ -62,7 +62,7 @@ def clean(program: Normal) -> Normal:
 
 
 def _unasked_gradients(graph: fx.Graph) -> None:
-    """Do not compute what nobody takes: gradients of the weights of a layer norm, which are sums over all rows."""
+    """Leave out gradients that are not used: those of the weights of a layer norm, which are sums over all rows."""
     for node in graph.nodes:
         if node.target is aten.native_layer_norm_backward.default:
             used = {user.args[1] for user in node.users}
@@ -70,7 +70,7 @@ def _unasked_gradients(graph: fx.Graph) -> None:
 
 
 def _with_same_sizes(program: Normal, node: fx.Node, first: fx.Node) -> Normal:
-    """Equal operators have equal sizes, also where each has a data-dependent size of its own."""
+    """Merge the sizes of two equal operators, where each has a data-dependent size of its own."""
     one, two = node.meta.get("val"), first.meta.get("val")
     if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
         for pair in zip(one.shape, two.shape, strict=True):
@@ -105,7 +105,7 @@ def _explicit_shapes(program: Normal, graph: fx.Graph) -> None:
 
 
 def _explicit_squeeze(node: fx.Node) -> None:
-    """Squeeze what is one wide in every graph: a rank may own one row only, and keeps its dimension."""
+    """Squeeze only dimensions that are one wide in every graph: a rank may own one row, and keeps that dimension."""
     shape = node.args[0].meta["val"].shape  # type: ignore[union-attr]
     given: Any = node.args[1] if len(node.args) > 1 else range(len(shape))
     dims = [d % max(len(shape), 1) for d in ([given] if isinstance(given, int) else given)]
@@ -116,7 +116,7 @@ def _explicit_squeeze(node: fx.Node) -> None:
 def _sizes_from_inputs(program: Normal, graph: fx.Graph) -> None:
     """Let every size be computed from the shapes of the inputs, not of tensors on the way.
 
-    A size that depends on values is read off the first tensor that has it, the result of what decided about it.
+    A size that depends on values is read off the first tensor that has it: the result of the operator that decided it.
     """
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     places = {
@@ -192,7 +192,7 @@ def _selected(node: fx.Node, base: fx.Node) -> fx.Node:
 
 
 def _is_plus_zero(node: fx.Node) -> bool:
-    """Adding a zero offset, as batching code does for the first graph; exact for integers."""
+    """True for the addition of a zero offset, as batching code does for the first graph; exact for integers."""
     if node.target is not aten.add.Tensor or node.args[1] != 0 or isinstance(node.args[1], fx.Node):
         return False
     before, after = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
@@ -200,7 +200,7 @@ def _is_plus_zero(node: fx.Node) -> bool:
 
 
 def _is_same_view(node: fx.Node) -> bool:
-    """Whether a view shows its operand as it is."""
+    """True if a view shows its operand as it is."""
     args: Any = node.args
     if node.target is aten.permute.default:
         return [d % len(args[1]) for d in args[1]] == list(range(len(args[1])))

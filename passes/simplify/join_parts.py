@@ -33,7 +33,7 @@ class _Part:
     start: int
     end: int
     size: int
-    """Of the dimension."""
+    """The size of the dimension."""
     like: fx.Node
     """The summand itself: its shape is that of the sum."""
 
@@ -84,7 +84,7 @@ def _part(node: fx.Node) -> _Part | None:
 
 
 def _runs(parts: list[_Part]) -> list[list[_Part]]:
-    """Parts that lie side by side; those that overlap begin anew."""
+    """Runs of parts that lie side by side. A part that overlaps begins a new run."""
     runs: list[list[_Part]] = []
     for part in sorted(parts, key=lambda p: (p.start, p.end)):
         fitting = next((run for run in runs if run[-1].end == part.start), None)

@@ -91,7 +91,7 @@ class _Dims:
     table: tuple[int, ...]
     """Sizes of the dimensions of the table."""
     wide: tuple[int, ...]
-    """Which of these (0, 1, ...) the small factor has."""
+    """The dimensions of these (0, 1, ...) that the small factor has."""
     others: tuple[int, ...]
 
     @property
@@ -130,7 +130,8 @@ def _product_with_outer(build: _Build, node: fx.Node) -> fx.Node | None:
 
 
 def _sum_of_products(build: _Build, node: fx.Node) -> fx.Node | None:
-    """``sum(mul(reshape(mm(g, C)), w))``: gradients of the above, over what `w` has of the table or channels too."""
+    """``sum(mul(reshape(mm(g, C)), w))``: gradients of the above, summed over the table's dimensions in `w`, or
+    channels too."""
     product: Any = node.args[0]
     given: Any = node.args[1]
     factors = _factors(product)
@@ -198,7 +199,7 @@ def _factors(node: Any) -> tuple[fx.Node, fx.Node] | None:
 
 
 def _terms(node: fx.Node) -> list[fx.Node]:
-    """The products ``mm`` whose reshaped results `node` is the sum of; empty if it is none."""
+    """The products ``mm`` whose reshaped results `node` is the sum of; empty if it is no such sum."""
     if node.target is aten.add.Tensor and len(node.args) == 2 and not node.kwargs:
         each = [_terms(n) if isinstance(n, fx.Node) else [] for n in node.args]
         return each[0] + each[1] if all(each) else []
@@ -207,7 +208,7 @@ def _terms(node: fx.Node) -> list[fx.Node]:
 
 
 def _dims(build: _Build, product: fx.Node, small: fx.Node, inner: int) -> _Dims | None:
-    """How the dimensions of a product divide if the last ones make `inner`, the rows of a table."""
+    """The division of a product's dimensions, if the last ones make `inner`, the rows of a table; None otherwise."""
     shape, part = build.shape(product), build.shape(small)
     if len(part) != len(shape) or part[0] != shape[0] or not all(s.is_Integer for s in shape[1:]):
         return None
@@ -223,13 +224,13 @@ def _dims(build: _Build, product: fx.Node, small: fx.Node, inner: int) -> _Dims 
 
 
 def _is_broadcast(build: _Build, small: fx.Node, k: int) -> bool:
-    """Whether a factor is the same for all channels."""
+    """True if a factor is the same for all channels."""
     shape = build.shape(small)
     return all(s == 1 for s in shape[1 : len(shape) - k])
 
 
 def _fills(build: _Build, large: fx.Node, dims: _Dims) -> bool:
-    """Whether a factor has all rows, channels and other dimensions of the table, and none of the wide ones."""
+    """True if a factor has all rows, channels and other dimensions of the table, and none of the wide ones."""
     shape = build.shape(large)
     k = len(dims.table)
     if len(shape) < k + 1 or not all(s.is_Integer for s in shape[1:]):

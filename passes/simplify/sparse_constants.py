@@ -25,12 +25,12 @@ DENSITY = 0.02
 WORTHWHILE = 2**14
 """Entries of a table below which a product is too small for it to matter."""
 DTYPES = (torch.float32, torch.float64)
-"""What MKL multiplies sparse matrices in."""
+"""The types in which MKL multiplies sparse matrices."""
 
 
 def sparse_constants(program: Normal) -> Normal:
     """Return `program` with products by nearly empty buffers as sparse products."""
-    if not torch.backends.mkl.is_available():  # who multiplies sparse matrices
+    if not torch.backends.mkl.is_available():  # it multiplies sparse matrices
         return program
     module, _ = copy_graph(program.graph)
     constants = _Constants(module)
@@ -65,7 +65,7 @@ class _Constants:
         return [_attribute(self._module, str(n.target)) for n in self._made_of[node]]
 
     def value(self, node: fx.Node) -> Tensor | None:
-        """The value of a constant; None of what is none."""
+        """The value of a constant; None for other nodes."""
         if node not in self._made_of:
             return None
         if node not in self._known:
@@ -77,7 +77,7 @@ class _Constants:
 
 
 def _is_buffer(value: Any) -> bool:
-    """Whether an attribute is a tensor whose values the model keeps; without a version nobody could tell."""
+    """True if an attribute is a tensor whose values the model keeps, and whose version tells if they were changed."""
     kept = isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and not value.requires_grad
     return kept and value.device.type == "cpu" and not value.is_inference()
 

@@ -40,7 +40,7 @@ def replace_sum(root: fx.Node, terms: Sequence[fx.Node]) -> None:
 
 
 def _is_sum(node: fx.Node) -> bool:
-    """Whether a node adds two tensors of its own shape and dtype."""
+    """True if a node adds two tensors of its own shape and dtype."""
     if node.target is not aten.add.Tensor or len(node.args) != 2 or node.kwargs:
         return False
     return all(isinstance(a, fx.Node) and _layout(a) == _layout(node) for a in node.args)

@@ -48,9 +48,9 @@ def choose_owners(program: Placed) -> Placed:
 
 
 def _from(program: Placed, space: Space) -> list[Pointer]:
-    """The pointers that say where rows of a space are: its own, else those of a list that it was joined into.
+    """The pointers that tell the place of a space's rows: its own, else those of a list that it was joined into.
 
-    A pointer into such a list says nothing: where its rows are follows from where the space's are.
+    A pointer into such a list tells no place: the place of its rows follows from that of the space's rows.
     """
     own = [p for p in program.pointers if p.source == space and space not in p.target.blocks]
     return own or [p for p in program.pointers if space in p.source.blocks and p.target != space]

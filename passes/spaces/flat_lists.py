@@ -25,15 +25,15 @@ aten = torch.ops.aten
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-    """Where the numbers of rows and of columns are from."""
+    """The sources of the numbers of rows and of columns."""
 
     node: fx.Node
     dim: int
-    """Of its rows; the columns come next."""
+    """The dimension of its rows; that of its columns comes next."""
 
 
 def matrices(program: Normal, nodes: Iterable[fx.Node]) -> dict[sympy.Expr, Matrix]:
-    """By the length of a list, the matrix of which lists of that length have the elements; not where lists are joined.
+    """For the length of a list, the matrix whose elements such a list has; not for lengths of lists that are joined.
 
     Args:
         program: a program.
@@ -56,7 +56,7 @@ def matrices(program: Normal, nodes: Iterable[fx.Node]) -> dict[sympy.Expr, Matr
 
 
 def as_matrix(program: Normal, node: fx.Node, found: dict[sympy.Expr, Matrix]) -> fx.Node | None:
-    """A list of integers as the matrix that it shows, written into its graph; None if it is no such list."""
+    """A list of integers as the matrix that it shows, written into its graph; None for other lists."""
     value = node.meta.get("val")
     if not isinstance(value, Tensor) or value.dtype.is_floating_point:
         return None

@@ -61,7 +61,7 @@ def _hoisted(graph: fx.Graph, conditions: list[fx.Node]) -> set[fx.Node]:
                 symbolic = _is_symbolic(node)
                 if all(_is_known(n, hoisted, symbolic) for n in node.all_input_nodes):
                     hoisted.add(node)
-        # What an index needs is needed before the ranks part, be it computed from positions.
+        # Operands of an index are needed before the ranks part, even if they are computed from positions.
         wanted = [i for n in graph.nodes if n not in hoisted for i in (*index_operands(n), *_data_dependent(n))]
         wanted += conditions
         while wanted:
@@ -73,7 +73,7 @@ def _hoisted(graph: fx.Graph, conditions: list[fx.Node]) -> set[fx.Node]:
 
 
 def _is_known(node: fx.Node, hoisted: set[fx.Node], for_size: bool) -> bool:
-    """Whether the index program holds an operand: integers, or anything whose size alone is asked."""
+    """True if the index program holds an operand: integers, or any tensor if only its size is needed."""
     if node.op == "get_attr":
         return _is_integral(node)
     return node in hoisted and (for_size or _is_integral(node))
@@ -126,7 +126,7 @@ class _Builder:
         return self.taken.index(node)
 
     def label(self, node: fx.Node) -> str:
-        """How a user knows `node`: the input it is, or is computed from."""
+        """The user's name of `node`: that of the input that it is, or is computed from."""
         while node not in self.labels:
             tensors = [n for n in node.all_input_nodes if n in self.hoisted and not _is_symbolic(n)]
             if not tensors:
@@ -166,10 +166,10 @@ class _Builder:
         )
 
     def is_cheap(self, node: fx.Node) -> bool:
-        """Whether each rank computes a node of the index program itself rather than being given its rows.
+        """True if each rank computes a node of the index program itself instead of being given its rows.
 
-        Views and broadcasts, for less is stored; and real numbers that decided about indices (distances), for what
-        is differentiated must be computed from the inputs.
+        This holds for views and broadcasts, so that less is stored. It also holds for real numbers that decided about
+        indices (distances), since gradients need them to be computed from the inputs.
         """
         source = node.args[0] if node.target is operator.getitem else node
         if makes_a_matrix(node):
@@ -265,7 +265,7 @@ class _Builder:
         )
 
     def witness(self, symbol: sympy.Symbol) -> None:
-        """Let the index program return something of size `symbol`, if that is not the size of an input."""
+        """Let the index program return a tensor of size `symbol`, unless an input has that size."""
         if any(symbol in sizes for sizes in self.program.captured.sizes):
             return
         for node in self.source.graph.nodes:
@@ -292,7 +292,7 @@ def _constants(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _is_shape(schema: Any, argument: int | str) -> bool:
-    """Whether an operator's argument is a size or position rather than a number to compute with."""
+    """True if an operator's argument is a size or position, not a number to compute with."""
     if schema is None:
         return True
     arguments = schema.arguments

@@ -67,7 +67,7 @@ def infer_spaces(program: Split) -> Placed:
             if size >= SMALLEST_SPACE and access.table.op == "placeholder":
                 _baked(program, access, inputs[root.name])
     _check_enough(program, found, inputs, origins, set(targets))
-    # How many kinds of something there are in the graph may be another number than there are in a table of the model.
+    # The number of kinds in the graph may be another one than that in a table of the model.
     both = [root for root in targets if root in fixed]
     for root in both:
         if not _depends_on_values(targets[root]):
@@ -90,7 +90,7 @@ def _check_enough(
 ) -> None:
     """Refuse an example of so few atoms that their number is taken for fixed: both ends of edges are among them.
 
-    What else would be found (edges, for angles between them) would hold for this number of atoms only.
+    The other spaces that would be found (edges, for angles between them) would hold for this number of atoms only.
     """
     ends: dict[tuple[sympy.Expr, ...], set[str]] = defaultdict(set)
     for access, root in found:
@@ -109,7 +109,7 @@ def _check_enough(
 
 
 def _is_of_graph(table: fx.Node) -> bool:
-    """Whether a table is computed from inputs of the graph rather than from weights alone."""
+    """True if a table is computed from inputs of the graph, not from weights alone."""
     pending, seen = [table], {table}
     while pending:
         node = pending.pop()
@@ -165,13 +165,13 @@ def _merge(
 
 
 def _length(node: fx.Node, dim: int) -> int | None:
-    """How many there were in the example; None if nobody knows."""
+    """The size in the example; None if it is not known."""
     n = node.meta["val"].shape[dim]
     return n if isinstance(n, int) else n.node.hint  # type: ignore[no-any-return]
 
 
 def _names(program: Split, inputs: dict[str, Input], origins: Origins) -> dict[str, str]:
-    """One name for all inputs that have row numbers of the graph in common: they point into the same rows."""
+    """One name for all inputs that share row numbers of the graph: they point into the same rows."""
     elements = Elements(program, [leaf.tensor for leaf in program.captured.leaves], chosen=True)
     names: dict[str, str] = {}
     known: list[tuple[Tensor, str]] = []
@@ -189,7 +189,7 @@ def _divided(spaces: tuple[Space, ...]) -> set[sympy.Expr]:
 
 
 def _ranges(program: Placed, found: list[tuple[Access, fx.Node]], inputs: dict[str, Input]) -> tuple[Range, ...]:
-    """What looks up rows of tables that are whole on every rank."""
+    """The lookups of rows in tables that are whole on every rank, with the row numbers that are allowed."""
     pointers, ranges = {p.name for p in program.pointers}, set()
     for access, root in found:
         given, rows = inputs[root.name], program.shape(access.table)[access.dim]
@@ -263,9 +263,9 @@ def _varying(program: Split, root: fx.Node) -> list[sympy.Expr]:
 
 
 def _atoms(links: dict[sympy.Expr, dict[sympy.Expr, set[str]]], alone: list[sympy.Expr], program: Split) -> sympy.Expr:
-    """The space that another space points into twice (both ends of an edge) and that is no such space itself.
+    """The space that another one points into twice (both ends of an edge), and that points into none twice itself.
 
-    Without such, the space that another one points into at all, or that points into itself.
+    If there is none, the space that another one points into at all, or that points into itself.
     """
     double = [t for s in links for t, via in links[s].items() if len(via) > 1]
     sinks = [t for t in double if not any(len(via) > 1 for via in links.get(t, {}).values())]
@@ -287,7 +287,7 @@ def _sizes(program: Split) -> str:
 
 
 def _fixed(program: Split) -> str:
-    """The inputs whose sizes became numbers while the model was traced, in a sentence; nothing if there are none."""
+    """The inputs whose sizes became numbers while the model was traced, in a sentence; empty if there are none."""
     leaves = zip(program.captured.leaves, program.captured.sizes, strict=True)
     fixed = [
         f"{n} of {leaf.path}"

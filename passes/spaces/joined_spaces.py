@@ -25,7 +25,7 @@ aten = torch.ops.aten
 def joined_spaces(
     program: Split, graph: fx.Graph, spaces: Iterable[Space], targets: Iterable[sympy.Expr]
 ) -> tuple[Space, ...]:
-    """The lists of rows of `spaces` that the graph is given, joins from different spaces, or that are pointed into.
+    """Spaces of lists of rows of `spaces`: lists that are given, joined from different spaces, or pointed into.
 
     Args:
         program: a program with an index program.
@@ -47,7 +47,7 @@ def joined_spaces(
 
 
 Join = tuple[sympy.Expr, tuple[sympy.Expr, ...]]
-"""The length of a list, and the lengths of what it was joined from."""
+"""The length of a list, and the lengths of the lists that it was joined from."""
 
 
 def _join(program: Split, node: fx.Node) -> list[Join]:
@@ -55,7 +55,7 @@ def _join(program: Split, node: fx.Node) -> list[Join]:
         return []
     given: Any = node.args[0]
     dim: Any = node.args[1] if len(node.args) > 1 else 0
-    parts = [shape for part in given if (shape := _shape(program, part)) != (0,)]  # cat takes empty lists for nothing
+    parts = [shape for part in given if (shape := _shape(program, part)) != (0,)]  # cat ignores empty lists
     return [(_shape(program, node)[dim], tuple(shape[dim] for shape in parts))]
 
 

@@ -20,11 +20,14 @@ from ...rules.indexing import accesses
 aten = torch.ops.aten
 
 _MOVES = {aten.cat.default, aten.repeat.default, *operators(lambda f: f.reshape)}
-"""What may put rows behind rows."""
+"""Operators that may put rows behind rows."""
 
 
 def solved(a: sympy.Expr, b: sympy.Expr) -> dict[sympy.Symbol, sympy.Expr] | None:
-    """What a number that was computed from the graph must be for two sizes, one of which is made of it, to be equal."""
+    """The value that a number computed from the graph must have for two sizes, one of which is made of it, to be equal.
+
+    As a map from the number to the value; None if there is no such number.
+    """
     for number in sorted((a - b).free_symbols, key=str):
         rest = (a - b).subs(number, 0)
         times = sympy.expand(a - b - rest) / number
@@ -34,7 +37,7 @@ def solved(a: sympy.Expr, b: sympy.Expr) -> dict[sympy.Symbol, sympy.Expr] | Non
 
 
 def may_be_less(program: Split, graph: fx.Graph, merged: dict[sympy.Symbol, sympy.Expr]) -> frozenset[sympy.Symbol]:
-    """Numbers that are the largest of a list, where tables of so many rows are made for pointers alone.
+    """Numbers that are the largest of a list, and give the length of tables that are used through pointers alone.
 
     Args:
         program: before `merged` was found.
@@ -59,7 +62,7 @@ def _is_largest(program: Split, number: sympy.Symbol) -> bool:
 def _only_pointed_at(
     program: Split, graph: fx.Graph, number: sympy.Symbol, merged: dict[sympy.Symbol, sympy.Expr]
 ) -> bool:
-    """Whether tables of so many rows, and what is made of them, are read where a pointer says, and in no other way."""
+    """True if tables of so many rows, and the values that are made of them, are read through pointers only."""
     tables: dict[fx.Node, set[sympy.Expr]] = {}
     for node in graph.nodes:
         read = [n for n in node.all_input_nodes if n in tables]
@@ -69,7 +72,7 @@ def _only_pointed_at(
         lengths = {n for table in read for n in program.shape(table)}
         moved = node.target in _MOVES and any(number in n.free_symbols and n not in lengths for n in sizes)
         if counted and (moved or node.op == "placeholder"):
-            return False  # rows come behind rows, of which there would be more; or a list is as long by itself
+            return False  # rows come behind more rows than there would be; or an input has this length by itself
         if counted:
             tables[node] = counted
         elif read and not any(a.kind == "gather" and a.table in read for a in accesses(node)):

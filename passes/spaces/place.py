@@ -35,7 +35,7 @@ WHOLE = "distcompile_whole"
 """Key in ``node.meta``: names of the operands that this node needs whole although they are partial."""
 
 WHY = "distcompile_why"
-"""Key in ``node.meta`` of an operator with which a stretch that runs whole begins: why no rule divides it."""
+"""Key in ``node.meta`` of the first operator of a stretch that runs whole: the reason that no rule divides it."""
 
 
 def place(program: Placed) -> Placed:
@@ -51,7 +51,7 @@ def place(program: Placed) -> Placed:
 
 
 class _Placer:
-    """Writes the operators again, each of this rank's rows, or of all rows where no rule divides it."""
+    """Writes the operators again, each for this rank's rows, or for all rows if no rule divides it."""
 
     def __init__(self, program: Placed) -> None:
         self.ctx, self.program = Context(program), program
@@ -95,7 +95,7 @@ class _Placer:
             del self.here[node]
 
     def _divided(self, node: fx.Node) -> fx.Node | None:
-        """An operator of this rank's rows; None if it has none, but is given values of all rows."""
+        """An operator of this rank's rows; None if none of its operands has such rows, but some have all rows."""
         new = copy_node(self.graph, node, self._operand)
         mixed = any(self._has_all_rows(n) for n in new.all_input_nodes)
         try:
@@ -115,7 +115,7 @@ class _Placer:
         return new
 
     def _operand(self, node: fx.Node) -> fx.Node:
-        """What an operator of this rank's rows is given: this rank's rows, else all rows."""
+        """The operand of an operator of this rank's rows: this rank's rows of it if it has any, else all rows."""
         if node not in self.here:
             mine = self.whole.own_rows(node)
             if mine is None:
@@ -130,7 +130,7 @@ class _Placer:
         return any(self.whole.is_whole(n) for v in values if isinstance(v, torch.Tensor) for n in v.shape)
 
     def _check_mixed(self, node: fx.Node) -> None:
-        """Refuse what would take a size for one of this rank's rows that is one of all rows."""
+        """Refuse an operator that would take a size of all rows for one of this rank's rows."""
         sizes = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.SymInt)]
         row = facts(node)
         known = isinstance(node.meta["val"], torch.Tensor) and (row.pointwise or row.view or node.target in _MIXED)
@@ -193,7 +193,7 @@ class _Placer:
         return unsupported(node, reason, [f"{n.name} {_show(self.ctx, n)}" for n in tensors])
 
     def _return(self, node: fx.Node) -> None:
-        """The results: of all rows where they are there, so that nobody needs to put rows together."""
+        """Return the results: values of all rows where they exist, so that they need not be put together."""
         found = {n: self.whole.there.get(n) or self.here[n] for n in node.all_input_nodes}
         for result in found.values():
             _check_result(self.ctx, result)
@@ -217,7 +217,7 @@ class _Placer:
         return replace_graph(self.program, module, inputs=self._inputs(), spaces=spaces)
 
     def _inputs(self) -> tuple[Input, ...]:
-        """Those of the program, and those of the ones that were added which are used."""
+        """The inputs of the program, and the added inputs that are used."""
         used = {n.name for n in self.graph.nodes if n.op == "placeholder" and n.users}
         for node in [n for n in self.graph.nodes if n.op == "placeholder"]:
             if node.name not in used and node.name not in {i.name for i in self.program.inputs}:

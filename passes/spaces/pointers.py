@@ -144,7 +144,7 @@ class _Roles:
 
 
 def _compute_size(program: Split, graph: fx.Graph, node: fx.Node, sized: dict[sympy.Symbol, fx.Node]) -> None:
-    """Let a rank compute a size that is one less than it has rows, say, rather than be given the whole graph's."""
+    """Let a rank compute a size (such as one less than its rows) from its own sizes, not take the whole graph's."""
     with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
         known = size_nodes(graph, program.size(node.meta["val"]), sized.get)
     node.replace_all_uses_with(known)
@@ -164,14 +164,14 @@ def _select_rows(graph: fx.Graph, pointers: set[str]) -> None:
 
 
 def _is_made_of_rows(size: sympy.Expr, spaces: dict[sympy.Expr, Space]) -> bool:
-    """Whether a size is computed from the size of a divided space, and is not that of a joined list."""
+    """True if a size is computed from the size of a divided space, and is not that of a joined list."""
     if size.is_Symbol or size in spaces:
         return False
     return any(s in spaces and spaces[s].sharded for s in size.free_symbols)
 
 
 def _rows_of(shape: tuple[sympy.Expr, ...], spaces: dict[sympy.Expr, Space]) -> int | None:
-    """The dimension of an index that counts the rows of a space; None if it is of a part of one, or of several."""
+    """The dimension of an index that counts the rows of a space; None for a part of a space, or for several spaces."""
     if any(_is_made_of_rows(size, spaces) for size in shape):
         return None  # every rank is given all of it
     return next((dim for dim, size in enumerate(shape) if size in spaces), None)

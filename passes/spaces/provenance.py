@@ -24,7 +24,7 @@ class Elements:
     """The codes of the integers that outputs of the index program are made of."""
 
     def __init__(self, program: Split, leaves: Sequence[Tensor], *, chosen: bool = False) -> None:
-        """With `chosen`, what is picked by a mask or an order counts as if all rows had been picked."""
+        """With `chosen`, a choice of rows by a mask or an order counts as if all rows had been picked."""
         self._program, self._module, self._chosen = program, program.index_program, chosen
         self.starts: list[int] = []
         """The first code of each leaf; codes of its elements follow in memory order."""
@@ -41,7 +41,7 @@ class Elements:
         self._outputs: Any = output.args[0]
 
     def of(self, output: int) -> Tensor | None:
-        """The codes in one output; None if it holds anything else than elements of the graph and row numbers."""
+        """The codes in one output; None if it holds anything other than elements of the graph and row numbers."""
         try:
             value = self._evaluate(self._outputs[output])
         except (RuntimeError, IndexError):
@@ -75,7 +75,7 @@ class Elements:
         return len(torch.arange(*fx.node.map_arg(node.args, self._evaluate)))  # type: ignore[arg-type]
 
     def _picked(self, node: fx.Node) -> fx.Node | None:
-        """The tensor of which `node` picks rows, if that is what it does."""
+        """The tensor of which `node` picks rows; None for other nodes."""
         if not self._chosen:
             return None
         args: Any = node.args
@@ -90,7 +90,7 @@ class Elements:
 
 
 def _by_constants(node: fx.Node) -> bool:
-    """Whether elements are picked by numbers of the model: ``edge_index[[1, 0]]``."""
+    """True if elements are picked by numbers of the model: ``edge_index[[1, 0]]``."""
     return node.target in (aten.index.Tensor, aten.index_select.default) and all(
         n.op == "get_attr" for n in node.all_input_nodes if n is not node.args[0]
     )

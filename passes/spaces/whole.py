@@ -36,7 +36,7 @@ aten = torch.ops.aten
 
 
 class Whole:
-    """Values of all rows, on every rank; made when they are first asked for."""
+    """Values of all rows, on every rank. Each is made when it is first needed."""
 
     def __init__(self, ctx: Context, graph: fx.Graph, here: dict[fx.Node, fx.Node]) -> None:
         """
@@ -48,9 +48,9 @@ class Whole:
         self.ctx, self.program, self.graph, self.here = ctx, ctx.program, graph, here
         self.inputs = list(ctx.program.inputs)
         self.spaces: dict[Space, Space] = {}
-        """By space, that of all its rows."""
+        """For each space, the space of all its rows."""
         self.there: dict[fx.Node, fx.Node] = {}
-        """By node of the program, its value of all rows."""
+        """For each node of the program, its value of all rows."""
         self.anchor = graph.create_node("call_function", anchor)
         self._given = {i.name: i for i in self.inputs}
         self._added: dict[tuple[str, InputKind], fx.Node] = {}
@@ -73,13 +73,13 @@ class Whole:
         return self.run(node) if _is_given(node) else self._gathered(mine)
 
     def has_rows(self, node: fx.Node) -> bool:
-        """Whether a value of the program has rows that are divided."""
+        """True if a value of the program has rows that are divided."""
         values = node.meta.get("val")
         each = values if isinstance(values, list | tuple) else [values]
         return any(self.counts_rows(n) for v in each if isinstance(v, Tensor) for n in v.shape)
 
     def counts_rows(self, size: Any) -> bool:
-        """Whether a size is made of the number of rows that are divided."""
+        """True if a size is made of the number of rows that are divided."""
         return self.counted(size) != self.program.size(size)
 
     def run(self, node: fx.Node) -> fx.Node:
@@ -88,7 +88,7 @@ class Whole:
         return described(copy_node(self.graph, node, self.of), value=value, place=everywhere(value, WHOLE_RULE))
 
     def own_rows(self, node: fx.Node) -> fx.Node | None:
-        """This rank's rows of a value of all rows; None if that is not what its dimensions count."""
+        """This rank's rows of a value of all rows; None if its dimensions do not count such rows."""
         if not isinstance(node.meta["val"], Tensor):
             return None
         try:
@@ -118,7 +118,7 @@ class Whole:
                 node.replace_input_with(access.index, self._numbers(access.index))
 
     def is_whole(self, size: Any) -> bool:
-        """Whether a size is that of all rows of something."""
+        """True if a size is that of all rows of a space."""
         return bool(self.program.size(size).free_symbols & {s.symbol for s in self.spaces.values()})
 
     def _numbers(self, index: fx.Node) -> fx.Node:
@@ -153,7 +153,7 @@ class Whole:
         return expr.xreplace({s.symbol: self.space(s).symbol for s in divided})
 
     def value(self, value: Any, dims: tuple[Dim, ...] | None = None) -> Any:
-        """The fake of a value of all rows; of those dimensions only that are not divided, if `dims` are given."""
+        """The fake value of all rows. If `dims` are given, only dimensions that are not divided count all rows."""
         if isinstance(value, list | tuple):
             return type(value)(self.value(v) for v in value)
         if not isinstance(value, Tensor):
@@ -169,7 +169,7 @@ class Whole:
         return int(expr) if expr.is_Integer else self.program.captured.shape_env.create_symintnode(expr, hint=None)
 
     def _size(self, node: fx.Node) -> fx.Node:
-        """A size, counted in all rows; a number is that already."""
+        """A size, counted in all rows; a number stays as it is."""
         mine = self.here[node]
         if not isinstance(node.meta["val"], torch.SymInt):
             return mine
@@ -200,7 +200,7 @@ class Whole:
         return write(self.graph, gather_rows, args, like=mine, value=value, place=everywhere(value, "gather"))
 
     def _plan(self, space: Space, kind: InputKind) -> fx.Node:
-        """The input that says which rows of a space ranks own."""
+        """The input that tells the rows of a space that each rank owns."""
         if (space.name, kind) not in self._added:
             new = self._placeholder(f"{space.name}_{kind}".replace(" ", "_"), Input("", kind, space=space))
             dims = ((space,),) if kind == "owned" else ((),)
@@ -208,7 +208,7 @@ class Whole:
         return self._added[space.name, kind]
 
     def _input(self, name: str, given: Input, like: fx.Node, rows: bool = False) -> fx.Node:
-        """The whole graph's values of an input; this rank's rows of them with `rows`."""
+        """An input with the whole graph's values; with `rows`, with this rank's rows of them."""
         new = described(self._placeholder(name, given), like=like)
         if rows:
             return new
@@ -235,7 +235,7 @@ def everywhere(value: Any, rule: str) -> Any:
 
 
 def _is_given(node: fx.Node) -> bool:
-    """Whether a value is the graph's own, or a constant, seen in some way: no rank needs others for it."""
+    """True if a value is the graph's own, or a constant, perhaps through views: no rank needs others for it."""
     if node.op == "placeholder" or facts(node).fill is not None:
         return True
     return facts(node).shows_all and _is_given(node.args[0])  # type: ignore[arg-type]

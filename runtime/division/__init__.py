@@ -1,1 +1,1 @@
-"""Which rank owns which row, which rows it reads, and its part of every value."""
+"""The rows that each rank owns, the rows that it reads, and its part of every value."""

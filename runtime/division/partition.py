@@ -23,7 +23,7 @@ from .readers import Array, Matrix, halo_rows, on_rank, readers
 from .refine import refine
 
 HALO = 0.25
-"""What a halo row costs, in units of the work that follows an owned atom on average."""
+"""The cost of a halo row, in units of the work that follows an owned atom on average."""
 
 WORN = 1.02
 """A partition is kept while its step is at most so many times what it was when the partition was found."""
@@ -32,10 +32,10 @@ NEAR = 1.1
 """Partitions whose step is at most so many times the shortest are refined."""
 
 SMALL = 5000
-"""Atoms below which METIS k-way is the only METIS, and the best partition the only one refined: a step is short too."""
+"""Atoms below which METIS k-way is the only METIS, and only the best partition is refined: a step is short, too."""
 
 COARSE = 100
-"""Atoms of a rank from which METIS k-way may be held to 1 % more work than the mean; it takes 3 % if it is left to."""
+"""Atoms of a rank from which METIS k-way is held to 1 % more work than the mean; by itself it takes 3 %."""
 
 MANY_EDGES = 4 * 10**7
 """Edges above which METIS, which takes some 200 bytes for each, is not tried."""
@@ -43,7 +43,7 @@ MANY_EDGES = 4 * 10**7
 
 @dataclasses.dataclass(frozen=True)
 class Partition:
-    """Which rank owns each atom, and how good that is."""
+    """The rank that owns each atom, and the quality of the partition."""
 
     ranks: Tensor  # Shape: [n_atoms], int64
     method: str
@@ -51,8 +51,8 @@ class Partition:
     imbalance: float
     """Work of the busiest rank over the mean."""
     step: float
-    """Predicted time of a step, that of the rank that takes longest, over that of the mean work without halo rows.
-    When the partition was found: atoms may have moved since."""
+    """Predicted time of a step (of the slowest rank) over the time of the mean work without halo rows. It is that of
+    the time when the partition was found: atoms may have moved since."""
 
 
 def partition(
@@ -103,11 +103,11 @@ def partition(
 
 
 def scored(ranks: Array, method: str, reading: Matrix, work: Array, parts: int) -> Partition:
-    """A partition with what it costs.
+    """A partition with its cost.
 
     Args:
         ranks: the rank of each atom.  # Shape: [n_atoms], int64
-        method: where it comes from.
+        method: the name of the method that found it.
         reading: see `readers.readers`.
         work: rows of all spaces that follow each atom.  # Shape: [n_atoms], float64
         parts: number of ranks.
@@ -164,7 +164,7 @@ def metis(reading: Matrix, reads: Matrix, work: Array, parts: int, recursive: bo
     """
     import pymetis
 
-    both = reading if np.array_equal(reading.indices, reads.indices) else reading + reads  # it wants either direction
+    both = reading if np.array_equal(reading.indices, reads.indices) else reading + reads  # METIS wants both directions
     weights = np.maximum(work, 1).round().astype(np.int64)
     uneven = pymetis.Options(ufactor=10) if len(work) >= COARSE * parts and not recursive else None
     graph = pymetis.CSRAdjacency(both.indptr, both.indices)

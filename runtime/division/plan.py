@@ -1,4 +1,4 @@
-"""Per space, which rows each rank owns, which it reads, and who sends what to whom.
+"""For each space: the rows that each rank owns, the rows that it reads, and the rows that ranks send each other.
 
 Every rank has the whole graph object, so each can work out every other rank's halo and no message is needed.
 """
@@ -28,12 +28,12 @@ class SpacePlan:
     splits: Tensor
     """Rows sent to and received from each rank.  # Shape: [2, n_ranks], int64"""
     interior: int
-    """So many owned rows, the first ones, have no pointer that leaves the rank."""
+    """The number of owned rows without a pointer that leaves the rank. They come first."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Division:
-    """How all rows of a graph object are divided among all ranks."""
+    """The division of all rows of a graph object among all ranks."""
 
     ranks: dict[str, Tensor]
     """Per space, the owner of each row."""
@@ -45,7 +45,7 @@ class Division:
     partition: Partition
     parts: int
     some: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Of each space that is some rows of another, this other one."""
+    """For each space of some rows of another space, that other space."""
 
     def owners(self, space: str) -> Tensor:
         """The owner of each row."""
@@ -109,7 +109,7 @@ def divide(
         values: the values of each pointer, by its name.  # Shape: [rows of source, ...], integer
         coordinates: candidates for positions, see `partition`.
         parts: number of ranks.
-        last: how the atoms were divided before, see `partition`.
+        last: the previous division of the atoms, see `partition`.
         some: spaces that are some rows of others.
     """
     atoms = spaces[0]
@@ -130,7 +130,7 @@ def divide(
 
 
 def _count(turns: Tensor) -> int:
-    """Turns in all."""
+    """The number of turns."""
     return int(turns.max()) + 1 if len(turns) else 1
 
 
@@ -179,7 +179,7 @@ def _atoms_followed(
 
 
 def _first(pointer: Pointer, values: Mapping[str, Tensor]) -> Tensor:
-    """One target a row: the first of those that the row's pointer has.  # Shape: [rows of source], int64"""
+    """The first target of each row.  # Shape: [rows of source], int64"""
     return pointer.by_rows(values[pointer.name])[:, 0].long()
 
 
@@ -198,7 +198,7 @@ def _pairs(atoms: Space, pointers: Sequence[Pointer], values: Mapping[str, Tenso
 
 
 def _some(keys: Tensor, targets: Sequence[Tensor], rows: int) -> Tensor:
-    """Those keys whose rows are pointed at, from anywhere."""
+    """The keys whose rows are pointed at from anywhere."""
     chosen = torch.zeros(max(rows, 1), dtype=torch.bool)
     for rows_pointed_at in targets:
         chosen[rows_pointed_at.flatten().long()] = True
@@ -206,7 +206,7 @@ def _some(keys: Tensor, targets: Sequence[Tensor], rows: int) -> Tensor:
 
 
 def _away(pointer: Pointer, values: Mapping[str, Tensor], ranks: Mapping[str, Tensor]) -> Tensor:
-    """Which targets of a pointer's rows are not on the row's rank.  # Shape: [rows of source, targets of a row]"""
+    """True for targets that are not on the rank of their row.  # Shape: [rows of source, targets of a row]"""
     targets = pointer.by_rows(values[pointer.name]).long()
     return ranks[pointer.target.name][targets] != ranks[pointer.source.name][:, None]
 

@@ -1,7 +1,7 @@
-"""Who reads which atom, as sparse matrices: the halo of a candidate partition in time proportional to its edges.
+"""The readers of each atom, as sparse matrices: the halo of a candidate partition in time proportional to its edges.
 
     readers[i, j] = 1         atom j reads atom i: an edge of j's rank points at i
-    counts = readers @ P      how many atoms of each rank read atom i, where P[j, rank of j] = 1
+    counts = readers @ P      number of atoms of each rank that read atom i, where P[j, rank of j] = 1
     halo rows of rank q       atoms i of other ranks with counts[i, q] > 0
 
 A product with P is a histogram for each row, so nothing is sorted.
@@ -20,7 +20,7 @@ Matrix = Any
 
 
 def readers(n_atoms: int, pairs: Tensor) -> Matrix:
-    """Atoms by the atoms that read them, each once, none itself.
+    """Atoms by the atoms that read them, each once; an atom does not count as its own reader.
 
     Args:
         n_atoms: number of atoms.

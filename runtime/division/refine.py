@@ -3,7 +3,7 @@
 Moving atom v from rank p to rank q changes, among the atoms u of other ranks that v reads,
 
     gain   those that v alone reads on p:     a halo row of p less
-    loss   those that nobody reads on q yet:  a halo row of q more
+    loss   those that no atom on q reads yet: a halo row of q more
 
 and v itself becomes a halo row of p if an atom there reads it, and ceases to be one of q. All are sums over neighbours,
 so products of sparse matrices count them for all atoms at once. Atoms move to ranks with higher numbers in one half of
@@ -32,7 +32,7 @@ UNEVEN = 1.01
 
 @dataclasses.dataclass(frozen=True)
 class Moves:
-    """Atoms, where they go, and how many halo rows less there are if each moves alone."""
+    """Atoms, their new ranks, and the number of halo rows that each move saves if it is made alone."""
 
     atoms: Array
     targets: Array
@@ -111,7 +111,7 @@ def _alone(counts: Matrix, reads: Matrix, ranks: Array, at: Array, here: Array) 
 
 
 def _counts_after(counts: Matrix, reads: Matrix, ranks: Array, moves: Moves) -> Matrix:
-    """How many atoms of each rank read each atom, after moves: only what they read changes."""
+    """Counts by rank of the atoms that read each atom, after moves: only atoms that moved ones read change."""
     parts = counts.shape[1]
     change = on_rank(moves.targets, parts) - on_rank(ranks[moves.atoms], parts)
     after = counts + reads[moves.atoms].T.tocsr() @ change
@@ -120,7 +120,7 @@ def _counts_after(counts: Matrix, reads: Matrix, ranks: Array, moves: Moves) -> 
 
 
 def _best(moves: Moves) -> Moves:
-    """The best move of each atom; of equal ones that to the lowest rank."""
+    """The best move of each atom; of equally good ones, that to the lowest rank."""
     moves = moves[np.lexsort((moves.targets, -moves.worth, moves.atoms))]
     return moves[np.flatnonzero(np.diff(moves.atoms, prepend=-1))]
 

@@ -14,7 +14,7 @@ from ..world import Communicator
 from .plan import SpacePlan
 
 Order = tuple[Tensor, list[int]]
-"""The global numbers of all ranks' owned rows, by rank, and how many each rank owns."""
+"""The global numbers of all ranks' owned rows, by rank, and the number that each rank owns."""
 
 
 def local_numbers(plan: SpacePlan, rows: int) -> Tensor:
@@ -34,7 +34,7 @@ def shard_inputs(
     sizes: Mapping[str, int],
     orders: Mapping[str, Order],
 ) -> list[Any]:
-    """What one rank passes to the program for each of its placeholders.
+    """The values that one rank passes to the program, one for each placeholder.
 
     Args:
         inputs: the program's inputs.
@@ -43,7 +43,7 @@ def shard_inputs(
         spaces: all spaces by symbol.
         plans: this rank's plan of every sharded space, and of every choice of some rows of one.
         sizes: rows of every space.
-        orders: of every sharded space, which rows all ranks own.
+        orders: for every sharded space, the rows that all ranks own.
     """
     numbers = {name: local_numbers(plans[name], n) for name, n in sizes.items() if name in plans}
     given = zip(inputs, shapes, strict=True)
@@ -107,8 +107,8 @@ def gather_output(value: Tensor, place: Placement, orders: Mapping[str, Order], 
 
     Args:
         value: this rank's rows.
-        place: how the value is divided.
-        orders: per space, which rows the ranks hold.
+        place: the division of the value.
+        orders: per space, the rows that the ranks hold.
         comm: the collectives of this rank.
     """
     for at, dim in enumerate(place.dims):

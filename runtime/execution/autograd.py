@@ -94,13 +94,13 @@ def _own_rows(value: Tensor, place: Placement, orders: Mapping[str, Order], rank
 
 
 def enter(value: Tensor) -> Tensor:
-    """A whole value, about to be used by each rank for its own rows."""
+    """Hand a whole value to each rank, to be used for its own rows."""
     result: Tensor = _Enter.apply(value) if value.requires_grad else value
     return result
 
 
 def leave(value: Tensor, place: Placement, orders: Mapping[str, Order]) -> Tensor:
-    """A result, whole on every rank."""
+    """Make a result whole on every rank."""
     result: Tensor = _Gather.apply(value, place, orders) if place.sharded else _Leave.apply(value)
     return result
 
@@ -111,10 +111,10 @@ Evaluation = Callable[[Communicator, Sequence[Tensor]], list[Tensor]]
 
 @dataclasses.dataclass(frozen=True)
 class Lockstep:
-    """An evaluation as one differentiable step, of which nothing is kept: its gradient evaluates once more.
+    """An evaluation as one differentiable step. Nothing is kept for its gradient, which evaluates once more.
 
-    Of several ranks of this process a gradient needs that they meet again, which they do only inside of ``World.run``.
-    So the gradient is an evaluation in lockstep itself, which differentiates on every rank; hence to any order.
+    A gradient needs the ranks of this process to meet again, which they do only inside of ``World.run``. So the
+    gradient is an evaluation in lockstep itself, which differentiates on every rank, and so on to any order.
     """
 
     world: World
@@ -124,7 +124,7 @@ class Lockstep:
         return list(_Lockstep.apply(self, *inputs))
 
     def gradient(self, wanted: Sequence[int], n_inputs: int) -> Lockstep:
-        """From inputs and gradients of outputs to gradients of the inputs in `wanted`."""
+        """The step from inputs and gradients of outputs to gradients of the inputs in `wanted`."""
 
         def evaluation(comm: Communicator, values: Sequence[Tensor]) -> list[Tensor]:
             higher = torch.is_grad_enabled()
@@ -159,7 +159,7 @@ class _Lockstep(Function):
         ctx.save_for_backward(*given)
         ctx.save_for_forward(*given)
         ctx.mark_non_differentiable(*(o for o in output if not o.is_floating_point()))
-        ctx.set_materialize_grads(False)  # so that what does not vary is told from what varies by nothing
+        ctx.set_materialize_grads(False)  # so that None stands for a value that does not vary
         ctx.like = [(o.shape, o.dtype, o.device) for o in output]
 
     @staticmethod
@@ -178,7 +178,7 @@ class _Lockstep(Function):
 
     @staticmethod
     def jvp(ctx: Any, _: None, *directions: Tensor | None) -> Any:  # type: ignore[override]
-        """The gradient in the other direction, which is linear in what it is given, differentiated by that."""
+        """The derivative in a direction. The gradient is linear in its weights, and is differentiated by these."""
         inputs = ctx.saved_tensors
         moved = [i for i, d in enumerate(directions) if d is not None]
         zeros = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.like]

@@ -60,7 +60,7 @@ class Careful(fx.Interpreter):
 
 
 def compares_all_with_all(program: Split) -> bool:
-    """Whether an index program builds tables of rows by rows."""
+    """True if an index program builds tables of rows by rows."""
     shapes = [_shape(program, n) for n in program.index_program.graph.nodes if n.op == "call_function"]
     return any(len([size for size in shape if not size.is_Integer]) > 1 for shape in shapes)
 

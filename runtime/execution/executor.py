@@ -38,7 +38,7 @@ from .tiles import OfNothing
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How one graph object is divided; valid for every graph object with the same pointers."""
+    """The division of one graph object. It is valid for every graph object with the same pointers."""
 
     pointers: dict[str, Tensor]
     sizes: dict[str, int]
@@ -58,14 +58,14 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True)
 class _Report:
-    """What ranks tell each other before they run."""
+    """The report of one rank to the others before they run."""
 
     call: int
     graph: str
-    """A digest of the graph object and of what the program was captured for."""
+    """A digest of the graph object and of the settings that the program was captured for."""
     problem: str
     free: Free | None
-    """None where a tiling was chosen before, for the same layout."""
+    """None if a tiling was chosen before, for the same layout."""
 
     def exchanged(self, comm: Communicator) -> list[_Report]:
         """The reports of all ranks."""
@@ -85,7 +85,7 @@ class Executor:
         """
         Args:
             program: a program that went through all passes.
-            world: who executes.
+            world: the ranks that execute.
             fit: chooses a tiling for a division (sizes of all spaces, division, bytes free for each rank), the same on
                 every rank, or refuses it.
         """
@@ -105,7 +105,7 @@ class Executor:
         self._places = [placement(n) for n in output.args[0]]
         self._spaces = {s.symbol: s for s in program.row_spaces}
         (output,) = [n for n in self._index_program.graph.nodes if n.op == "output"]
-        # Sizes as they are first, those that the example took them to be equal to after: a guard compares the two.
+        # First the sizes as they are, then the sizes that they equal in the example: a guard compares the two.
         raw = [_raw_shape(program, n) for n in output.args[0]]
         taken = [program.shape(n) if isinstance(n.meta["val"], Tensor) else () for n in output.args[0]]
         self._index_shapes = [*enumerate(raw), *enumerate(taken)]
@@ -120,8 +120,8 @@ class Executor:
     def __call__(self, leaves: Sequence[Leaf], differentiable: bool = False, later: bool = False) -> list[Tensor]:
         """Evaluate the program on a whole graph object, given as its leaves; return the result's tensors, whole.
 
-        With `differentiable`, they carry gradients to the leaves and parameters that require them, to any order. If
-        these are hardly ever asked for, what they need is computed `later`, when they are.
+        With `differentiable`, they carry gradients to the leaves and parameters that require them, to any order. With
+        `later`, the work for gradients is done when they are asked for, which suits results that hardly ever need them.
 
         Raises:
             InputError: the graph object does not fit the program, or needs more memory than there is.
@@ -149,7 +149,7 @@ class Executor:
             if problem is not None:
                 raise problem
             assert prepared is not None
-            if not layouts:  # virtual ranks share what the first one worked out
+            if not layouts:  # virtual ranks share the layout that the first one made
                 layouts.append(held or self._laid_out_anew(prepared))
                 self._standing = layouts[0].division.partition
                 if self.fit is not None and not fits:
@@ -206,7 +206,7 @@ class Executor:
         module = SimpleNamespace(**{**self._constants, **parameters})
         with torch.set_grad_enabled(bool(given) and torch.is_grad_enabled()), as_written():
             local = shard_inputs(self._inputs, self._shapes, values, self._spaces, plans, layout.sizes, layout.orders)
-            # Regions see to their own rows; what every rank computes of all rows is of none where nobody has any.
+            # Regions handle a rank without rows. Values of all rows are empty only if no rank has any.
             some = layout.sizes.values() if graph is tiled else (len(p.owned) for p in plans.values())
             if self._has_limits and not all(some):
                 results = OfNothing(graph, vars(module)).run(*local)
@@ -227,8 +227,8 @@ class Executor:
     def layout(self, prepared: Prepared) -> Layout:
         """The division of a graph object among the ranks; the last one if its pointers still hold.
 
-        It depends on this graph object and on those that were evaluated, which are the same on all ranks. One that was
-        only asked about, perhaps on one rank, leaves no trace.
+        It depends on this graph object and on those that were evaluated, which are the same on all ranks. A graph
+        object that was only asked about, perhaps on one rank, leaves no trace.
         """
         return self._held(prepared) or self._laid_out_anew(prepared)
 
@@ -246,12 +246,12 @@ class Executor:
         return self._layout
 
     def laid_out(self, prepared: Prepared, division: Division) -> Layout:
-        """A division with the order in which results are put together."""
+        """The layout of a division, with the order in which results are put together."""
         orders = {name: (division.order(name), division.counts(name)) for name in division.ranks}
         return Layout(prepared.pointers, prepared.sizes, division, orders)
 
     def divide(self, prepared: Prepared, parts: int, last: Partition | None = None) -> Division:
-        """The division of a graph object among any number of ranks; `last` as for `runtime.plan.divide`."""
+        """The division of a graph object among any number of ranks; `last` as for `runtime.division.plan.divide`."""
         spaces = [s for s in self.program.spaces if s.sharded]
         pointers = [p for p in self.program.pointers if p.source.sharded and p.target.sharded]
         given = prepared.sizes, prepared.pointers, prepared.coordinates
@@ -316,7 +316,7 @@ class Executor:
 
 
 def _constants(program: Tiled) -> dict[str, Any]:
-    """Parameters, constant tensors and regions by the names that the generated code knows them by."""
+    """Parameters, constant tensors and regions, by their names in the generated code."""
     graphs = (program.graph, program.tiled, program.differentiated)
     nodes = [(g, str(n.target)) for g in graphs for n in g.graph.nodes if n.op in ("get_attr", "call_module")]
     return {name: getattr(g, name) for g, name in nodes}
@@ -333,7 +333,7 @@ def _raw_shape(program: Tiled, node: fx.Node) -> tuple[sympy.Expr, ...]:
 
 
 def _traced_shape(node: fx.Node) -> tuple[sympy.Expr, ...]:
-    """The shape of a tensor as the model asked about it: sizes that depend on values keep their own names."""
+    """The shape of a tensor as the model saw it: sizes that depend on values keep their own names."""
     value = node.meta["val"]
     return tuple(map(as_traced, value.shape)) if isinstance(value, Tensor) else ()
 
@@ -352,25 +352,25 @@ def _check_range(value: Tensor, rows: int, label: str, what: str, negative: bool
 
 
 def fingerprint(leaves: Sequence[Leaf]) -> str:
-    """A short digest of a graph object: different for ranks that have drifted apart."""
+    """A short digest of a graph object. It differs between ranks that have drifted apart."""
     digest = hashlib.blake2b(digest_size=8)
     for leaf in leaves:
         digest.update(f"{leaf.path}{tuple(leaf.tensor.shape)}{leaf.tensor.dtype}".encode())
         if leaf.tensor.dtype == torch.bool and leaf.tensor.stride() == (0,):
             continue  # a Python integer, given as a size
-        if leaf.tensor.numel() and not leaf.tensor.is_meta:  # what has no bytes has no view as bytes
+        if leaf.tensor.numel() and not leaf.tensor.is_meta:  # an empty tensor has no view as bytes
             tensor = leaf.tensor.detach().cpu().contiguous()
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def device_of(leaves: Sequence[Leaf]) -> torch.device:
-    """Where a graph object is."""
+    """The device of a graph object's first tensor; the CPU if it has no tensor."""
     return leaves[0].tensor.device if leaves else torch.device("cpu")
 
 
 def agree(world: World, call: int, leaves: Sequence[Leaf]) -> None:
-    """See to it that all ranks were given the same graph object, where nothing else would tell.
+    """Check that all ranks were given the same graph object, where no other check would find a difference.
 
     Raises:
         RankError: they were not.

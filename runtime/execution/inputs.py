@@ -1,4 +1,4 @@
-"""Whether a graph object fits the program: structure, dtypes, sizes, and the branches that the model took."""
+"""The check that a graph object fits the program: structure, dtypes, sizes, and the branches that the model took."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...ir.tree import Leaf
 
 
 def check_leaves(program: Placed, leaves: Sequence[Leaf]) -> None:
-    """Same tensors, dtypes and feature widths as the example; no NaN."""
+    """Check that a graph has the same tensors, dtypes and feature widths as the example, and no NaN."""
     expected = program.captured.leaves
     paths, known = [leaf.path for leaf in leaves], [leaf.path for leaf in expected]
     if paths != known:
@@ -56,7 +56,7 @@ def check_leaves(program: Placed, leaves: Sequence[Leaf]) -> None:
 
 
 def bind_sizes(program: Placed, leaves: Sequence[Leaf]) -> dict[sympy.Symbol, int]:
-    """The value of every size symbol, from the shapes of the leaves; sizes made of others must agree with them."""
+    """The value of every size symbol, from the shapes of the leaves. Sizes made of other sizes must agree with them."""
     known: dict[sympy.Symbol, int] = {}
     first: dict[sympy.Symbol, str] = {}
     for leaf, sizes in zip(leaves, program.captured.sizes, strict=True):
@@ -72,7 +72,7 @@ def bind_sizes(program: Placed, leaves: Sequence[Leaf]) -> dict[sympy.Symbol, in
             first.setdefault(symbol, leaf.path)
     for leaf, sizes in zip(leaves, program.captured.sizes, strict=True):
         for size, n in zip(sizes, leaf.tensor.shape, strict=True):
-            expected = program.size(program.captured.size(size))  # also what the example alone took for equal
+            expected = program.size(program.captured.size(size))  # includes sizes that only the example took for equal
             if expected.free_symbols <= known.keys() and int(expected.xreplace(known)) != n:
                 raise InputError(
                     f"{leaf.path} has {n} rows, not the {expected.xreplace(known)} that "
@@ -88,7 +88,7 @@ def number_in(value: torch.Tensor) -> Any:
 
 
 def bind_number(program: Placed, known: dict[sympy.Symbol, int], symbol: sympy.Symbol, value: Any) -> None:
-    """Note a number that the graph holds; one that the model takes for the number of rows of something must be that."""
+    """Note a number that the graph holds. If the model takes it for a number of rows, it must be that number."""
     size = program.size(symbol) if symbol in dict(program.merged) else symbol
     fits = not size.free_symbols <= known.keys() or (rows := int(size.xreplace(known))) == value
     if not fits and not (symbol in program.may_be_less and value < rows):
@@ -109,12 +109,12 @@ def bind_number(program: Placed, known: dict[sympy.Symbol, int], symbol: sympy.S
 def check_branches(
     program: Placed, known: Mapping[sympy.Symbol, int], tensors: Sequence[torch.Tensor], shapes: Shapes
 ) -> None:
-    """Where the index program fails: whether it is because this graph takes another branch of the model.
+    """Find out if the index program failed because this graph takes another branch of the model.
 
-    Sizes that hang on a branch are the example's, and do not fit together in a graph that takes another.
+    Sizes that depend on a branch are the example's. They do not fit together in a graph that takes another branch.
 
     Raises:
-        GuardError: it does.
+        GuardError: this graph takes another branch.
     """
     values = _AsFarAsItGoes(program.index_program).run(*tensors)
     found = {symbol: values[position] for symbol, position in program.conditions if values[position] is not None}
@@ -123,7 +123,7 @@ def check_branches(
 
 
 class _AsFarAsItGoes(fx.Interpreter):
-    """Runs what does not hang on an operator that fails; what does is None."""
+    """Runs the operators that do not depend on one that fails. Results of the others are None."""
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "output":
@@ -137,7 +137,7 @@ class _AsFarAsItGoes(fx.Interpreter):
 
 
 Shapes = Sequence[tuple[int, tuple[sympy.Expr, ...]]]
-"""Of outputs of the index program, by position, their shapes in the symbols in which the model asked about sizes."""
+"""The shapes of outputs of the index program, by position, in the symbols in which the model asked about sizes."""
 
 
 def counted(values: Sequence[Any], shapes: Shapes) -> dict[sympy.Symbol, int]:
@@ -158,12 +158,12 @@ def counted(values: Sequence[Any], shapes: Shapes) -> dict[sympy.Symbol, int]:
 def check_guards(
     program: Placed, known: Mapping[sympy.Symbol, int | float], sizes: Mapping[sympy.Symbol, int] | None = None
 ) -> None:
-    """Branches that the model took on the example's sizes must be the branches for these sizes.
+    """Check that the branches that the model took on the example's sizes are the branches for these sizes.
 
     Args:
         program: the program.
         known: sizes and numbers of this graph, in the symbols that the program knows them by.
-        sizes: see `counted`; what a branch of the example fixed is known by a number there.
+        sizes: see `counted`; a size that a branch of the example fixed is a number there.
     """
     shape_env = program.captured.shape_env
     values = {symbol: sympy.sympify(value) for symbol, value in known.items()}

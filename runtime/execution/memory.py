@@ -1,4 +1,4 @@
-"""How much memory a rank may use: what is free where it runs, divided among the ranks that run there."""
+"""The memory that a rank may use: the free memory of its machine, divided among the ranks that run there."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ class Free:
     where: str
     """The machine, or one of its devices."""
     size: int | None
-    """Bytes; None where nobody says."""
+    """Bytes; None if they are not known."""
 
 
 def free(device: torch.device) -> Free:
-    """What is free on a device of this machine."""
+    """The free memory of a device of this machine."""
     if device.type == "cpu":
         return Free(socket.gethostname(), available())
     module = torch.get_device_module(device)
     here = f"{socket.gethostname()} {device}"
     if not hasattr(module, "mem_get_info"):
         return Free(here, None)
-    kept = module.memory_reserved(device) - module.memory_allocated(device)  # by the allocator, for later tensors
+    kept = module.memory_reserved(device) - module.memory_allocated(device)  # kept by the allocator for later tensors
     return Free(here, module.mem_get_info(device)[0] + kept)
 
 
@@ -41,7 +41,7 @@ def share(everyone: Sequence[Free | None]) -> int | None:
 
 
 def available() -> int | None:
-    """Bytes that can be had without swapping, as the kernel and control groups say; None where neither does."""
+    """Bytes that can be had without swapping, by the kernel and control groups; None if neither tells."""
     lines = (_text(Path("/proc/meminfo")) or "").splitlines()
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     groups = _text(Path("/proc/self/cgroup")) or ""
@@ -49,7 +49,7 @@ def available() -> int | None:
 
 
 def left_in_groups(groups: str, root: Path) -> Iterator[int]:
-    """Bytes that control groups (a batch job, a container), as ``/proc/self/cgroup`` lists them, have left."""
+    """Bytes that are left in control groups (a batch job, a container), as ``/proc/self/cgroup`` lists these."""
     for line in groups.splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers not in ("", "memory"):
@@ -80,6 +80,6 @@ def _number(file: Path) -> int | None:
 
 
 def _reclaimable(file: Path) -> int:
-    """Bytes of files that are kept as long as nobody needs the room."""
+    """Bytes of cached files, which are kept only as long as the memory is not needed."""
     fields = dict(line.split() for line in (_text(file) or "").splitlines())
     return int(fields.get("total_inactive_file", fields.get("inactive_file", 0)))

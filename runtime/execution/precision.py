@@ -13,13 +13,13 @@ _DEVICES = ("cpu", "cuda", "xpu", "mps")
 
 
 def precision() -> Precision:
-    """What autocast does here and now; empty if it is off."""
+    """The autocast settings of this moment; empty if it is off."""
     return tuple((d, str(torch.get_autocast_dtype(d))) for d in _DEVICES if torch.is_autocast_enabled(d))
 
 
 @contextmanager
 def as_written() -> Iterator[None]:
-    """Run operators as they are: of a captured program, whose casts were captured, too."""
+    """Run the operators of a captured program as they are: its casts were captured, too."""
     with ExitStack() as stack:
         for device, _ in precision():
             stack.enter_context(torch.autocast(device, enabled=False))
@@ -28,7 +28,7 @@ def as_written() -> Iterator[None]:
 
 @contextmanager
 def no_casts_kept() -> Iterator[None]:
-    """Let autocast keep no casts of weights: those made while tracing are no tensors for anyone else."""
+    """Let autocast keep no casts of weights: casts made while tracing are of no use outside of it."""
     kept = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

@@ -39,21 +39,21 @@ class Store:
     dim: int
     factor: int
     room: bool = False
-    """Whether room for halo rows follows."""
+    """True if room for halo rows follows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Add:
-    """A result that is added (or compared) into a table: two values of the body, where to and what."""
+    """A result that is added (or compared) into a table, by two values of the body: the index and the rows."""
 
     dim: int
     reduction: str
     by_element: bool
-    """The index has one entry for each element, as ``scatter_add`` takes it."""
+    """True if the index has one entry for each element, as ``scatter_add`` takes it."""
     reuse: bool
-    """Nothing else needs the table to add to, so it may be changed in place."""
+    """True if nothing else needs the table to add to, so that it may be changed in place."""
     after: int | None = None
-    """The result of this region to whose table this one adds."""
+    """The earlier result of this region whose table this one adds to; None if it has a table of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ Result = Store | Add | Reduce
 
 @dataclasses.dataclass(frozen=True)
 class RegionSpec:
-    """How a region's body is fed and what becomes of its results."""
+    """The description of a region: the inputs of its body, and the use of its results."""
 
     name: str
     space: str
@@ -79,7 +79,7 @@ class RegionSpec:
     row_bytes: float
     """Bytes that the body holds for each row at its peak."""
     in_turn: bool
-    """Blocks run one after the other: the body draws random numbers, and a seed is to fix which block gets which."""
+    """True if blocks run one after the other: the body draws random numbers, which a seed must fix for each block."""
 
 
 def taken(results: Any, position: int, table: Tensor | None = None) -> Tensor:
@@ -102,7 +102,7 @@ class Region(nn.Module):
             spec: how the body is fed.
             body: the operators of one block of rows.
             block: rows of a block, at most.
-            compiled: what the body was compiled to; if None, its operators run one by one.
+            compiled: the compiled body; if None, its operators run one by one.
         """
         super().__init__()
         self.spec, self.block = spec, block
@@ -122,7 +122,7 @@ class Region(nn.Module):
             args: the body's inputs, then the number of halo rows of each `Store` that has room for them, then the table
                 of each `Add` that does not share one.
             only: the first row, and the one after the last, to run over.
-            so_far: what the call for the other rows returned; goes on to be returned.
+            so_far: the results of the call for the other rows. They are completed and returned.
         """
         spec = self.spec
         inputs, more = args[: len(spec.inputs)], iter(args[len(spec.inputs) :])
@@ -160,7 +160,7 @@ class Region(nn.Module):
         return results
 
     def _laid_out(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
-        """Inputs in the layout that compiled code takes: here for all blocks, if they take an input whole."""
+        """Inputs in the layout that compiled code takes. Those that every block takes whole are changed here, once."""
         parts = zip(inputs, self.spec.inputs, strict=True)
         return tuple(a.contiguous() if s is None and isinstance(a, Tensor) else a for a, s in parts)
 
@@ -175,7 +175,7 @@ class Region(nn.Module):
 
 
 class OfNothing(fx.Interpreter):
-    """Runs a graph over no rows: other ranks have some, and the largest of none is less than any of theirs."""
+    """Runs a graph over no rows. Other ranks have rows, and the largest value of none is less than any of theirs."""
 
     def __init__(self, module: fx.GraphModule, attributes: Mapping[str, Any] | None = None) -> None:
         """`attributes` stand in for those of the module."""
@@ -197,7 +197,7 @@ class OfNothing(fx.Interpreter):
 
 
 def _table(result: Add, given: Iterator[Any], results: Sequence[Any]) -> Tensor:
-    """What a result is added to."""
+    """The table that a result is added to."""
     if result.after is not None:
         return results[result.after]  # type: ignore[no-any-return]
     table: Tensor = next(given)
@@ -205,7 +205,7 @@ def _table(result: Add, given: Iterator[Any], results: Sequence[Any]) -> Tensor:
 
 
 def _collect(result: Result, so_far: Any, values: Any, start: int, n: int, rows: int, room: int) -> Tensor:
-    """Take what one block of `n` rows contributes to a result from the values of the body."""
+    """Take the contribution of one block of `n` rows to a result from the values of the body."""
     value: Tensor = next(values)
     if isinstance(result, Store):
         if n == rows and not result.room:

@@ -26,7 +26,7 @@ class Bucket:
         self._arrived: Callable[[], Tensor] | None = None
 
     def all_to_all_start(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Callable[[], Tensor]:
-        """What a communicator of this name does, in the message of this bucket."""
+        """Like the method of a communicator, but the rows travel in the message of this bucket."""
         number = len(self._parts)
         self._parts.append((rows, send, receive))
         return lambda: self._take(number)
@@ -68,11 +68,11 @@ def _as_bytes(rows: Tensor) -> Tensor:
 
 
 def _in_bytes(rows: Tensor, counts: Sequence[int]) -> list[int]:
-    """How many bytes so many rows are."""
+    """The bytes of given numbers of rows."""
     width = rows.shape[1:].numel() * rows.element_size()
     return [n * width for n in counts]
 
 
 def _sums(sizes: Sequence[Sequence[int]]) -> list[int]:
-    """What goes to, or comes from, each rank in all."""
+    """The sum over messages of what goes to, or comes from, each rank."""
     return [sum(each) for each in zip(*sizes, strict=True)]

@@ -11,7 +11,7 @@ from ...ir.operators import Facts, register
 
 @torch.library.custom_op("distcompile::distinct_rows", mutates_args=())
 def _distinct_rows(rows: Tensor, within: Tensor | None = None) -> Tensor:
-    """Return `rows`, which a model overwrites, if no row is among them twice: its value would depend on luck.
+    """Return `rows`, which a model overwrites, if no row is among them twice: its value would not be determined.
 
     With `within`, they are columns of these rows: no column of a row may be there twice.
     """

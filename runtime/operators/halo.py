@@ -165,7 +165,7 @@ _library.define("stop_gradient(Tensor value) -> Tensor")
 
 @torch.library.impl(_library, "stop_gradient", "CompositeExplicitAutograd")
 def _stop_gradient(value: Tensor) -> Tensor:
-    """The same value, held fixed when a program is differentiated: what the model detached."""
+    """The same value, held fixed when a program is differentiated: the model detached it."""
     return value.clone()
 
 
@@ -196,7 +196,7 @@ register(all_reduces, Facts(crosses=Crossing("sum")))
 
 
 def _remember(ctx: Any, inputs: Any, output: Any) -> None:
-    """Keep what the adjoint needs, the communicator too: a backward pass may run in another thread."""
+    """Keep the operands of the adjoint, and the communicator: a backward pass may run in another thread."""
     ctx.given = inputs[1:]
     ctx.communicator = communicator()
 

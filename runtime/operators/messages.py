@@ -21,8 +21,9 @@ from ..world import communicator
 from .buckets import Bucket
 
 Kind = Literal["exchange", "gather", "reduce", "scatter"]
-"""Of messages about halo rows: owners send to readers (an exchange puts halo rows beside owned ones, a gather returns
-them alone), or readers send back to owners (a reduction has owned and halo rows in one table, a scatter apart)."""
+"""The kinds of messages about halo rows. Owners send to readers (an exchange puts halo rows beside owned ones, a gather
+returns them alone), or readers send back to owners (a reduction has owned and halo rows in one table, a scatter
+apart)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Pending:
     arrived: Callable[[], Tensor]
     """Waits for the rows that come in."""
     finish: Callable[..., Tensor]
-    """Makes of them, and of the rows given to `wait`, what the message is for."""
+    """Makes the message's result from these rows, and from the rows given to `wait`."""
 
 
 @fx.has_side_effect
@@ -51,7 +52,7 @@ def start(
     """Begin a message.
 
     Args:
-        kind: what it is for.
+        kind: the purpose of the message.
         rows: along dimension `dim`: owned rows (of an exchange or a gather), owned rows followed by halo rows (of a
             reduction), halo rows (of a scatter).
         send_rows: the owned rows that other ranks read, by reader.  # Shape: [n_sent], int64
@@ -59,8 +60,8 @@ def start(
         halo_rows: number of halo rows of this rank; a scatter needs none.
         dim: the dimension that counts rows.
         reduction: of a reduction, ``sum``, ``amax`` or ``amin``.
-        places: which of the halo rows cross, of no others `send_rows` and `splits` tell; the rest are zero. All if
-            None.  # Shape: [n_received], int64
+        places: the halo rows that cross; `send_rows` and `splits` are about these only, and the others are zero. All
+            cross if None.  # Shape: [n_received], int64
         in_place: `rows` has owned rows, followed by halo rows or room for them, and the message ends there: nothing may
             read halo rows before an exchange is over, nor add to them once a reduction was started.
         bucket: sends the rows, with those of other messages.
@@ -104,7 +105,7 @@ def start(
 
 @fx.has_side_effect
 def wait(pending: Pending, *rows: Tensor) -> Tensor:
-    """The result of a message. `rows` are those that it puts halo rows beside, or adds to; a gather has none."""
+    """The result of a message. `rows` are the rows that it puts halo rows beside, or adds to; a gather has none."""
     return pending.finish(pending.arrived(), *rows)
 
 
@@ -116,13 +117,13 @@ def _parts(rows: Tensor, halo_rows: int, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def _to_readers(owned: Tensor, send_rows: Tensor, splits: Tensor, bucket: Bucket | None) -> Callable[[], Tensor]:
-    """Send those owned rows that other ranks read."""
+    """Send the owned rows that other ranks read."""
     send, receive = splits.tolist()
     return (bucket or communicator()).all_to_all_start(owned.index_select(0, send_rows), send, receive)
 
 
 def _to_owners(halo: Tensor, splits: Tensor, places: Tensor | None, bucket: Bucket | None) -> Callable[[], Tensor]:
-    """Send halo rows, or those of them that cross, to their owners."""
+    """Send halo rows, all or those that cross, to their owners."""
     send, receive = splits.tolist()
     return (bucket or communicator()).all_to_all_start(
         halo if places is None else halo.index_select(0, places), receive, send
@@ -130,7 +131,7 @@ def _to_owners(halo: Tensor, splits: Tensor, places: Tensor | None, bucket: Buck
 
 
 def _placed(received: Tensor, halo_rows: int, places: Tensor | None) -> Tensor:
-    """All halo rows, of those that came."""
+    """All halo rows, made from those that came."""
     if places is None:
         return received
     return received.new_zeros(halo_rows, *received.shape[1:]).index_copy_(0, places, received)

@@ -31,7 +31,7 @@ class HostCall:
 
     function: Callable[..., Any]
     arguments: Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]]
-    """From tensors and sizes to the positional and keyword arguments."""
+    """Makes the positional and keyword arguments from tensors and sizes."""
 
     def __call__(self, tensors: Sequence[Tensor], sizes: Sequence[int]) -> tuple[list[Tensor], list[Any], Any]:
         """The result: its tensors and numbers, its flat values with `Tensor` in place of tensors, its structure."""
@@ -49,7 +49,7 @@ class HostCall:
 
 
 def is_result(value: Any) -> bool:
-    """Whether a value that a function returns depends on the graph: a tensor or a number."""
+    """True if a value that a function returns depends on the graph: a tensor or a number."""
     return isinstance(value, Tensor) or type(value) in (int, float)
 
 
@@ -109,6 +109,6 @@ def on_example(call: HostCall, tensors: Sequence[Tensor], sizes: Sequence[Any]) 
 
 @contextmanager
 def outside_of_tracing() -> Iterator[None]:
-    """Compute with values rather than note operators."""
+    """Compute with values instead of noting operators."""
     with torch._C.DisableTorchFunction(), unset_fake_temporarily(), disable_proxy_modes_tracing(), torch.no_grad():
         yield

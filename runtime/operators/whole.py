@@ -25,10 +25,10 @@ def _gather_rows(rows: Tensor, order: Tensor, counts: Tensor, dim: int, outer: i
     Args:
         rows: owned rows along dimension `dim`.
         order: the global numbers of the rows that ranks own, by rank.  # Shape: [n_rows], int64
-        counts: how many each rank owns.  # Shape: [n_ranks], int64 on the CPU
+        counts: the number of rows that each rank owns.  # Shape: [n_ranks], int64 on the CPU
         dim: the dimension that counts rows.
-        outer: how often all rows come in it, one after another.
-        inner: how many entries each row has in it, one after another.
+        outer: the number of times that all rows come in it, one after another.
+        inner: the number of entries that each row has in it, one after another.
     """
     comm = communicator()
     receive = counts.tolist()
@@ -46,7 +46,7 @@ def _first(value: Tensor, dim: int, factors: tuple[int, int, int]) -> Tensor:
 
 
 def _back(rows: Tensor, dim: int) -> Tensor:
-    """What `_first` was given."""
+    """The inverse of `_first`."""
     return rows.movedim(0, dim + 1).flatten(dim, dim + 2).contiguous()
 
 
