@@ -68,7 +68,7 @@ def _collectives(program: Tiled) -> list[str]:
 
 
 def _narrowest(program: Tiled) -> list[str]:
-    """What crosses, beside the least that may."""
+    """Bytes that cross, beside the least that may."""
     if not program.narrowest:
         return []
     lines = ["", "Bytes that cross for each halo row, and the least that may: all once, narrowest, were work free"]

@@ -1,4 +1,4 @@
-"""What is sent, and what is computed on halo rows.
+"""The choice of the values that are sent, and of those that are computed on halo rows.
 
     species ── embedding ── mm ── exchange          fetch the result of `mm`, of `embedding`, or nothing but species
     reduce ── mm ── mm ── gather of edges           complete the sum here, or after either product

@@ -1,4 +1,4 @@
-"""What is added up in the end is added into one table.
+"""Sums that are added up in the end are added into one table.
 
     a = index_add(zeros, p, x)
     b = index_add(zeros, q, y)         =>    a = index_add(zeros, p, x)

@@ -1,4 +1,4 @@
-"""What runs over all rows, said by sums and largest values.
+"""Operators that run over all rows, said by sums and largest values.
 
     mean(x, 0)                   =>  sum(x, 0) / n                                n rows of all ranks
     linalg_vector_norm(x, 2, 0)  =>  sqrt(sum(x * x, 0))

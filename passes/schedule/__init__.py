@@ -1,1 +1,1 @@
-"""What runs when: blocks of rows, what is stored between them, messages that travel meanwhile."""
+"""The order of work: blocks of rows, values that are stored between them, messages that travel meanwhile."""

@@ -1,4 +1,4 @@
-"""What a region loads from memory and what it computes again.
+"""The values that a region loads from memory, and those that it computes again.
 
     level 1   edges: r -> basis -> weights -> message         level 3 needs weights and r
     store weights: written once, read once, held for two levels;    or compute them again from r

@@ -1,4 +1,4 @@
-"""What no rule divides runs whole on every rank.
+"""Operators that no rule divides run whole on every rank.
 
     a                [edges, 8]             a                            [edges, 8]
     b = cumsum(a, 0)                  =>    w = gather_rows(a)           [all edges, 8]
