@@ -68,7 +68,7 @@ def report_end(atoms: Any, title: str, rows: list[dict[str, Any]]) -> None:
 
 
 def report_doctor(machine: Sequence[tuple[str, str]], models: Sequence[tuple[str, str]]) -> None:
-    """Print the findings of `distcompile.doctor`."""
+    """Print the findings of ``distcompile doctor``."""
     for title, rows in (("This machine", machine), ("Models", models)):
         table = Table(title=title, show_header=False)
         for row in rows:

@@ -56,7 +56,7 @@ class Cures:
         self.keeps_all_values = False
         """True if wide values of the example are kept too, because a branch depends on them."""
         self.comparisons: list[Comparison] = []
-        """The comparisons of sizes with 0 and 1 in the last capture."""
+        """The comparisons of sizes with numbers of at most 2 in the last capture."""
         self._written = Written()
         self._host: list[Place] = []
         self._failure: Exception | None = None

@@ -132,7 +132,7 @@ class _Real(builtins.float, metaclass=_RealType):
 
 @contextmanager
 def compared(found: list[Comparison]) -> Iterator[None]:
-    """Note the places where Python code outside torch compares a size with 0 or 1, which leaves no guard."""
+    """Note where Python code outside torch compares a size with a number of at most 2, which may leave no guard."""
 
     def noting(name: str) -> Callable[..., Any]:
         original = getattr(torch.SymInt, name)

@@ -70,7 +70,7 @@ class Captured:
     """The conditions on sizes and values that the model (not a pass) tested, and that the example meets. A graph that
     meets them all has the same program."""
     comparisons: tuple[Comparison, ...] = ()
-    """Comparisons of sizes with 0 and 1, a further part of these conditions."""
+    """Comparisons of sizes with numbers of at most 2, a further part of these conditions."""
     conditions: tuple[sympy.Symbol, ...] = ()
     """Numbers that the model branched on, or took for sizes. The graph returns the tensors that hold them, after the
     tensors of the result."""
