@@ -10,7 +10,7 @@
 To add an operator of torch, write a row into `_ROWS`; one of distcompile's own calls `register` where it is defined.
 A row may say less than is true, never more: what it does not say costs messages or memory, what it says wrongly costs
 results. An operator without a row has the facts that torch's tags tell, and else the careful ones.
-``tests/test_operators.py`` runs every operator of the table and compares it with its row; it makes operands by the
+``tests/ir/test_operators.py`` runs every operator of the table and compares it with its row; it makes operands by the
 operator's schema, and has a list of those that the schema does not tell. An operator that is not pointwise also needs a
 rule (see ``rules/base.py``), if none takes its operators from a column that the new row fills in.
 """
