@@ -4,8 +4,8 @@
     python benchmarks/rules.py --models sevennet esen:4:128          (in the other environment)
 
 The liquid of tests/systems.py, float32, an evaluation of energy and forces. The graph is the real one, its rows are
-divided by `runtime.division.plan.divide`, and how wide a row is comes from the captured program, whose forward pass is what the
-energy is computed from. Each rule is its project's, and where it is open, the cheaper side is counted:
+divided by `runtime.division.plan.divide`, and how wide a row is comes from the captured program, whose forward pass is
+what the energy is computed from. Each rule is its project's, and where it is open, the cheaper side is counted:
 
 ours        The collectives of the compiled program, its own partition.
 once        Nobody's: our partition, the features that each layer needs sent once where they are narrowest, for rows
