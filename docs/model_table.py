@@ -1,6 +1,7 @@
 """Make the table of models: run every model of the test zoo that this environment has, or join such tables.
 
 python docs/model_table.py --run > part      rows of this environment
+python docs/model_table.py --run eSEN        one row
 python docs/model_table.py part1 part2       the page
 """
 
@@ -58,11 +59,11 @@ DISTRIBUTIONS = {"mace": "mace-torch", "allegro": "nequip-allegro", "fairchem": 
 """Packages that are installed by another name than they are imported by."""
 
 
-def rows() -> list[str]:
-    """One line of the table for each model whose package is installed."""
+def rows(names: list[str]) -> list[str]:
+    """One line of the table for each model whose package is installed; of these, if any are named."""
     import zoo
 
-    return [row(name) for name in zoo.MODELS if zoo.is_installed(name)]
+    return [row(name) for name in names or zoo.MODELS if zoo.is_installed(name)]
 
 
 def row(name: str) -> str:
@@ -85,8 +86,9 @@ def row(name: str) -> str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--run"]:
-        print("\n".join(rows()))
+    if sys.argv[1:2] == ["--run"]:
+        print("\n".join(rows(sys.argv[2:])))
     else:
-        parts = [line for path in sys.argv[1:] for line in Path(path).read_text().splitlines() if line.startswith("|")]
-        print("\n".join([HEAD, *parts, TAIL]))
+        lines = [line for path in sys.argv[1:] for line in Path(path).read_text().splitlines() if line.startswith("|")]
+        by_model = {line.split("|")[1]: line for line in reversed(lines)}  # both environments may have its package
+        print("\n".join([HEAD, *reversed(by_model.values()), TAIL]))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import springs
 import structures
+import zoo
 from ase.io import write
 from typer.testing import CliRunner
 
@@ -207,3 +208,8 @@ def test_every_patch_is_on_the_page() -> None:
     assert set(re.findall(r"\| (?:`[\w/]+\.py`, )?`([\w/]+\.py)`", page)) <= set.union(*where.values()) | {
         "capture/cures.py"
     }
+
+
+def test_the_page_of_models_lists_the_models_of_the_zoo() -> None:
+    listed = re.findall(r"^\| ([^|]+?) \|", PAGES["docs/models.md"], re.MULTILINE)
+    assert listed[1:] == list(zoo.MODELS)

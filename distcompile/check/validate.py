@@ -61,7 +61,8 @@ def compare(found: Sequence[Leaf], expected: Sequence[Leaf], where: str, given: 
             raise ValidationError(
                 f"result{stock.path} differs from the stock model by {worst:.3g} {where}. "
                 "The captured graph does not hold for this graph: look for values that the model computes in Python, "
-                "caches from an earlier call, or draws at random."
+                "caches from an earlier call, or draws at random, and for a fact or a rule of an operator that you "
+                "registered and that says more than is true."
             )
 
 

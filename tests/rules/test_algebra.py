@@ -28,3 +28,9 @@ PLACED = {
 def test_what_each_rank_has(expression: str) -> None:
     """Its rows, or its part of a sum over them."""
     assert placed(expression) == PLACED[expression]
+
+
+@pytest.mark.parametrize("expression", ["cumsum(x, 0)", "sort(x, 0)[0]", "cumprod(x, 0)"])
+def test_what_runs_along_rows_is_whole(expression: str) -> None:
+    """A rule that took it for this rank's rows would be wrong from the first row of the second rank on."""
+    assert "atoms" not in placed(expression)
