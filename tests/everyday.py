@@ -99,6 +99,14 @@ def two_tables(model: Toy, graph: Graph, h: Tensor, w: Tensor, lengths: Tensor) 
     return h * padded + add_to(ends.prod(1) * w, graph["edge_index"][1], h)
 
 
+def circular_convolution(model: Toy, graph: Graph, h: Tensor, w: Tensor, lengths: Tensor) -> Tensor:
+    """Features of each atom convolved with weights by Fourier transforms along them, real and complex."""
+    kernel = torch.fft.rfft(model.embedding.weight[0])
+    smooth = torch.fft.irfft(torch.fft.rfft(h, dim=1) * kernel, n=F, dim=1)
+    phases = torch.fft.fft(torch.fft.ifft(torch.tanh(h), dim=1, norm="ortho").conj() * 2, dim=-1).real
+    return smooth + torch.fft.hfft(torch.fft.ihfft(phases), n=F)
+
+
 EVERYDAY: dict[str, Update] = {
     "elements written by two lists": wigner,
     "elements written by two lists, rows last": wigner_last,
@@ -111,4 +119,5 @@ EVERYDAY: dict[str, Update] = {
     "a histogram": histogram,
     "species in a loop": kind_by_kind,
     "embedding tables": two_tables,
+    "Fourier transforms of features": circular_convolution,
 }

@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,6 +39,7 @@ _SCATTERS = tuple(
     for name in ("scatter_add", "scatter_reduce", "scatter")
     for space, suffix in ((torch, ""), (Tensor, ""), (Tensor, "_"))
 )
+_TRANSFORMS = tuple(getattr(torch.fft, name) for name in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft"))
 _ATTENTIONS = (nn.functional.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
 
 
@@ -65,6 +67,8 @@ def substitute(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return lambda: _triangle(function is torch.triu_indices, *args, **kwargs)
     if function in _DETERMINANTS and args and args[0].requires_grad and args[0].shape[-2:] == (3, 3):
         return lambda: _determinant(args[0])
+    if function in _TRANSFORMS and (written := _transformed(function, *args, **kwargs)) is not None:
+        return written
     if function in _ATTENTIONS:
         return lambda: attention(*args, **kwargs)
     if function is Tensor.data_ptr:
@@ -213,6 +217,32 @@ def _reduced(
     each = index.long().reshape(shape).expand_as(source)
     scatter = input.scatter_reduce_ if in_place else input.scatter_reduce
     return scatter(dim, each, source, reduce, include_self=include_self)
+
+
+def _transformed(
+    function: Any, input: Tensor, n: int | None = None, dim: int = -1, norm: str | None = None, **kwargs: Any
+) -> Callable[[], Tensor] | None:
+    """A product with the matrix of a Fourier transform: torch follows the transform with the example's rows.
+
+    None for one over rows, or of sizes that are fixed.
+    """
+    length = input.size(dim)
+    if kwargs or not isinstance(length, int) or not any(isinstance(size, torch.SymInt) for size in input.size()):
+        return None
+
+    def product() -> Tensor:
+        parts = [input.real, input.imag] if input.is_complex() else [input]  # it is linear in either
+        rows = [part.movedim(dim, -1) for part in parts]
+        matrices = [getattr(np.fft, function.__name__.removeprefix("fft_"))(unit, n, -1, norm) for unit in units]
+        found: list[Any] = [
+            sum(x @ torch.tensor(np.ascontiguousarray(part), dtype=x.dtype) for x, part in zip(rows, side, strict=True))
+            for side in ([m.real for m in matrices], [m.imag for m in matrices])
+        ]
+        real, imag = (part.movedim(-1, dim) for part in found)
+        return _complex(real, imag) if np.iscomplexobj(matrices[0]) else real
+
+    units = [np.eye(length) + 0j, 1j * np.eye(length)] if input.is_complex() else [np.eye(length)]
+    return product
 
 
 def _triangle(
