@@ -73,7 +73,7 @@ class DistributedModel:
 
     def __init__(self, call: Callable[..., Any], module: nn.Module | None, settings: Settings) -> None:
         self._call, self._module = call, module
-        self.settings, self.world = settings, settings.world
+        self.settings = settings
         self._executors: list[Executor] = []
         self._undividable: list[_Example] = []
         """Graphs in which there was nothing to divide: of a few atoms, or for a branch of the model without edges."""
@@ -172,6 +172,11 @@ class DistributedModel:
         other.captures, other._undividable = self.captures, list(self._undividable)
         other._executors = [executor.on(world) for executor in self._executors]
         return other
+
+    @property
+    def world(self) -> World:
+        """The ranks that execute."""
+        return self.settings.world
 
     @property
     def stock(self) -> Callable[..., Any]:

@@ -113,8 +113,9 @@ def _check_gradients(
     except UnsupportedOp as error:
         warnings.warn(f"Results cannot be differentiated from outside: {error}", stacklevel=6)
         return
-    pairs = [(f, s) for f, s in zip(found, stock, strict=True) if not asked or bool(s.tensor.any())]
-    compare([f for f, _ in pairs], [s for _, s in pairs], where, given)
+    inputs = len(stock) - len(weights)  # which come first
+    compared = [i for i, s in enumerate(stock) if not asked or i >= inputs or bool(s.tensor.any())]
+    compare([found[i] for i in compared], [stock[i] for i in compared], where, given)
 
 
 def _differentiable(leaves: Sequence[Leaf], every: bool) -> list[Leaf]:

@@ -221,6 +221,4 @@ def replace_tiled(program: T, module: fx.GraphModule) -> T:
 
 def replace_graph(program: P, module: fx.GraphModule, **changes: Any) -> P:
     """Return `program` with a rewritten graph, checked."""
-    module.graph.lint()
-    module.recompile()
-    return dataclasses.replace(program, graph=module, **changes)
+    return grown(program, type(program), graph=module, **changes)

@@ -13,6 +13,7 @@ from typing import Any, cast
 from torch import fx
 
 from ..ir import Input, Reduction, Space
+from ..ir.operators import facts_of
 from ..ir.writer import write
 from ..runtime.operators.halo import halo_exchange, halo_gather, halo_reduce, halo_scatter
 from ..runtime.operators.messages import Kind, start, wait
@@ -54,7 +55,8 @@ class Message:
     @property
     def to_readers(self) -> bool:
         """True if rows go from their owners to the ranks that read them."""
-        return self.kind in ("exchange", "gather")
+        crossing = facts_of(_OPERATORS[self.kind]).crosses
+        return crossing is not None and crossing.to == "readers"
 
     @property
     def of_all_rows(self) -> bool:

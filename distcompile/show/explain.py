@@ -12,7 +12,7 @@ from ..ir.operators import facts
 from ..ir.text import short
 from ..ir.user_code import user_frame
 from ..ir.writer import made_by
-from ..predict.account import collectives, place, stretches
+from ..predict.account import Collective, collectives, place, stretches
 from ..rules.messages import message
 from ..runtime.execution.tiles import Region
 from ..runtime.operators.messages import start, wait
@@ -24,13 +24,14 @@ def explain(program: Tiled, detail: bool = False) -> str:
     operators, hoisted = (
         sum(n.op == "call_function" for n in module.graph.nodes) for module in (program.graph, program.index_program)
     )
+    crossing = collectives(program)
     lines = [
         f"{operators} operators on every rank; {hoisted} integer operators once on the whole graph",
         *("", "Index spaces", *_spaces(program)),
         *("", "Pointers", *_pointers(program)),
-        *("", "Collectives of one evaluation", *_collectives(program)),
+        *("", "Collectives of one evaluation", *_collectives(crossing)),
         *_whole(program),
-        *_narrowest(program),
+        *_narrowest(program, crossing),
         *("", "Regions, which run block by block, and messages (>>), in order", *_schedule(program)),
     ]
     if detail:
@@ -59,23 +60,22 @@ def _pointers(program: Tiled) -> Iterator[str]:
         yield line.replace("  ->", " ->")
 
 
-def _collectives(program: Tiled) -> list[str]:
+def _collectives(crossing: list[Collective]) -> list[str]:
     lines = [
-        f"  {c.kind:<13} {c.space:<8} {c.row_bytes:>7} bytes{'/row' if c.space else '    '}   {c.why}"
-        for c in collectives(program)
+        f"  {c.kind:<13} {c.space:<8} {c.row_bytes:>7} bytes{'/row' if c.space else '    '}   {c.why}" for c in crossing
     ]
     return lines or ["  none"]
 
 
-def _narrowest(program: Tiled) -> list[str]:
+def _narrowest(program: Tiled, crossing: list[Collective]) -> list[str]:
     """Bytes that cross, beside the least that may."""
     if not program.narrowest:
         return []
     lines = ["", "Bytes that cross for each halo row, and the least that may: all once, narrowest, were work free"]
     for name, least in program.narrowest:
         here = {name, *(s.name for s in program.thinned_spaces if s.some_of is not None and s.some_of.name == name)}
-        crossing = sum(c.row_bytes for c in collectives(program) if c.space in here and not c.to_all)
-        lines.append(f"  {name:<8} {crossing:>7} {least:>7}")
+        found = sum(c.row_bytes for c in crossing if c.space in here and not c.to_all)
+        lines.append(f"  {name:<8} {found:>7} {least:>7}")
     return lines
 
 
