@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -48,8 +48,8 @@ class Settings:
     """Called with the name of each pass, and the program that it returned."""
 
     def __post_init__(self) -> None:
-        if self.lowering not in ("eager", "inductor"):
-            raise ValueError(f"unknown lowering {self.lowering!r}: choose 'eager' or 'inductor'")
+        if self.lowering not in get_args(Lowering):
+            raise ValueError(f"unknown lowering {self.lowering!r}: choose {', '.join(map(repr, get_args(Lowering)))}")
         if not isinstance(self.world, World):
             raise TypeError(f"world must be LocalWorld(n) or ProcessGroupWorld(), not {self.world!r}")
         if not isinstance(self.memory, int | None):
@@ -261,7 +261,7 @@ class DistributedModel:
 
     def _matching(self, leaves: list[Leaf], tree: Tree) -> list[Executor]:
         """Programs captured with the same numbers and strings, except from an example too small to tell rows by."""
-        self._executors = [e for e in self._executors if e.program.is_current]
+        self._executors = [e for e in self._executors if e.program.is_current and e.running.is_current]
         return [
             e
             for e in self._executors
@@ -290,9 +290,8 @@ class DistributedModel:
 
     def _captured(self, graph: tuple[Any, ...], leaves: list[Leaf]) -> Executor:
         settings = self.settings
-        if settings.lowering == "inductor":
-            with one_at_a_time():
-                get_ready()
+        with one_at_a_time():
+            get_ready(settings.lowering)
         with one_at_a_time(), seldom_collected():  # the setting of garbage collection holds for all threads
             captured = capture(self._call, self._module, graph, [leaf.path for leaf in leaves])
             normal = Normal(captured, captured.graph_module)

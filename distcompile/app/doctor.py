@@ -18,7 +18,7 @@ def machine() -> Rows:
     import torch.distributed as dist
 
     from .. import __version__
-    from ..passes.lower.lower import compiler
+    from ..passes.lower.components.library import compiler
 
     found = [("distcompile", __version__), ("Python", platform.python_version()), ("torch", torch.__version__)]
     found += [(name, _version(name)) for name in ("ase", "numpy", "pymetis")]

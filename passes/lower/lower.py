@@ -1,61 +1,54 @@
-"""Hand the body of each region to a code generator.
+"""Make the body of each region ready to run.
 
-    region body: 40 operators, each a pass over memory    =>    a few C++ loops that keep values in registers
+    region body: 40 operators, each a pass over memory    =>    one function that computes a row at a time in registers
 
-Each body is straight-line code over one block of rows, so it is compiled with a symbolic number of rows, once for all
-regions that are the same program. The code is kept on disk.
+Bodies become component code (`components`). What has no form in it (random numbers, an operator that it does not know)
+is left to Inductor, torch's own generator, body by body. `explain` says which ran how. Code is kept on disk.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import shutil
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
-import sympy
 import torch
-from torch import Tensor, fx
-from torch._dynamo.source import ConstantSource
-from torch._subclasses import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from ...ir import Runnable, Tiled, copy_tiled, grown
-from ...ir.graphs import copy_node, graph_module
-from ...ir.text import show_graph
-from ...ir.writer import write
+from ...ir.constants import Constants
+from ...runtime.execution.kernels import Kernel
 from ...runtime.execution.tiles import Region
-from .cpp_library import getting_ready
-from .generate import Code, Examples, generate, settings
-from .side_by_side import fill_cache
+from .components import library
+from .components.elements import Unsupported
+from .components.kernel import Body as ComponentBody
+from .components.library import compiler
+from .inductor.body import Body as InductorBody
+from .inductor.cpp_library import getting_ready
+from .inductor.generate import settings
+from .inductor.side_by_side import fill_cache
 
-aten = torch.ops.aten
+Lowering = Literal["eager", "inductor", "kernels"]
+"""The way to run the body of a region: PyTorch, operator by operator; C++ that Inductor generates; or component code,
+and Inductor for what has no form in it."""
 
-SHORT = 8
-"""Terms up to which a batched product is cheaper written out than called."""
-LONG = 32
-"""Terms up to which it is cheaper as a loop: libraries multiply matrices of 9 terms at a tenth of their speed."""
-
-
-Lowering = Literal["eager", "inductor"]
-"""The way to run the body of a region: PyTorch, operator by operator, or C++ code that Inductor generates."""
+Notify = Callable[[int, int], None]
+"""Called with (bodies done, bodies in all)."""
 
 
-def get_ready() -> None:
+def get_ready(how: Lowering) -> None:
     """Start the work that `lower` would wait for, beside other work."""
-    if compiler() is not None:
+    if how == "inductor" and compiler() is not None:
         getting_ready()
 
 
-def lower(program: Tiled, how: Lowering = "eager", notify: Callable[[int, int], None] | None = None) -> Runnable:
+def lower(program: Tiled, how: Lowering = "eager", notify: Notify | None = None) -> Runnable:
     """Return `program` with regions that are ready to run.
 
     Args:
         program: a tiled program.
         how: the way to run the bodies.
-        notify: called with (bodies done, bodies in all) as compilation goes on.
+        notify: called as compilation goes on.
     """
     regions = {name: m for name, m in program.tiled.named_children() if isinstance(m, Region)}
     if how == "eager" or not regions:
@@ -67,10 +60,61 @@ def lower(program: Tiled, how: Lowering = "eager", notify: Callable[[int, int], 
             stacklevel=3,
         )
         return grown(program, Runnable)
+    found: dict[str, Region] = {}
+    read: dict[int, tuple[torch.Tensor, int]] = {}
+    if how == "kernels":
+        bodies = _followed(program, regions)
+        for name, kernel in _kernels(bodies, notify).items():
+            found[name] = regions[name].running(kernel)
+            read |= {id(buffer): (buffer, buffer._version) for buffer in bodies[name].buffers}
+    left = {name: region for name, region in regions.items() if name not in found}
+    module = copy_tiled(program)
+    for name, region in (found | _generated(program, left, notify)).items():
+        module.add_module(name, region)
+    return grown(program, Runnable, tiled=module, compiled_in=(*program.compiled_in, *read.values()))
+
+
+def _followed(program: Tiled, regions: dict[str, Region]) -> dict[str, ComponentBody]:
+    """The bodies that have a form in component code."""
+    constants, found = Constants(program.tiled), {}
+    for name, region in regions.items():
+        if not region.spec.in_turn:
+            try:
+                found[name] = ComponentBody(program, name, constants)
+            except Unsupported:
+                continue
+    return found
+
+
+def _kernels(bodies: dict[str, ComponentBody], notify: Notify | None) -> dict[str, Kernel]:
+    """Kernels of bodies, compiled side by side; those that the compiler takes."""
+    done = 0
+
+    def compiled(name: str) -> Kernel | None:
+        nonlocal done
+        try:
+            return bodies[name].kernel()
+        except Unsupported:
+            return None
+        finally:
+            done += 1
+            if notify is not None:
+                notify(done, len(bodies))
+
+    by_size = sorted(bodies, key=lambda name: -bodies[name].program.statements)  # the last ones are short
+    with ThreadPoolExecutor(library.processes()) as pool:
+        kernels = dict(zip(by_size, pool.map(compiled, by_size), strict=True))
+    return {name: kernel for name, kernel in kernels.items() if kernel is not None}
+
+
+def _generated(program: Tiled, regions: dict[str, Region], notify: Notify | None) -> dict[str, Region]:
+    """Regions whose bodies Inductor compiled; bodies that compute the same are compiled once."""
+    if not regions:
+        return {}
     getting_ready()()
-    same: dict[str, list[_Body]] = {}
+    same: dict[str, list[InductorBody]] = {}
     under = settings()
-    bodies = {name: _Body(program, region, under) for name, region in regions.items()}
+    bodies = {name: InductorBody(program, region, under) for name, region in regions.items()}
     for body in bodies.values():
         same.setdefault(body.key, []).append(body)
 
@@ -78,141 +122,8 @@ def lower(program: Tiled, how: Lowering = "eager", notify: Callable[[int, int], 
         if notify is not None:
             notify(done, len(same))
 
-    by_size = sorted(same, key=lambda key: -len(same[key][0].graph_module.graph.nodes))  # the last ones are short
+    by_size = sorted(same, key=lambda key: -len(same[key][0].graph_module.graph.nodes))
     fill_cache({key: same[key][0].compile for key in by_size}, report)
-    module = copy_tiled(program)
-    for name, body in bodies.items():
-        module.add_module(name, body.region.running(body.called(same[body.key][0].compile())))
+    found = {name: regions[name].running(body.called(same[body.key][0].compile())) for name, body in bodies.items()}
     report(len(same))
-    return grown(program, Runnable, tiled=module)
-
-
-def compiler() -> str | None:
-    """The path of this machine's C++ compiler; None if it has none."""
-    return next((path for name in ("g++", "clang++", "c++") if (path := shutil.which(name))), None)
-
-
-class _Body:
-    """The body of a region in an order of its own, so that bodies that compute the same are the same.
-
-    Operators come in the order in which results need them, inputs in the order in which operators do.
-    """
-
-    def __init__(self, program: Tiled, region: Region, under: str) -> None:
-        self.program, self.region, self.settings = program, region, under
-        nodes = list(region.graph_module.graph.nodes)
-        rows, *given = [n for n in nodes if n.op == "placeholder"]
-        needed = _as_needed(nodes[-1])
-        places = {n: i for i, n in enumerate(given)}
-        self.inputs = list(dict.fromkeys([*(n for n in needed if n in places), *given]))
-        self.order = [places[n] for n in self.inputs]
-        graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-        for node in [rows, *self.inputs, *(n for n in needed if n.op != "placeholder")]:
-            written_out = _short_product_written_out(graph, node, copies)
-            copies[node] = written_out or copy_node(graph, node, copies.__getitem__)
-        self.graph_module = graph_module(region.graph_module, graph)
-
-    @functools.cached_property
-    def key(self) -> str:
-        """A text that is equal for bodies that are the same program on inputs of the same kinds."""
-        parts = self.region.spec.inputs
-        kinds = [(self._kind(n), parts[i]) for n, i in zip(self.inputs, self.order, strict=True)]
-        what = f"{show_graph(self.graph_module.graph)}{kinds}{self.settings}"
-        return hashlib.sha256(what.encode()).hexdigest()
-
-    def _kind(self, node: fx.Node) -> tuple[Any, ...]:
-        """The type of an input, with None for sizes that vary."""
-        value = node.meta["val"]
-        if not isinstance(value, Tensor):
-            return (type(value), value if isinstance(value, int | float) else None)
-        return (value.dtype, value.device, [int(n) if n.is_Integer else None for n in self.program.shape(node)])
-
-    def compile(self) -> Code:
-        """Compiled code that takes the number of rows and the inputs in the order of their use."""
-        return generate(self.key, self.graph_module, self._examples)
-
-    def called(self, compiled: Code) -> Callable[..., Sequence[Any]]:
-        """The compiled code as a function that is called like the region's body."""
-
-        order = self.order
-
-        def run(rows: int, *args: Any) -> Sequence[Any]:
-            given = (args[i] for i in order)
-            return compiled([rows, *(a.contiguous() if isinstance(a, Tensor) else a for a in given)])
-
-        return run
-
-    def _examples(self) -> Examples:
-        """Fake inputs with symbolic numbers of rows, of the block and of each table."""
-        symbols = _Symbols()
-        rows = symbols("rows", min(self.region.block, 4096))
-        examples: list[Any] = [rows]
-        for i, (node, place) in enumerate(zip(self.inputs, self.order, strict=True)):
-            value, part = node.meta["val"], self.region.spec.inputs[place]
-            if not isinstance(value, Tensor):
-                examples.append(symbols(f"n{i}", 8192) if isinstance(value, torch.SymInt) else value)
-                continue
-            shape: list[Any] = []
-            for dim, size in enumerate(self.program.shape(node)):
-                if part is not None and dim == part.dim:
-                    shape.append(rows * part.factor)
-                else:
-                    shape.append(int(size) if size.is_Integer else symbols(f"n{i}_{dim}", 8192 + 16 * i + dim))
-            with symbols.mode:
-                examples.append(torch.empty(shape, dtype=value.dtype, device=value.device))
-        return symbols.mode, examples
-
-
-def _as_needed(output: fx.Node) -> list[fx.Node]:
-    """The nodes that a result is computed from, each after its operands, in the order in which they are needed."""
-    found: dict[fx.Node, None] = {}
-    pending = [output]
-    while pending:
-        missing = [n for n in pending[-1].all_input_nodes if n not in found]
-        if missing:
-            pending += reversed(missing)
-        else:
-            found[pending.pop()] = None
-    return list(found)
-
-
-def _short_product_written_out(graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, fx.Node]) -> Any:
-    """A batched product over a few terms as a sum of products, which the generator fuses with what lies around it."""
-    if node.target is not aten.bmm.default or (terms := _terms(node)) > LONG:
-        return None
-    left, right = (copies[n] for n in node.args)  # type: ignore[index]
-    return _sum_of_terms(graph, left, right, terms)
-
-
-def _terms(product: fx.Node) -> int:
-    inner = product.args[0].meta["val"].shape[2]  # type: ignore[union-attr]
-    return inner if isinstance(inner, int) else LONG + 1
-
-
-def _sum_of_terms(graph: fx.Graph, left: fx.Node, right: fx.Node, terms: int) -> Any:
-    """Sum over k of ``left[:, :, k, None] * right[:, None, k, :]``."""
-    if terms > SHORT:  # as many operators for any number of terms
-        column = write(graph, aten.unsqueeze.default, (left, 3), value=None)
-        row = write(graph, aten.unsqueeze.default, (right, 1), value=None)
-        products = write(graph, aten.mul.Tensor, (column, row), value=None)
-        return write(graph, aten.sum.dim_IntList, (products, [2]), value=None)
-    total: Any = None
-    for k in range(terms):
-        column = write(graph, aten.slice.Tensor, (left, 2, k, k + 1), value=None)
-        row = write(graph, aten.slice.Tensor, (right, 1, k, k + 1), value=None)
-        term = write(graph, aten.mul.Tensor, (column, row), value=None)
-        total = term if total is None else write(graph, aten.add.Tensor, (total, term), value=None)
-    return total
-
-
-class _Symbols:
-    """Makes symbols for sizes that vary."""
-
-    def __init__(self) -> None:
-        self.shape_env = ShapeEnv()
-        self.mode = FakeTensorMode(shape_env=self.shape_env)
-
-    def __call__(self, name: str, hint: int) -> Any:
-        source = ConstantSource(name)
-        symbol: sympy.Expr = self.shape_env.create_symbol(hint, source, dynamic_dim=DimDynamic.DYNAMIC)
-        return self.shape_env.create_symintnode(symbol, hint=hint, source=source)
+    return found

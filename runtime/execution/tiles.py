@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from ...ir.graphs import runnable
 from ...ir.operators import facts_of
 from .blocks import in_order
+from .kernels import Kernel
 
 WORTH_A_THREAD = 2**18
 """Bytes of intermediate values below which a block is not worth handing to a thread."""
@@ -95,20 +96,21 @@ class Region(nn.Module):
         spec: RegionSpec,
         body: fx.GraphModule,
         block: int,
-        compiled: Callable[..., Sequence[Any]] | None = None,
+        compiled: Callable[..., Sequence[Any]] | Kernel | None = None,
     ) -> None:
         """
         Args:
             spec: how the body is fed.
             body: the operators of one block of rows.
             block: rows of a block, at most.
-            compiled: the compiled body; if None, its operators run one by one.
+            compiled: the compiled body, as a function of one block or as a kernel for all rows; if None, its operators
+                run one by one.
         """
         super().__init__()
         self.spec, self.block = spec, block
         self.graph_module, self.compiled = body, compiled
 
-    def running(self, compiled: Callable[..., Sequence[Any]]) -> Region:
+    def running(self, compiled: Callable[..., Sequence[Any]] | Kernel) -> Region:
         """The same region with a body that was compiled."""
         return Region(self.spec, self.graph_module, self.block, compiled)
 
@@ -136,6 +138,11 @@ class Region(nn.Module):
         run: Callable[..., Sequence[Any]]
         if not rows:
             run = OfNothing(self.graph_module).run
+        elif isinstance(self.compiled, Kernel):
+            if self.compiled.takes(inputs):
+                self._run_kernel(self.compiled, inputs, results, (first, end, rows), room)
+                return results
+            run = runnable(self.graph_module)
         elif self.compiled is not None:
             run, inputs = self.compiled, self._laid_out(inputs)
         else:
@@ -158,6 +165,49 @@ class Region(nn.Module):
 
         in_order(-(-max(end - first, 1) // block), threads, work, take)
         return results
+
+    def _run_kernel(
+        self,
+        kernel: Kernel,
+        inputs: Sequence[Any],
+        results: list[Any],
+        part: tuple[int, int, int],
+        room: Sequence[int],
+    ) -> None:
+        """Run some rows, from the first to the last of so many; complete the results."""
+        first, end, rows = part
+        memory: list[Tensor | None] = []
+        values = iter(kernel.values)
+        for j, result in enumerate(self.spec.results):
+            value = next(values)
+            if value.kind == "store":
+                if results[j] is None:
+                    results[j] = value.empty(rows, room[j])
+                memory.append(results[j])
+            elif value.kind == "add":
+                results[j] = results[j].contiguous()
+                memory.append(results[j])
+            else:
+                memory += [None] * (2 if isinstance(result, Add) else 1)
+                if isinstance(result, Add):
+                    next(values)
+        given = kernel.laid_out(inputs)
+        threads, _ = self.schedule(end - first, inputs)
+        order, stretches = kernel.stretches(given, first, end, threads)
+        run = kernel.caller(given, order, memory)
+
+        def work(i: int) -> list[Tensor]:
+            return run(*stretches[i])
+
+        def take(i: int, found: list[Tensor]) -> None:
+            start, stop = stretches[i]
+            each = iter(found)
+            for j, result in enumerate(self.spec.results):
+                if memory_of[j] is None:
+                    results[j] = _collect(result, results[j], each, start, stop - start, rows, room[j])
+
+        memory_of = _by_result(self.spec.results, memory)
+        in_order(len(stretches), threads, work, take)
 
     def _laid_out(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
         """Inputs in the layout that compiled code takes. Those that every block takes whole are changed here, once."""
@@ -194,6 +244,17 @@ class OfNothing(fx.Interpreter):
         shape = [1 if d in reduced else n for d, n in enumerate(value.shape) if keep or d not in reduced]
         limit = math.inf if value.is_floating_point() else torch.iinfo(value.dtype).max
         return value.new_full(shape, limit if row.reduces == "amin" else -limit)
+
+
+def _by_result(results: Sequence[Result], memory: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The memory that a kernel writes for each result; None if it returns values."""
+    each = iter(memory)
+    found = []
+    for result in results:
+        found.append(next(each))
+        if isinstance(result, Add) and found[-1] is None:
+            next(each)
+    return found
 
 
 def _table(result: Add, given: Iterator[Any], results: Sequence[Any]) -> Tensor:

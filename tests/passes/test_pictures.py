@@ -54,6 +54,7 @@ MORE = {
 _PROGRAM = "a stretch of a distributed program: tests of the pass hold a whole one"
 _COST = "a choice by cost: tests of the pass hold the numbers"
 _TEXT = "what becomes of code: tests of the file run it"
+_ELEMENTS = "numbers of one row: tests of component code run bodies"
 SCHEMATIC = {
     "simplify/reassociate": "operators of gradients: tests of the pass run forward and backward",
     "simplify/sparse_constants": "a buffer of a model: tests of the pass have one",
@@ -76,8 +77,12 @@ SCHEMATIC = {
     "schedule/overlap": _PROGRAM,
     "schedule/share_gradients": _PROGRAM,
     "schedule/tile": _PROGRAM,
-    "lower/cpp_library": _TEXT,
-    "lower/generate": _TEXT,
+    "lower/components/follow": _ELEMENTS,
+    "lower/components/loops": _ELEMENTS,
+    "lower/components/recompute": _ELEMENTS,
+    "lower/inductor/body": _TEXT,
+    "lower/inductor/cpp_library": _TEXT,
+    "lower/inductor/generate": _TEXT,
     "lower/lower": _TEXT,
 }
 """Files whose pictures are not run, and why."""

@@ -16,8 +16,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...capture.threads import replaced
-from .cache import cache_folder
+from ....capture.threads import replaced
+from ..cache import cache_folder
 from .side_by_side import beside
 
 INDUCTOR: dict[str, Any] = {

@@ -24,9 +24,9 @@ from torch._subclasses import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ...capture.threads import replaced, traced_apart
-from ...ir.graphs import writes
-from .cache import cache_folder
+from ....capture.threads import replaced, traced_apart
+from ....ir.graphs import writes
+from ..cache import cache_folder
 from .cpp_library import OPTIMIZATION, compiled_together
 
 Code = Callable[[list[Any]], Sequence[Any]]

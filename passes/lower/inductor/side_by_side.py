@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .cache import cache_folder
+from ..cache import cache_folder
 
 
 def fill_cache(compilations: Mapping[str, Callable[[], Any]], report: Callable[[int], None]) -> None:

@@ -141,7 +141,7 @@ def test_compiling_stops_before_code_is_loaded(home: Path, tmp_path: Path, monke
 
 SCRIPT = """
     import json, sys, toys, distcompile
-    from distcompile.passes.lower import generate
+    from distcompile.passes.lower.inductor import generate
 
     generated = []
     stock = generate._generate

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import distcompile
 from distcompile import LocalWorld
 from distcompile.ir.tree import flatten
-from distcompile.passes.lower import lower
+from distcompile.passes.lower.inductor.body import Body
 from distcompile.passes.schedule.store_or_recompute import choose
 from distcompile.rules.cost import load_per_row, work_per_row
 from distcompile.runtime.execution.tiles import Region, RegionSpec, Slice, Store
@@ -147,7 +147,7 @@ def test_products_over_few_terms_are_generated(terms: int, called: bool) -> None
     graph = toys.random_graph(30, 2)
     for parts in (1, 2):
         assert largest_difference(compiled.on(LocalWorld(parts))(graph), model(graph)) < 1e-12
-    generated = [lower._Body(compiled.program, r, under="").graph_module.graph for r in regions(compiled)]
+    generated = [Body(compiled.program, r, under="").graph_module.graph for r in regions(compiled)]
     assert any(n.target is torch.ops.aten.bmm.default for g in generated for n in g.nodes) == called
 
 

@@ -13,7 +13,8 @@ import toys
 
 import distcompile
 from distcompile import LocalWorld
-from distcompile.passes.lower import cpp_library, lower
+from distcompile.passes.lower import lower
+from distcompile.passes.lower.inductor import cpp_library
 
 pytestmark = pytest.mark.skipif(lower.compiler() is None, reason="no C++ compiler")
 

@@ -10,7 +10,9 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from distcompile.ir.graphs import writes
-from distcompile.passes.lower import generate, lower
+from distcompile.passes.lower import lower
+from distcompile.passes.lower.inductor import generate
+from distcompile.passes.lower.inductor.body import _Symbols
 
 pytestmark = pytest.mark.skipif(lower.compiler() is None, reason="no C++ compiler")
 
@@ -68,7 +70,7 @@ def test_a_body_of_random_numbers() -> None:
         return (torch.ops.aten.rand.default([rows, 3], dtype=torch.float64),)
 
     def rows() -> generate.Examples:
-        symbols = lower._Symbols()
+        symbols = _Symbols()
         return symbols.mode, [symbols("rows", 64)]
 
     code = generate.generate("random", body(run), rows)

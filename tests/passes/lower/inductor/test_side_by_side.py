@@ -16,8 +16,8 @@ import torch
 import toys
 
 import distcompile
-from distcompile.passes.lower import generate
-from distcompile.passes.lower.side_by_side import fill_cache
+from distcompile.passes.lower.inductor import generate
+from distcompile.passes.lower.inductor.side_by_side import fill_cache
 
 PATIENCE = 60.0
 """Seconds after which something is taken to wait for ever."""

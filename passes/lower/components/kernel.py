@@ -1,0 +1,122 @@
+"""The body of a region as a kernel: followed, written, compiled."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from ....ir import Tiled
+from ....ir.constants import Constants
+from ....runtime.execution.kernels import Kernel, Value
+from ....runtime.execution.tiles import Add, Reduce, Region, Store
+from . import library
+from .cpp import Output, Program, written
+from .elements import Rows, Unsupported
+from .follow import Followed, follow
+from .values import Given
+
+aten = torch.ops.aten
+
+
+class Body:
+    """The body of a region in component code.
+
+    Raises:
+        Unsupported: it has no form in component code.
+    """
+
+    def __init__(self, program: Tiled, name: str, constants: Constants) -> None:
+        self.region: Region = getattr(program.tiled, name)
+        calls = (n for n in program.tiled.graph.nodes if n.op == "call_module" and n.target == name)
+        call = next(calls)  # one that runs over some rows first is given the same the other time
+        self.buffers: list[Tensor] = []
+        """Buffers of the model whose values are part of the code."""
+        self.given = self._inputs(program, call, constants)
+        followed = follow(self.region.graph_module, self.given)
+        self.tables = followed.tables
+        self.outputs, self.order = self._results(followed)
+        self.program: Program = written(followed, self.given, self.outputs)
+        self.values = tuple(_value(o, followed) for o in self.outputs)
+
+    def kernel(self) -> Kernel:
+        """The body, compiled."""
+        return Kernel(
+            library.loaded(self.program.source),
+            self.program.scratch,
+            self.program.lanes,
+            tuple(None if g.is_number else g.dtype for g in self.given),
+            tuple(self.tables.get(i, g.rows) for i, g in enumerate(self.given)),
+            self.values,
+            self.order,
+        )
+
+    def _inputs(self, program: Tiled, call: fx.Node, constants: Constants) -> list[Given]:
+        _, *names = (n for n in self.region.graph_module.graph.nodes if n.op == "placeholder")
+        found = []
+        for name, part, source in zip(names, self.region.spec.inputs, call.args[1:], strict=False):
+            value = name.meta["val"]
+            if not isinstance(value, Tensor):
+                found.append(Given(None, (None,), torch.int64, is_number=True))
+                continue
+            sizes = program.shape(name)
+            shape = [int(n) if n.is_Integer else None for n in sizes]
+            if part is not None:
+                shape[part.dim] = part.factor
+            known = constants.value(source) if isinstance(source, fx.Node) and None not in shape else None
+            if known is not None and isinstance(source, fx.Node) and known.numel() <= LARGEST_CONSTANT:
+                self.buffers += constants.buffers(source)
+                found.append(Given(None, tuple(shape), value.dtype, known))
+            else:
+                found.append(Given(None if part is None else part.dim, tuple(shape), value.dtype))
+        return found
+
+    def _results(self, followed: Followed) -> tuple[list[Output], tuple[int, int] | None]:
+        """The use of each output, and the input that says where rows are added, see `Kernel.order`."""
+        outputs: list[Output] = []
+        results = self.region.spec.results
+        shared = {r.after for r in results if isinstance(r, Add)}
+        at, adding = 0, []
+        for j, result in enumerate(results):
+            if isinstance(result, Store | Reduce):
+                if (isinstance(result, Store) and result.dim != 0) or (
+                    isinstance(result, Reduce) and result.reduction != "sum"
+                ):
+                    raise Unsupported("results in another order than row after row")
+                outputs.append(Output("store" if isinstance(result, Store) else "sum", at))
+                at += 1
+                continue
+            plain = result.reduction == "sum" and not result.by_element and result.dim == 0
+            if plain and result.after is None and j not in shared and followed.outputs[at].elements.numel() == 1:
+                adding.append((followed.outputs[at + 1].elements.numel(), len(outputs)))
+            elif result.dim != 0:
+                raise Unsupported("rows added along another dimension than the first")
+            outputs += [Output("values", at), Output("values", at + 1)]
+            at += 2
+        if not adding:
+            return outputs, None
+        _, widest = max(adding)
+        index = outputs[widest].value
+        order = self._input_of(followed, index)
+        if order is None:
+            return outputs, None
+        return [*outputs[:widest], Output("add", index + 1, index), *outputs[widest + 2 :]], order
+
+    def _input_of(self, followed: Followed, output: int) -> tuple[int, int] | None:
+        """The input, and the entry of its rows, that an output is."""
+        (element,) = followed.outputs[output].elements.reshape(-1).tolist()
+        definition = followed.table.definitions[int(followed.table.owner(element))]
+        if not isinstance(definition.what, Rows):
+            return None
+        place = int(definition.places[element - int(definition.elements[0])])
+        factor = self.given[definition.what.input].shape[self.given[definition.what.input].rows or 0]
+        return (definition.what.input, place) if factor == 1 else None
+
+
+LARGEST_CONSTANT = 2**18
+"""Entries of a buffer up to which its values become part of the code."""
+
+
+def _value(output: Output, followed: Followed) -> Value:
+    value = followed.outputs[output.value]
+    shape = tuple(value.elements.shape)
+    return Value(output.kind, value.dtype, shape, rows=output.kind != "sum")

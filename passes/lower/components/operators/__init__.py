@@ -1,0 +1,6 @@
+"""What each operator computes, element by element."""
+
+from . import moves, pointwise, products, rows
+from .registry import HANDLERS
+
+__all__ = ["HANDLERS", "moves", "pointwise", "products", "rows"]

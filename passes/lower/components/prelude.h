@@ -1,0 +1,224 @@
+// What component code is written in: vectors with one entry for each of the rows that run side by side.
+//
+// LANES is the number of these rows. The compiler divides a vector into the registers that the processor has.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+typedef float F __attribute__((vector_size(4 * LANES)));
+typedef double D __attribute__((vector_size(8 * LANES)));
+typedef int64_t I __attribute__((vector_size(8 * LANES)));
+typedef int32_t B __attribute__((vector_size(4 * LANES)));  // truth: all bits or none
+
+template <class V> struct entry;
+template <> struct entry<F> { typedef float type; typedef B mask; };
+template <> struct entry<D> { typedef double type; typedef I mask; };
+template <> struct entry<I> { typedef int64_t type; typedef I mask; };
+template <> struct entry<B> { typedef int32_t type; typedef B mask; };
+template <class V> using entry_t = typename entry<V>::type;
+template <class V> using mask_t = typename entry<V>::mask;
+
+#define INLINE static inline __attribute__((always_inline))
+
+template <class V> INLINE V all(entry_t<V> x) { return V{} + x; }
+template <class To, class V> INLINE To as(V x) { return __builtin_convertvector(x, To); }
+template <class M> INLINE B truth(M mask) { return __builtin_convertvector(mask, B); }
+template <class V> INLINE V number(B x) { return __builtin_convertvector(-x, V); }
+template <class V> INLINE V where(B c, V a, V b) { return __builtin_convertvector(c, mask_t<V>) ? a : b; }
+
+// ---- Functions of one number: those of Sleef, which is part of torch, as many at a time as a register holds.
+#if defined(__AVX512F__)
+#define BYTES 64
+#define FLOATS(f) Sleef_##f##f16_u10
+#define DOUBLES(f) Sleef_##f##d8_u10
+#elif defined(__AVX2__)
+#define BYTES 32
+#define FLOATS(f) Sleef_##f##f8_u10
+#define DOUBLES(f) Sleef_##f##d4_u10
+#elif defined(__aarch64__)
+#define BYTES 16
+#define FLOATS(f) Sleef_##f##f4_u10
+#define DOUBLES(f) Sleef_##f##d2_u10
+#endif
+
+template <class V, class R, R (*function)(R)> INLINE V each(V x) {
+    R part[sizeof(V) / sizeof(R)];
+    memcpy(part, &x, sizeof x);
+    for (auto& p : part) p = function(p);
+    memcpy(&x, part, sizeof x);
+    return x;
+}
+template <class V, class R, R (*function)(R, R)> INLINE V each(V x, V y) {
+    R part[sizeof(V) / sizeof(R)], other[sizeof(V) / sizeof(R)];
+    memcpy(part, &x, sizeof x);
+    memcpy(other, &y, sizeof y);
+    for (size_t i = 0; i < sizeof(V) / sizeof(R); ++i) part[i] = function(part[i], other[i]);
+    memcpy(&x, part, sizeof x);
+    return x;
+}
+#ifdef BYTES
+typedef float FR __attribute__((vector_size(BYTES)));
+typedef double DR __attribute__((vector_size(BYTES)));
+#define FUNCTION(name, sleef)                                              \
+    extern "C" FR FLOATS(sleef)(FR);                                       \
+    extern "C" DR DOUBLES(sleef)(DR);                                      \
+    INLINE F name(F x) { return each<F, FR, FLOATS(sleef)>(x); }           \
+    INLINE D name(D x) { return each<D, DR, DOUBLES(sleef)>(x); }
+#define FUNCTION2(name, sleef)                                             \
+    extern "C" FR FLOATS(sleef)(FR, FR);                                   \
+    extern "C" DR DOUBLES(sleef)(DR, DR);                                  \
+    INLINE F name(F x, F y) { return each<F, FR, FLOATS(sleef)>(x, y); }   \
+    INLINE D name(D x, D y) { return each<D, DR, DOUBLES(sleef)>(x, y); }
+#else
+#define FUNCTION(name, sleef)                                              \
+    INLINE F name(F x) { return each<F, float, ::sleef##f>(x); }           \
+    INLINE D name(D x) { return each<D, double, ::sleef>(x); }
+#define FUNCTION2(name, sleef)                                             \
+    INLINE F name(F x, F y) { return each<F, float, ::sleef##f>(x, y); }   \
+    INLINE D name(D x, D y) { return each<D, double, ::sleef>(x, y); }
+#endif
+FUNCTION(exp, exp) FUNCTION(log, log) FUNCTION(sin, sin) FUNCTION(cos, cos) FUNCTION(tan, tan) FUNCTION(tanh, tanh)
+FUNCTION(erf, erf) FUNCTION(acos, acos) FUNCTION(asin, asin) FUNCTION(atan, atan) FUNCTION(log1p, log1p)
+FUNCTION(expm1, expm1) FUNCTION(sinh, sinh) FUNCTION(cosh, cosh)
+FUNCTION2(atan2, atan2) FUNCTION2(pow, pow)
+
+template <class V> INLINE V sqrt(V x) {
+    for (int i = 0; i < LANES; ++i) x[i] = std::sqrt(x[i]);
+    return x;
+}
+template <class V> INLINE V floor(V x) {
+    for (int i = 0; i < LANES; ++i) x[i] = std::floor(x[i]);
+    return x;
+}
+template <class V> INLINE V abs(V x) { return x < 0 ? -x : x; }
+template <class V> INLINE V sign(V x) { return number<V>(truth(x > 0)) - number<V>(truth(x < 0)); }
+template <class V> INLINE V sigmoid(V x) { return 1 / (1 + exp(-x)); }
+template <class V> INLINE V maximum(V x, V y) { return (x > y) | (x != x) ? x : y; }
+template <class V> INLINE V minimum(V x, V y) { return (x < y) | (x != x) ? x : y; }
+
+// ---- Rows of memory become vectors, and back.
+
+// Exchange rows and columns of a square of LANES vectors.
+template <class V, int step> INLINE void exchange(V* t) {
+    mask_t<V> low, high;
+    for (int j = 0; j < LANES; ++j) {
+        low[j] = j & step ? LANES + j - step : j;
+        high[j] = j & step ? LANES + j : j + step;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; ++i)
+        if (!(i & step)) {
+            V a = t[i], b = t[i + step];
+            t[i] = __builtin_shuffle(a, b, low);
+            t[i + step] = __builtin_shuffle(a, b, high);
+        }
+}
+template <class V> INLINE void transpose(V* t) {
+    exchange<V, 1>(t);
+    exchange<V, 2>(t);
+    exchange<V, 4>(t);
+    if (LANES == 16) exchange<V, 8 % LANES>(t);
+}
+
+// The entries first .. first + count of one row a lane, as vectors.
+template <class V, class E> static void read(const E* base, long width, const int64_t* rows, long first, long count, V* to) {
+    const E* row[LANES];
+    for (int l = 0; l < LANES; ++l) row[l] = base + rows[l] * width + first;
+    long f = 0;
+    if constexpr (__is_same(E, entry_t<V>))
+        for (; f + LANES <= count; f += LANES) {
+            V t[LANES];
+            for (int l = 0; l < LANES; ++l) memcpy(&t[l], row[l] + f, sizeof(V));
+            transpose(t);
+            for (int l = 0; l < LANES; ++l) to[f + l] = t[l];
+        }
+    for (; f < count; ++f)
+        for (int l = 0; l < LANES; ++l) to[f][l] = row[l][f];
+}
+
+// Vectors at `at` of `from` become entries of rows of memory.
+template <class V, class E>
+static void write(const V* from, const int* at, long width, E* base, const int64_t* rows, int lanes) {
+    long f = 0;
+    if constexpr (__is_same(E, entry_t<V>))
+        for (; f + LANES <= width; f += LANES) {
+            V t[LANES];
+            for (int l = 0; l < LANES; ++l) t[l] = from[at[f + l]];
+            transpose(t);
+            for (int l = 0; l < lanes; ++l) memcpy(base + rows[l] * width + f, &t[l], sizeof(V));
+        }
+    for (; f < width; ++f)
+        for (int l = 0; l < lanes; ++l) base[rows[l] * width + f] = from[at[f]][l];
+}
+
+// Vectors are added to rows of memory. Lanes that follow each other often have the same row, so it is written once.
+template <class V, class E>
+static void add(const V* from, const int* at, long width, E* base, const int64_t* rows, int lanes) {
+    long f = 0;
+    for (; f + LANES <= width; f += LANES) {
+        V t[LANES];
+        for (int l = 0; l < LANES; ++l) t[l] = from[at[f + l]];
+        transpose(t);
+        for (int l = 0; l < lanes;) {
+            E* row = base + rows[l] * width + f;
+            V sum;
+            memcpy(&sum, row, sizeof sum);
+            int64_t same = rows[l];
+            for (; l < lanes && rows[l] == same; ++l) sum += t[l];
+            memcpy(row, &sum, sizeof sum);
+        }
+    }
+    for (; f < width; ++f)
+        for (int l = 0; l < lanes; ++l) base[rows[l] * width + f] += from[at[f]][l];
+}
+
+// ---- Products with a matrix that is the same for all rows.
+
+template <class V> INLINE bool any(V x) {
+    mask_t<V> differs = x != 0;
+    int64_t part[sizeof differs / 8], found = 0;
+    memcpy(part, &differs, sizeof differs);
+    for (auto p : part) found |= p;
+    return found;
+}
+
+template <class V, long row, long column, int columns>
+INLINE void columns_of(const V* x, const int* at, const int* term, int terms, const entry_t<V>* w, V* y) {
+    V sum[columns] = {};
+    for (int i = 0; i < terms; ++i) {
+        V factor = x[at[i]];
+        const entry_t<V>* weights = w + term[i] * row;
+        asm("" : "+r"(weights));  // else each column gets a pointer of its own, more than there are registers
+#pragma GCC unroll 32
+        for (int j = 0; j < columns; ++j) sum[j] += factor * weights[j * column];
+    }
+#pragma GCC unroll 32
+    for (int j = 0; j < columns; ++j) y[j] = sum[j];
+}
+
+// y = x w, with `row` and `column` the strides of w. Terms in which all lanes are zero, as most of a one-hot are, are
+// left out.
+template <class V, int terms, int width, long row, long column>
+static __attribute__((noinline)) void product(const V* x, const int* at, const entry_t<V>* w, V* y) {
+    constexpr int columns = BYTES >= 64 ? (sizeof(V) > BYTES ? 8 : 16) : (sizeof(V) > 2 * BYTES ? 2 : 4);
+    int kept[terms], term[terms], count = 0;
+    for (int k = 0; k < terms; ++k) {
+        kept[count] = at[k];
+        term[count] = k;
+        count += any(x[at[k]]);
+    }
+    int n = 0;
+    for (; n + columns <= width; n += columns)
+        columns_of<V, row, column, columns>(x, kept, term, count, w + n * column, y + n);
+    if constexpr (width % columns != 0)
+        columns_of<V, row, column, width % columns>(x, kept, term, count, w + n * column, y + n);
+}
+
+// ---- Sums over rows.
+
+template <class V> INLINE entry_t<V> total(V x) {
+    entry_t<V> sum = 0;
+    for (int l = 0; l < LANES; ++l) sum += x[l];
+    return sum;
+}

@@ -1,0 +1,1 @@
+"""Code that Inductor, torch's own generator, writes for bodies of regions."""

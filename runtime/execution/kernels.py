@@ -1,0 +1,140 @@
+"""Run a region whose body is one compiled loop over rows: no values of a block, but for those that others add up.
+
+threads take stretches of rows; a stretch ends where the row that is added to changes
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+ALIGNED = 128
+"""Bytes to a multiple of which memory of vectors is aligned."""
+BLOCKS_A_THREAD = 4
+"""Stretches of rows for each thread, so that none waits long for the last."""
+VALUES_BYTES = 4 * 2**20
+"""Bytes that values of a block may take: a share of the cache."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """One result of a compiled body."""
+
+    kind: Literal["store", "add", "values", "sum"]
+    """store: rows of the region's result. add: added to rows of the region's table. values: as the body returns them,
+    for a block. sum: a part of the region's result, for a block."""
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    """The shape of one row's part: of the entries of a row, which come first, if there are rows."""
+    rows: bool
+    """False for a sum over rows."""
+
+    def empty(self, rows: int, room: int = 0) -> Tensor:
+        """Memory for some rows, and room for more entries after them."""
+        if not self.rows:
+            return torch.empty(self.shape, dtype=self.dtype)
+        entries, *rest = self.shape
+        return torch.empty((rows * entries + room, *rest), dtype=self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A compiled body."""
+
+    library: ctypes.CDLL
+    scratch: int
+    """Bytes that each thread needs."""
+    lanes: int
+    """Rows that run side by side."""
+    dtypes: tuple[torch.dtype | None, ...]
+    """Of the inputs; None for those that are not tensors."""
+    rows: tuple[int | None, ...]
+    """The dimension of rows of each input; None if it is taken whole."""
+    values: tuple[Value, ...]
+    order: tuple[int, int] | None
+    """The input, and the entry in each of its rows, that says to which row of the table of `add` a row is added."""
+
+    def takes(self, inputs: Sequence[Any]) -> bool:
+        """True if inputs are of the kinds that it was compiled for."""
+        return all(
+            d is None or (isinstance(a, Tensor) and a.dtype == d and a.device.type == "cpu")
+            for a, d in zip(inputs, self.dtypes, strict=True)
+        )
+
+    def laid_out(self, inputs: Sequence[Any]) -> list[Tensor | None]:
+        """Inputs as it reads them: row after row."""
+        return [
+            None if not isinstance(a, Tensor) else (a if not dim else a.movedim(dim, 0)).contiguous()
+            for a, dim in zip(inputs, self.rows, strict=True)
+        ]
+
+    def stretches(
+        self, inputs: Sequence[Tensor | None], first: int, end: int, threads: int
+    ) -> tuple[Tensor | None, list[tuple[int, int]]]:
+        """The order in which rows run, None for as they are, and the stretches of it that run side by side."""
+        if threads == 1:
+            size = self._block(end - first, 1)
+            return None, [(i, min(i + size, end)) for i in range(first, end, size)]
+        size = self._block(end - first, threads)
+        starts = list(range(first, end, size))
+        order = None
+        if self.order is not None:
+            source, entry = self.order
+            pointer = inputs[source]
+            assert pointer is not None
+            target = pointer.reshape(pointer.shape[0], -1)[first:end, entry].contiguous()
+            if bool((target[1:] < target[:-1]).any()):
+                target, order = target.sort(stable=True)
+                order += first
+                if first:  # positions count from the first row
+                    order = torch.cat([order.new_zeros(first), order])
+            at = torch.tensor(starts[1:]) - first
+            ends = torch.searchsorted(target, target[at - 1], right=True) if len(at) else at
+            starts = sorted({first, *(int(e) + first for e in ends if int(e) + first < end)})
+        return order, list(zip(starts, [*starts[1:], end], strict=True))
+
+    def _block(self, rows: int, threads: int) -> int:
+        width = sum(v.dtype.itemsize * torch.Size(v.shape).numel() for v in self.values if v.kind == "values")
+        size = rows if threads == 1 else -(-rows // (threads * BLOCKS_A_THREAD))
+        if width:
+            size = min(size, VALUES_BYTES // width)
+        return max(self.lanes, -(-size // self.lanes) * self.lanes)
+
+    def caller(
+        self, inputs: Sequence[Tensor | None], order: Tensor | None, results: Sequence[Tensor | None]
+    ) -> Callable[[int, int], list[Tensor]]:
+        """A function that runs a stretch of rows.
+
+        It returns the values and sums of the stretch. `results` are the memory of `store` and the tables of `add`.
+        """
+        given = (ctypes.c_void_p * len(inputs))(*(a.data_ptr() if a is not None else None for a in inputs))
+        extent = (ctypes.c_int64 * len(inputs))(*(a.shape[0] if a is not None and a.dim() else 0 for a in inputs))
+        at = None if order is None else ctypes.c_void_p(order.data_ptr())
+
+        def run(first: int, end: int) -> list[Tensor]:
+            own = [v.empty(end - first) if r is None else r for v, r in zip(self.values, results, strict=True)]
+            to = (ctypes.c_void_p * len(own))(*(t.data_ptr() for t in own))
+            memory = _memory(self.scratch)
+            start, stop = ctypes.c_int64(first), ctypes.c_int64(end)
+            self.library.run(start, stop, at, given, extent, to, ctypes.c_void_p(memory))
+            return [t for t, r in zip(own, results, strict=True) if r is None]
+
+        return run
+
+
+_LOCAL = threading.local()
+
+
+def _memory(size: int) -> int:
+    """The address of memory of this thread, at least so large."""
+    held = getattr(_LOCAL, "memory", None)
+    if held is None or held.numel() < size + ALIGNED:
+        held = _LOCAL.memory = torch.empty(size + ALIGNED, dtype=torch.uint8)
+    address: int = held.data_ptr()
+    return -(-address // ALIGNED) * ALIGNED
