@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import torch
 from torch import Tensor, fx
 
@@ -72,38 +74,42 @@ class Body:
 
     def _results(self, followed: Followed) -> tuple[list[Output], tuple[int, int] | None]:
         """The use of each output, and the input that says where rows are added, see `Kernel.order`."""
-        outputs: list[Output] = []
         results = self.region.spec.results
         shared = {r.after for r in results if isinstance(r, Add)}
-        at, adding = 0, []
+        sources: dict[tuple[int, int], int] = defaultdict(int)
+        """Numbers of a row that are added where an entry of an input says."""
+        found: list[tuple[int, tuple[int, int] | None]] = []
+        at = 0
         for j, result in enumerate(results):
-            if isinstance(result, Store | Reduce):
-                if (isinstance(result, Store) and result.dim != 0) or (
-                    isinstance(result, Reduce) and result.reduction != "sum"
-                ):
-                    raise Unsupported("results in another order than row after row")
+            source = None
+            if isinstance(result, Store | Add) and result.dim != 0:
+                raise Unsupported("rows along another dimension than the first")
+            if isinstance(result, Reduce) and result.reduction != "sum":
+                raise Unsupported("a largest value of all rows")
+            if isinstance(result, Add) and result.reduction == "sum" and not result.by_element:
+                alone = result.after is None and j not in shared
+                source = self._input_of(followed, at) if alone else None
+            if source is not None:
+                sources[source] += followed.outputs[at + 1].elements.numel()
+            found.append((at, source))
+            at += 2 if isinstance(result, Add) else 1
+        order = max(sources, key=lambda source: sources[source], default=None)
+        outputs: list[Output] = []
+        for result, (at, source) in zip(results, found, strict=True):
+            if not isinstance(result, Add):
                 outputs.append(Output("store" if isinstance(result, Store) else "sum", at))
-                at += 1
-                continue
-            plain = result.reduction == "sum" and not result.by_element and result.dim == 0
-            if plain and result.after is None and j not in shared and followed.outputs[at].elements.numel() == 1:
-                adding.append((followed.outputs[at + 1].elements.numel(), len(outputs)))
-            elif result.dim != 0:
-                raise Unsupported("rows added along another dimension than the first")
-            outputs += [Output("values", at), Output("values", at + 1)]
-            at += 2
-        if not adding:
-            return outputs, None
-        _, widest = max(adding)
-        index = outputs[widest].value
-        order = self._input_of(followed, index)
-        if order is None:
-            return outputs, None
-        return [*outputs[:widest], Output("add", index + 1, index), *outputs[widest + 2 :]], order
+            elif order is not None and source == order:
+                outputs.append(Output("add", at + 1, at))
+            else:
+                outputs += [Output("values", at), Output("values", at + 1)]
+        return outputs, order
 
     def _input_of(self, followed: Followed, output: int) -> tuple[int, int] | None:
         """The input, and the entry of its rows, that an output is."""
-        (element,) = followed.outputs[output].elements.reshape(-1).tolist()
+        names = followed.outputs[output].elements.reshape(-1).tolist()
+        if len(names) != 1:
+            return None
+        (element,) = names
         definition = followed.table.definitions[int(followed.table.owner(element))]
         if not isinstance(definition.what, Rows):
             return None
