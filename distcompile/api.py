@@ -26,7 +26,7 @@ def compile(
     *,
     model_kwargs: dict[str, Any] | None = None,
     world: World | None = None,
-    lowering: Lowering = "eager",
+    lowering: Lowering = "auto",
     memory: int | None = None,
     validate: bool = True,
 ) -> DistributedModel:
@@ -39,9 +39,12 @@ def compile(
             stock model runs on every rank, and the first larger graph is compiled for.
         model_kwargs: keyword arguments of every call (``compute_stress=True``); constants of the program.
         world: the ranks that execute; the default process group if there is one, else one rank.
-        lowering: how the row-local stretches of the program run: ``"eager"`` calls each operator of PyTorch,
-            ``"inductor"`` generates C++ code for them (compiled once, cached on disk), which is faster to run and takes
-            a minute to make. Without a C++ compiler there is a warning and operators are called.
+        lowering: how the row-local stretches of the program run. ``"eager"`` calls each operator of PyTorch.
+            ``"kernels"`` makes C++ code of them, several times faster, which takes up to a minute to compile (once: it
+            is kept on disk). ``"auto"`` calls operators at first. Once evaluations have taken two seconds, the code is
+            compiled beside them, and all ranks switch at the same call: results change by rounding there.
+            ``"inductor"`` takes the code of torch's own generator. Without a C++ compiler there is a warning for
+            ``"kernels"`` and ``"inductor"``, and operators are called.
         memory: bytes that a rank may use for one evaluation; what they hold is not computed again, which is faster.
             By default little is held, of what is free, divided among the ranks of a machine. A graph that would need
             more than there is stores less and computes more again; if that does not suffice, it is refused before it

@@ -21,10 +21,10 @@ from .capture.threads import is_inside, one_at_a_time, quiet
 from .capture.trace import capture, told_in_words
 from .errors import CaptureError, GuardError, NoIndexSpaceError, OutOfMemory, UnsupportedOp
 from .few_rows import differs_in_few_rows, fitted, has_more_rows
-from .ir import Normal, Runnable, Tiled
+from .ir import Normal, Runnable, Tiled, grown
 from .ir.tree import Leaf, Tree, flatten
 from .passes import STAGES, Lowering, lowering, run
-from .passes.lower.lower import get_ready
+from .passes.lower.lower import compiler, get_ready, lower
 from .predict.account import collectives, stretches
 from .predict.fit import Fit, free_here, needs, rows_of_ranks
 from .runtime.execution.autograd import Lockstep
@@ -41,7 +41,7 @@ class Settings:
 
     world: World = dataclasses.field(default_factory=default_world)
     memory: int | None = None
-    lowering: Lowering = "eager"
+    lowering: Lowering = "auto"
     without: tuple[str, ...] = ()
     """Names of passes to leave out."""
     after: Callable[[str, Any], None] | None = None
@@ -299,7 +299,8 @@ class DistributedModel:
                 program: Tiled = run(normal, STAGES[:-1], without=settings.without, after=settings.after)
             self.captures += 1
             _warn_of_whole(program)
-            fit = Fit(program, settings.memory, self._lowered, settings.without)
+            faster = self._faster if settings.lowering == "auto" else None
+            fit = Fit(program, settings.memory, self._lowered, settings.without, faster)
             executor = Executor(program, self.world, fit)
             if settings.memory is None:  # else the first graph decides how much memory is used
                 executor.run_as(fit.runnable())
@@ -311,6 +312,11 @@ class DistributedModel:
         with one_at_a_time(), compiling() as notify, as_written():
             runnable: Runnable = run(program, (lowering(self.settings.lowering, notify),))
         return runnable
+
+    @staticmethod
+    def _faster(program: Tiled) -> Runnable:
+        """The same with component code for bodies; called beside evaluations."""
+        return lower(program, "components") if compiler() is not None else grown(program, Runnable)
 
     def _evaluate(self, executor: Executor, leaves: list[Leaf]) -> Any:
         carry, capture = self._carry(executor, leaves), executor.program.captured

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+from ..passes import Lowering
 from .dynamics import Ensemble, Md, Optimizer, Output, Relaxation
 from .jobs import Job, Task, perform, problem_of
 from .launch import in_job, joined, launch, restarts, stop
@@ -15,6 +17,16 @@ from .launch import in_job, joined, launch, restarts, stop
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 RELAX, MD, FILES = "Relaxation", "Molecular dynamics", "Files and faults"
+SPEED = "Speed and memory"
+
+
+class How(StrEnum):
+    """Ways to run the model, see `distcompile.compile`."""
+
+    auto = "auto"
+    eager = "eager"
+    kernels = "kernels"
+    inductor = "inductor"
 
 
 @app.callback()
@@ -52,6 +64,13 @@ def run(
     ] = None,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps.", rich_help_panel=FILES)] = 100,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from --checkpoint.", rich_help_panel=FILES)] = False,
+    lowering: Annotated[
+        How | None,
+        typer.Option(help="How the model runs: auto; with --checkpoint kernels.", rich_help_panel=SPEED),
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0.001, help="GB that a rank may use.", rich_help_panel=SPEED)
+    ] = None,
     max_restarts: Annotated[
         int, typer.Option(min=0, help="Start all ranks again if one fails, from --checkpoint.", rich_help_panel=FILES)
     ] = 0,
@@ -62,7 +81,10 @@ def run(
     relaxation = Relaxation(optimizer, fmax, steps or 500, relax_cell, pressure or 0.0)
     md = Md(ensemble, steps or 1000, timestep, temperature, pressure or 0.0, seed, checkpoint, checkpoint_every)
     files = Output(trajectory, log, interval)
-    job = Job(structure, calculator, task, repeat, check, output, relaxation, md, files, resume)
+    # Where code takes over from operators differs from run to run: a trajectory that is resumed must not depend on it.
+    how: Lowering = "kernels" if lowering is None and checkpoint is not None else (lowering or How.auto).value
+    budget = None if memory is None else int(memory * 1e9)
+    job = Job(structure, calculator, task, repeat, check, output, relaxation, md, files, resume, how, budget)
     problem = problem_of(job, pressure is not None, max_restarts)
     if problem:
         stop(problem)

@@ -29,7 +29,7 @@ def machine() -> Rows:
     found.append(("devices", ", ".join(devices) or "CPU only"))
     available = {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available(), "mpi": dist.is_mpi_available()}
     found += [(name, "available" if there else "not in this torch") for name, there in available.items()]
-    found.append(("C++ compiler", compiler() or 'none: lowering="inductor" calls operators instead'))
+    found.append(("C++ compiler", compiler() or "none: operators run one by one, at a fraction of the speed"))
     return found
 
 

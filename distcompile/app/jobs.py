@@ -14,6 +14,7 @@ import typer
 
 from ..calculators.calculator import calculate, distribute, load_calculator, statistics
 from ..errors import DistcompileError, OutOfMemory, RankError, SimulationError, StructureError, in_one_line
+from ..passes import Lowering
 from ..runtime.world import is_first
 from ..show.progress import stepping
 from .checkpoint import last, resume
@@ -47,6 +48,9 @@ class Job:
     md: Md
     files: Output
     resume: bool
+    lowering: Lowering = "auto"
+    memory: int | None = None
+    """Bytes that a rank may use."""
 
 
 def problem_of(job: Job, pressed: bool, max_restarts: int) -> str:
@@ -117,7 +121,7 @@ def perform(job: Job) -> None:
         print(note, flush=True)
     with _explained(job.md.checkpoint):
         try:
-            distribute(calculator)
+            distribute(calculator, memory=job.memory, lowering=job.lowering)
         except TypeError as error:  # no model inside
             stop(str(error))
         if job.resume and job.md.checkpoint is not None:  # before anything is compiled

@@ -38,7 +38,7 @@ def load_calculator(name: str) -> Any:
 
 
 def distribute(
-    calculator: Any, world: World | None = None, memory: int | None = None, lowering: Lowering = "eager"
+    calculator: Any, world: World | None = None, memory: int | None = None, lowering: Lowering = "auto"
 ) -> Any:
     """Switch every model that an ASE calculator holds to a compiled one; compiled at its first call.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import threading
+import warnings
 from collections.abc import Callable, Collection
 
 import torch
@@ -23,6 +25,9 @@ CHEAPER = (HOLD / 4, HOLD / 2)
 DEARER = (4 * HOLD, 64 * HOLD)
 """The cost of memory if there is too little of it."""
 
+WORTHWHILE = 2.0
+"""Seconds of evaluations after which kernels are made for those to come."""
+
 SPARED = 0.2
 """The share of free memory that is left to what no prediction knows: fragments, results, the rest of a script."""
 
@@ -31,7 +36,12 @@ class Fit:
     """Chooses among the tilings of one program."""
 
     def __init__(
-        self, program: Tiled, memory: int | None, lowered: Callable[[Tiled], Runnable], without: Collection[str] = ()
+        self,
+        program: Tiled,
+        memory: int | None,
+        lowered: Callable[[Tiled], Runnable],
+        without: Collection[str] = (),
+        faster: Callable[[Tiled], Runnable] | None = None,
     ) -> None:
         """
         Args:
@@ -39,11 +49,16 @@ class Fit:
             memory: bytes that a rank may use; None for what is free: of that, only as much is used as saves much work.
             lowered: makes a tiling ready to run.
             without: names of passes to leave out when it is tiled once more.
+            faster: makes a faster form of a tiling, beside other work, once evaluations have taken a while.
         """
         self.program, self.memory = program, memory
         self._lowered, self._without = lowered, without
         self._tilings = {HOLD: program}
         self._runnable: dict[float, Runnable] = {}
+        self._faster = faster
+        self._making: dict[float, _Making] = {}
+        self._running = HOLD
+        self._seconds = 0.0
 
     def __call__(self, sizes: dict[str, int], division: Division, free: int | None) -> Runnable:
         """The program to run for a division, the same on every rank.
@@ -85,9 +100,44 @@ class Fit:
 
     def runnable(self, hold: float = HOLD) -> Runnable:
         """The same tiling in the form in which it runs."""
+        self._running = hold
         if hold not in self._runnable:
             self._runnable[hold] = self._lowered(self.tiling(hold))
         return self._runnable[hold]
+
+    def took(self, seconds: float) -> None:
+        """An evaluation took so long. When all have taken long enough, a faster form is made of what runs."""
+        self._seconds += seconds
+        if self._faster is not None and self._seconds > WORTHWHILE and self._running not in self._making:
+            self._making[self._running] = _Making(self._faster, self.tiling(self._running))
+
+    @property
+    def is_faster_ready(self) -> bool:
+        """True if what runs has a faster form by now that does not run yet."""
+        making = self._making.get(self._running)
+        return making is not None and making.made is not None and making.made is not self._runnable[self._running]
+
+    def switch(self) -> Runnable:
+        """Take the faster form of what runs from now on. Ranks do so together."""
+        made = self._making[self._running].made
+        assert made is not None
+        self._runnable[self._running] = made
+        return made
+
+
+class _Making:
+    """Something that is made in a thread of its own."""
+
+    def __init__(self, make: Callable[[Tiled], Runnable], program: Tiled) -> None:
+        self.made: Runnable | None = None
+        self._make, self._program = make, program
+        threading.Thread(target=self._run, daemon=True, name="kernels").start()
+
+    def _run(self) -> None:
+        try:
+            self.made = self._make(self._program)
+        except Exception as error:
+            warnings.warn(f"No kernels were made, so operators go on one by one: {error}", stacklevel=1)
 
 
 def _refusal(need: int, limit: int, what: str, otherwise: str, division: Division) -> str:

@@ -14,6 +14,7 @@ from ..ir.user_code import user_frame
 from ..ir.writer import made_by
 from ..predict.account import Collective, collectives, place, stretches
 from ..rules.messages import message
+from ..runtime.execution.kernels import Kernel
 from ..runtime.execution.tiles import Region
 from ..runtime.operators.messages import start, wait
 from .printer import show_type
@@ -115,7 +116,7 @@ def _schedule(program: Tiled) -> Iterator[str]:
             operators = sum(n.op == "call_function" for n in region.graph_module.graph.nodes)
             yield (
                 f"  {spec.space:<{width}} level {spec.level:<3} {operators:>5} operators, "
-                f"blocks of {region.block:>8} rows, {spec.row_bytes:>8.0f} bytes/row{_which_rows(node)}"
+                f"blocks of {region.block:>8} rows, {spec.row_bytes:>8.0f} bytes/row{_how(region)}{_which_rows(node)}"
             )
         elif node.target is wait:
             if node.args[0] in under_way:
@@ -143,6 +144,13 @@ def _under_way(tiled: fx.GraphModule) -> set[fx.Node]:
         elif node.target is wait:
             begun.discard(node.args[0])
     return found
+
+
+def _how(region: Region) -> str:
+    """A note on the code that a region runs; empty if its operators run one by one."""
+    if region.compiled is None:
+        return ""
+    return ", kernel" if isinstance(region.compiled, Kernel) else ", Inductor's code"
 
 
 def _which_rows(call: fx.Node) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import torch
@@ -22,15 +21,15 @@ from ...runtime.execution.tiles import Region
 from .components import library
 from .components.elements import Unsupported
 from .components.kernel import Body as ComponentBody
-from .components.library import compiler
+from .components.library import compiler as compiler
 from .inductor.body import Body as InductorBody
 from .inductor.cpp_library import getting_ready
 from .inductor.generate import settings
 from .inductor.side_by_side import fill_cache
 
-Lowering = Literal["eager", "inductor", "kernels"]
-"""The way to run the body of a region: PyTorch, operator by operator; C++ that Inductor generates; or component code,
-and Inductor for what has no form in it."""
+Lowering = Literal["auto", "eager", "inductor", "kernels"]
+"""The way to run the body of a region: PyTorch, operator by operator; C++ that Inductor generates; component code, and
+Inductor for what has no form in it; or operators at first, and component code once it is compiled."""
 
 Notify = Callable[[int, int], None]
 """Called with (bodies done, bodies in all)."""
@@ -42,16 +41,16 @@ def get_ready(how: Lowering) -> None:
         getting_ready()
 
 
-def lower(program: Tiled, how: Lowering = "eager", notify: Notify | None = None) -> Runnable:
+def lower(program: Tiled, how: Lowering | Literal["components"] = "eager", notify: Notify | None = None) -> Runnable:
     """Return `program` with regions that are ready to run.
 
     Args:
         program: a tiled program.
-        how: the way to run the bodies.
+        how: the way to run the bodies; with "components", those that have no form in component code stay operators.
         notify: called as compilation goes on.
     """
     regions = {name: m for name, m in program.tiled.named_children() if isinstance(m, Region)}
-    if how == "eager" or not regions:
+    if how in ("auto", "eager") or not regions:
         return grown(program, Runnable)
     if compiler() is None:
         warnings.warn(
@@ -62,14 +61,16 @@ def lower(program: Tiled, how: Lowering = "eager", notify: Notify | None = None)
         return grown(program, Runnable)
     found: dict[str, Region] = {}
     read: dict[int, tuple[torch.Tensor, int]] = {}
-    if how == "kernels":
+    if how in ("kernels", "components"):
         bodies = _followed(program, regions)
         for name, kernel in _kernels(bodies, notify).items():
             found[name] = regions[name].running(kernel)
             read |= {id(buffer): (buffer, buffer._version) for buffer in bodies[name].buffers}
-    left = {name: region for name, region in regions.items() if name not in found}
+    if how != "components":
+        left = {name: region for name, region in regions.items() if name not in found}
+        found |= _generated(program, left, notify)
     module = copy_tiled(program)
-    for name, region in (found | _generated(program, left, notify)).items():
+    for name, region in found.items():
         module.add_module(name, region)
     return grown(program, Runnable, tiled=module, compiled_in=(*program.compiled_in, *read.values()))
 
@@ -102,8 +103,7 @@ def _kernels(bodies: dict[str, ComponentBody], notify: Notify | None) -> dict[st
                 notify(done, len(bodies))
 
     by_size = sorted(bodies, key=lambda name: -bodies[name].program.statements)  # the last ones are short
-    with ThreadPoolExecutor(library.processes()) as pool:
-        kernels = dict(zip(by_size, pool.map(compiled, by_size), strict=True))
+    kernels = library.each(compiled, by_size)
     return {name: kernel for name, kernel in kernels.items() if kernel is not None}
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import sympy
 import torch
@@ -66,11 +67,32 @@ class _Report:
     problem: str
     free: Free | None
     """None if a tiling was chosen before, for the same layout."""
+    ready: bool = False
+    """True if a faster form of the program is ready on this rank."""
 
     def exchanged(self, comm: Communicator) -> list[_Report]:
         """The reports of all ranks."""
         everyone = comm.all_gather_objects(dataclasses.astuple(self))
-        return [_Report(call, graph, problem, Free(*f) if f else None) for call, graph, problem, f in everyone]
+        return [
+            _Report(call, graph, problem, Free(*f) if f else None, ready) for call, graph, problem, f, ready in everyone
+        ]
+
+
+class Fitting(Protocol):
+    """Chooses the tiling that runs, see `Executor`."""
+
+    def __call__(self, sizes: dict[str, int], division: Division, free: int | None, /) -> Tiled:
+        """The tiling for a division (sizes of all spaces, bytes free for each rank), the same on every rank."""
+
+    def took(self, seconds: float) -> None:
+        """An evaluation took so long."""
+
+    @property
+    def is_faster_ready(self) -> bool:
+        """True if what runs has a faster form by now."""
+
+    def switch(self) -> Tiled:
+        """That form."""
 
 
 class Executor:
@@ -80,7 +102,7 @@ class Executor:
         self,
         program: Tiled,
         world: World,
-        fit: Callable[[dict[str, int], Division, int | None], Tiled] | None = None,
+        fit: Fitting | None = None,
     ) -> None:
         """
         Args:
@@ -128,6 +150,13 @@ class Executor:
             GuardError: it takes another branch of the model than the example did.
             RankError: ranks were given different graph objects, or another rank failed.
         """
+        begun = time.perf_counter()
+        results = self._called(leaves, differentiable, later)
+        if self.fit is not None:
+            self.fit.took(time.perf_counter() - begun)
+        return results
+
+    def _called(self, leaves: Sequence[Leaf], differentiable: bool, later: bool) -> list[Tensor]:
         self.calls += 1
         problem: DistcompileError | None = None
         prepared: Prepared | None = None
@@ -139,7 +168,8 @@ class Executor:
         graph = fingerprint(leaves) + numbers if self.world.size > 1 else ""
         held = self._held(prepared) if prepared is not None else None
         fits = self.fit is None or (held is not None and held is self._fitted)
-        report = _Report(self.calls, graph, str(problem or ""), None if fits else free(device_of(leaves)))
+        ready = fits and self.fit is not None and self.fit.is_faster_ready
+        report = _Report(self.calls, graph, str(problem or ""), None if fits else free(device_of(leaves)), ready)
         layouts: list[Layout] = []
         wanted = self._differentiated(leaves) if differentiable and problem is None else {}
 
@@ -156,6 +186,8 @@ class Executor:
                     free_for_each = share([r.free for r in everyone])
                     self.run_as(self.fit(prepared.sizes, layouts[0].division, free_for_each))
                     self._fitted = layouts[0]
+                elif self.fit is not None and all(r.ready for r in everyone):  # all ranks switch at the same call
+                    self.run_as(self.fit.switch())
             given = dict(zip(wanted, values, strict=False)) if torch.is_grad_enabled() else {}
             return self._run(comm, prepared, layouts[0], given)
 

@@ -9,12 +9,19 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from ..cache import cache_folder
 from .elements import Unsupported
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 FLAGS = (
     "-std=c++17",
@@ -44,6 +51,34 @@ def processes() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def each(work: Callable[[K], V], keys: Sequence[K]) -> dict[K, V]:
+    """What work makes of each key, on several threads that wait for compilers.
+
+    The threads do not outlive the program, as those of a pool would.
+    """
+    waiting, found, failed = list(keys[::-1]), dict[K, V](), list[BaseException]()
+
+    def run() -> None:
+        while waiting and not failed:
+            try:
+                key = waiting.pop()
+            except IndexError:
+                return
+            try:
+                found[key] = work(key)
+            except BaseException as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(min(processes(), len(waiting)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+    return found
+
+
 def name_of(source: str) -> str:
     """The name under which a program is kept."""
     return hashlib.sha256("\n".join([source, *FLAGS, *native(), str(compiler())]).encode()).hexdigest()
@@ -57,19 +92,37 @@ def loaded(source: str) -> ctypes.CDLL:
     """
     path = cache_folder() / f"{name_of(source)}.so"
     if not path.exists():
-        _compile(source, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(path):
+            if not path.exists():
+                _compile(source, path)
     return ctypes.CDLL(str(path))
 
 
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Let one rank of a machine compile, while the others wait for what it makes."""
+    try:
+        import fcntl
+    except ImportError:  # not on this system: each rank compiles for itself
+        yield
+        return
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _compile(source: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     libraries = Path(torch.__file__).parent / "lib"
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         text, result = Path(folder) / "code.cpp", Path(folder) / "code.so"
         text.write_text(source)
         link = [f"-L{libraries}", "-ltorch_cpu", f"-Wl,-rpath,{libraries}"]  # for Sleef's functions
         command = [str(compiler()), *FLAGS, *native(), "-o", str(result), str(text), *link]
-        done = subprocess.run(command, capture_output=True, text=True)
+        polite = [nice, "-n", "10"] if (nice := shutil.which("nice")) else []
+        done = subprocess.run([*polite, *command], capture_output=True, text=True)
         if done.returncode:
             raise Unsupported(f"the C++ compiler: {done.stderr.strip().splitlines()[:1]}")
-        os.replace(result, path)  # other processes, on other machines too, may look for it at any time
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        shutil.copyfile(result, unfinished)
+        os.replace(unfinished, path)  # other processes, on other machines too, may look for it at any time

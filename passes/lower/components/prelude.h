@@ -134,7 +134,7 @@ template <class V, class E> static void read(const E* base, long width, const in
             for (int l = 0; l < LANES; ++l) to[f + l] = t[l];
         }
     for (; f < count; ++f)
-        for (int l = 0; l < LANES; ++l) to[f][l] = row[l][f];
+        for (int l = 0; l < LANES; ++l) to[f][l] = __is_same(E, bool) ? -int(row[l][f]) : row[l][f];
 }
 
 // Vectors at `at` of `from` become entries of rows of memory.
