@@ -24,6 +24,7 @@ from .schedule.share_gradients import share_gradients
 from .schedule.tile import HOLD, tile
 from .simplify.clean import clean
 from .simplify.join_parts import join_parts
+from .simplify.linear_through_gather import linear_through_gather
 from .simplify.reassociate import reassociate
 from .simplify.sparse_constants import sparse_constants
 from .spaces.choose_owners import choose_owners
@@ -64,7 +65,7 @@ def name_of(compiler_pass: Pass) -> str:
 
 STAGES = (
     Stage("normalize", (normalize,), spec.functional),
-    Stage("simplify", (clean, join_parts, sparse_constants, reassociate), spec.functional),
+    Stage("simplify", (clean, join_parts, linear_through_gather, sparse_constants, reassociate), spec.functional),
     Stage("spaces", (hoist, infer_spaces, choose_owners, place), spec.placed),
     Stage(
         "halos",
