@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -27,13 +29,21 @@ class Value:
     """One result of a compiled body."""
 
     kind: Literal["store", "add", "values", "sum"]
-    """store: rows of the region's result. add: added to rows of the region's table. values: as the body returns them,
-    for a block. sum: a part of the region's result, for a block."""
+    """store: rows of the region's result. add: added to rows of the region's table, at once or stretch by stretch.
+    values: as the body returns them, for a stretch. sum: a part of the region's result, for a stretch."""
     dtype: torch.dtype
     shape: tuple[int, ...]
     """The shape of one row's part: of the entries of a row, which come first, if there are rows."""
     rows: bool
     """False for a sum over rows."""
+    where: tuple[int, int] | None = None
+    """For `add`, the input, and the entry of its rows, that says to which row a row is added; None if none does, or if
+    something else is added to the same table."""
+
+    @property
+    def width(self) -> int:
+        """Numbers of a row."""
+        return torch.Size(self.shape).numel()
 
     def empty(self, rows: int, room: int = 0) -> Tensor:
         """Memory for some rows, and room for more entries after them."""
@@ -57,8 +67,26 @@ class Kernel:
     rows: tuple[int | None, ...]
     """The dimension of rows of each input; None if it is taken whole."""
     values: tuple[Value, ...]
-    order: tuple[int, int] | None
-    """The input, and the entry in each of its rows, that says to which row of the table of `add` a row is added."""
+
+    @functools.cached_property
+    def order(self) -> tuple[int, int] | None:
+        """The pointer by which most is added: rows run in its order where several threads add to one table."""
+        widths: dict[tuple[int, int], int] = defaultdict(int)
+        for value in self.values:
+            if value.where is not None:
+                widths[value.where] += value.width
+        return max(widths, key=lambda where: widths[where], default=None)
+
+    def adds_at_once(self, value: Value, threads: int) -> bool:
+        """True if threads add to a table as they go: no two of them add to the same row."""
+        return value.kind == "add" and (threads == 1 or (value.where is not None and value.where == self.order))
+
+    def add(self, table: Tensor, numbers: Tensor, values: Tensor) -> None:
+        """Add rows of values to rows of a table."""
+        add = self.library.add_floats if values.dtype == torch.float32 else self.library.add_doubles
+        pointers = (ctypes.c_void_p(t.data_ptr()) for t in (values, numbers))
+        count, width = ctypes.c_int64(len(numbers)), ctypes.c_int64(values[0].numel())
+        add(*pointers, count, width, ctypes.c_void_p(table.data_ptr()))
 
     def takes(self, inputs: Sequence[Any]) -> bool:
         """True if inputs are of the kinds that it was compiled for."""
@@ -100,30 +128,45 @@ class Kernel:
         return order, list(zip(starts, [*starts[1:], end], strict=True))
 
     def _block(self, rows: int, threads: int) -> int:
-        width = sum(v.dtype.itemsize * torch.Size(v.shape).numel() for v in self.values if v.kind == "values")
+        width = sum(v.dtype.itemsize * v.width for v in self.values if self._is_kept(v, threads))
         size = rows if threads == 1 else -(-rows // (threads * BLOCKS_A_THREAD))
         if width:
             size = min(size, VALUES_BYTES // width)
         return max(self.lanes, -(-size // self.lanes) * self.lanes)
 
+    def _is_kept(self, value: Value, threads: int) -> bool:
+        """True if the values of a stretch are kept until it is their turn."""
+        return value.kind == "values" or (value.kind == "add" and not self.adds_at_once(value, threads))
+
     def caller(
         self, inputs: Sequence[Tensor | None], order: Tensor | None, results: Sequence[Tensor | None]
     ) -> Callable[[int, int], list[Tensor]]:
-        """A function that runs a stretch of rows.
+        """A function that runs a stretch of rows and returns what it keeps of them.
 
-        It returns the values and sums of the stretch. `results` are the memory of `store` and the tables of `add`.
+        `results` are the memory of `store`, and the tables of what is added at once. Of what else is added, row numbers
+        are returned, then values.
         """
         given = (ctypes.c_void_p * len(inputs))(*(a.data_ptr() if a is not None else None for a in inputs))
         extent = (ctypes.c_int64 * len(inputs))(*(a.shape[0] if a is not None and a.dim() else 0 for a in inputs))
         at = None if order is None else ctypes.c_void_p(order.data_ptr())
 
         def run(first: int, end: int) -> list[Tensor]:
-            own = [v.empty(end - first) if r is None else r for v, r in zip(self.values, results, strict=True)]
-            to = (ctypes.c_void_p * len(own))(*(t.data_ptr() for t in own))
-            memory = _memory(self.scratch)
-            start, stop = ctypes.c_int64(first), ctypes.c_int64(end)
-            self.library.run(start, stop, at, given, extent, to, ctypes.c_void_p(memory))
-            return [t for t, r in zip(own, results, strict=True) if r is None]
+            kept: list[Tensor] = []
+            pointers: list[int] = []
+            numbers: list[int | None] = []
+            for value, memory in zip(self.values, results, strict=True):
+                own = value.empty(end - first) if memory is None else memory
+                pointers.append(own.data_ptr())
+                numbers.append(None)
+                if memory is None and value.kind == "add":
+                    kept.append(torch.empty(end - first, dtype=torch.int64))
+                    numbers[-1] = kept[-1].data_ptr()
+                if memory is None:
+                    kept.append(own)
+            to, rows = (ctypes.c_void_p * len(pointers))(*pointers), (ctypes.c_void_p * len(pointers))(*numbers)
+            scratch = ctypes.c_void_p(_memory(self.scratch))
+            self.library.run(ctypes.c_int64(first), ctypes.c_int64(end), at, given, extent, to, rows, scratch)
+            return kept
 
         return run
 

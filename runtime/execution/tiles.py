@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from ...ir.graphs import runnable
 from ...ir.operators import facts_of
 from .blocks import in_order
-from .kernels import Kernel
+from .kernels import Kernel, Value
 
 WORTH_A_THREAD = 2**18
 """Bytes of intermediate values below which a block is not worth handing to a thread."""
@@ -176,38 +176,37 @@ class Region(nn.Module):
     ) -> None:
         """Run some rows, from the first to the last of so many; complete the results."""
         first, end, rows = part
+        threads, _ = self.schedule(end - first, inputs)
         memory: list[Tensor | None] = []
         values = iter(kernel.values)
         for j, result in enumerate(self.spec.results):
             value = next(values)
-            if value.kind == "store":
-                if results[j] is None:
-                    results[j] = value.empty(rows, room[j])
-                memory.append(results[j])
-            elif value.kind == "add":
+            if value.kind == "store" and results[j] is None:
+                results[j] = value.empty(rows, room[j])
+            if isinstance(result, Add):
                 results[j] = results[j].contiguous()
-                memory.append(results[j])
-            else:
-                memory += [None] * (2 if isinstance(result, Add) else 1)
-                if isinstance(result, Add):
-                    next(values)
+            at_once = value.kind == "store" or kernel.adds_at_once(value, threads)
+            memory.append(results[j] if at_once else None)
+            if isinstance(result, Add) and value.kind == "values":
+                memory.append(None)
+                next(values)
         given = kernel.laid_out(inputs)
-        threads, _ = self.schedule(end - first, inputs)
         order, stretches = kernel.stretches(given, first, end, threads)
         run = kernel.caller(given, order, memory)
-
-        def work(i: int) -> list[Tensor]:
-            return run(*stretches[i])
+        done = _by_result(self.spec.results, kernel.values, memory)
 
         def take(i: int, found: list[Tensor]) -> None:
             start, stop = stretches[i]
             each = iter(found)
             for j, result in enumerate(self.spec.results):
-                if memory_of[j] is None:
+                if done[j]:
+                    continue
+                if isinstance(result, Add) and result.reduction == "sum" and not result.by_element:
+                    kernel.add(results[j], next(each), next(each))
+                else:
                     results[j] = _collect(result, results[j], each, start, stop - start, rows, room[j])
 
-        memory_of = _by_result(self.spec.results, memory)
-        in_order(len(stretches), threads, work, take)
+        in_order(len(stretches), threads, lambda i: run(*stretches[i]), take)
 
     def _laid_out(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
         """Inputs in the layout that compiled code takes. Those that every block takes whole are changed here, once."""
@@ -246,13 +245,14 @@ class OfNothing(fx.Interpreter):
         return value.new_full(shape, limit if row.reduces == "amin" else -limit)
 
 
-def _by_result(results: Sequence[Result], memory: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The memory that a kernel writes for each result; None if it returns values."""
-    each = iter(memory)
+def _by_result(results: Sequence[Result], values: Sequence[Value], memory: Sequence[Tensor | None]) -> list[bool]:
+    """For each result, True if a kernel writes it itself."""
+    each = iter(zip(values, memory, strict=True))
     found = []
     for result in results:
-        found.append(next(each))
-        if isinstance(result, Add) and found[-1] is None:
+        value, own = next(each)
+        found.append(own is not None)
+        if isinstance(result, Add) and value.kind == "values":
             next(each)
     return found
 

@@ -54,12 +54,14 @@ class Output:
     """The use of one result of a body."""
 
     kind: Literal["store", "add", "values", "sum"]
-    """store: entries of each row. add: added to the row of a table. values: as `store`, row after row as they are
-    computed. sum: added up over rows."""
+    """store: entries of each row. add: added to the row of a table, or with the number of that row, one row after the
+    other, if there is memory for the numbers. values: one row after the other. sum: added up over rows."""
     value: int
     """The position of the values among the outputs of the body."""
     index: int = -1
     """That of the row to add to."""
+    alone: bool = True
+    """Nothing else is added to the table."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +167,7 @@ class _Writer:
                 *self.tables.values(),
                 *self.functions,
                 'extern "C" void run(int64_t first, int64_t last, const int64_t* order, const void* const* given,',
-                "    const int64_t* extent, void* const* results, char* scratch) {",
+                "    const int64_t* extent, void* const* results, int64_t* const* numbers, char* scratch) {",
                 f"    Memory m = {{{', '.join(starts)}, given}};",
                 *self._constant_lines(),
                 *sums_first,
@@ -179,7 +181,7 @@ class _Writer:
                 "            local[l] -= first;",
                 "            valid[l] = l < lanes ? -1 : 0;",
                 "        }",
-                "        (void)target; (void)valid; (void)extent;",
+                "        (void)target; (void)valid; (void)extent; (void)numbers;",
                 *(f"        {c}" for c in calls),
                 "    }",
                 *sums_last,
@@ -276,7 +278,9 @@ class _Writer:
         elif o.kind == "add":
             (index,) = self.memory.places(self.values[o.index], "I").tolist()
             yield f"for (int l = 0; l < LANES; ++l) target[l] = m.i[{index}][l];"
-            yield f"add<{kind}>({memory}, {at}, {width}, ({c_type}*)results[{k}], target, lanes);"
+            yield f"if (!numbers[{k}]) add<{kind}>({memory}, {at}, {width}, ({c_type}*)results[{k}], target, lanes);"
+            yield f"else {{ for (int l = 0; l < lanes; ++l) numbers[{k}][local[l]] = target[l];"
+            yield f"write<{kind}>({memory}, {at}, {width}, ({c_type}*)results[{k}], local, lanes); }}"
         else:
             rows = "row" if o.kind == "store" else "local"
             yield f"write<{kind}>({memory}, {at}, {width}, ({c_type}*)results[{k}], {rows}, lanes);"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import torch
 from torch import Tensor, fx
 
@@ -36,9 +34,9 @@ class Body:
         self.given = self._inputs(program, call, constants)
         followed = follow(self.region.graph_module, self.given)
         self.tables = followed.tables
-        self.outputs, self.order = self._results(followed)
+        self.outputs = self._results(followed)
         self.program: Program = written(followed, self.given, self.outputs)
-        self.values = tuple(_value(o, followed) for o in self.outputs)
+        self.values = tuple(self._value(o, followed) for o in self.outputs)
 
     def kernel(self) -> Kernel:
         """The body, compiled."""
@@ -49,7 +47,6 @@ class Body:
             tuple(None if g.is_number else g.dtype for g in self.given),
             tuple(self.tables.get(i, g.rows) for i, g in enumerate(self.given)),
             self.values,
-            self.order,
         )
 
     def _inputs(self, program: Tiled, call: fx.Node, constants: Constants) -> list[Given]:
@@ -72,44 +69,31 @@ class Body:
                 found.append(Given(None if part is None else part.dim, tuple(shape), value.dtype))
         return found
 
-    def _results(self, followed: Followed) -> tuple[list[Output], tuple[int, int] | None]:
-        """The use of each output, and the input that says where rows are added, see `Kernel.order`."""
-        results = self.region.spec.results
-        shared = {r.after for r in results if isinstance(r, Add)}
-        sources: dict[tuple[int, int], int] = defaultdict(int)
-        """Numbers of a row that are added where an entry of an input says."""
-        found: list[tuple[int, tuple[int, int] | None]] = []
+    def _results(self, followed: Followed) -> list[Output]:
+        """The use of each output."""
+        outputs: list[Output] = []
         at = 0
-        for j, result in enumerate(results):
-            source = None
+        shared = {r.after for r in self.region.spec.results if isinstance(r, Add)}
+        for j, result in enumerate(self.region.spec.results):
             if isinstance(result, Store | Add) and result.dim != 0:
                 raise Unsupported("rows along another dimension than the first")
             if isinstance(result, Reduce) and result.reduction != "sum":
                 raise Unsupported("a largest value of all rows")
-            if isinstance(result, Add) and result.reduction == "sum" and not result.by_element:
-                alone = result.after is None and j not in shared
-                source = self._input_of(followed, at) if alone else None
-            if source is not None:
-                sources[source] += followed.outputs[at + 1].elements.numel()
-            found.append((at, source))
-            at += 2 if isinstance(result, Add) else 1
-        order = max(sources, key=lambda source: sources[source], default=None)
-        outputs: list[Output] = []
-        for result, (at, source) in zip(results, found, strict=True):
             if not isinstance(result, Add):
                 outputs.append(Output("store" if isinstance(result, Store) else "sum", at))
-            elif order is not None and source == order:
-                outputs.append(Output("add", at + 1, at))
+                at += 1
+                continue
+            numbers, dtype = followed.outputs[at].elements.numel(), followed.outputs[at + 1].dtype
+            if result.reduction == "sum" and not result.by_element and numbers == 1 and dtype.is_floating_point:
+                outputs.append(Output("add", at + 1, at, result.after is None and j not in shared))
             else:
                 outputs += [Output("values", at), Output("values", at + 1)]
-        return outputs, order
+            at += 2
+        return outputs
 
     def _input_of(self, followed: Followed, output: int) -> tuple[int, int] | None:
         """The input, and the entry of its rows, that an output is."""
-        names = followed.outputs[output].elements.reshape(-1).tolist()
-        if len(names) != 1:
-            return None
-        (element,) = names
+        (element,) = followed.outputs[output].elements.reshape(-1).tolist()
         definition = followed.table.definitions[int(followed.table.owner(element))]
         if not isinstance(definition.what, Rows):
             return None
@@ -117,12 +101,11 @@ class Body:
         factor = self.given[definition.what.input].shape[self.given[definition.what.input].rows or 0]
         return (definition.what.input, place) if factor == 1 else None
 
+    def _value(self, output: Output, followed: Followed) -> Value:
+        value = followed.outputs[output.value]
+        where = self._input_of(followed, output.index) if output.kind == "add" and output.alone else None
+        return Value(output.kind, value.dtype, tuple(value.elements.shape), output.kind != "sum", where)
+
 
 LARGEST_CONSTANT = 2**18
 """Entries of a buffer up to which its values become part of the code."""
-
-
-def _value(output: Output, followed: Followed) -> Value:
-    value = followed.outputs[output.value]
-    shape = tuple(value.elements.shape)
-    return Value(output.kind, value.dtype, shape, rows=output.kind != "sum")

@@ -173,6 +173,16 @@ static void add(const V* from, const int* at, long width, E* base, const int64_t
         for (int l = 0; l < lanes; ++l) base[rows[l] * width + f] += from[at[f]][l];
 }
 
+// Rows of values, added to rows of a table.
+template <class E> INLINE void add_rows(const E* values, const int64_t* numbers, int64_t count, int64_t width, E* to) {
+    for (int64_t i = 0; i < count; ++i)
+        for (int64_t f = 0; f < width; ++f) to[numbers[i] * width + f] += values[i * width + f];
+}
+extern "C" void add_floats(const float* v, const int64_t* n, int64_t c, int64_t w, float* to) { add_rows(v, n, c, w, to); }
+extern "C" void add_doubles(const double* v, const int64_t* n, int64_t c, int64_t w, double* to) {
+    add_rows(v, n, c, w, to);
+}
+
 // ---- Products with a matrix that is the same for all rows.
 
 template <class V> INLINE bool any(V x) {
