@@ -159,6 +159,13 @@ class Table:
         """The numbers that elements are, NaN for those that are computed."""
         return self._value[elements]  # type: ignore[no-any-return]
 
+    def owners(self, elements: Elements) -> list[int]:
+        """The positions of definitions of elements, each once."""
+        found = self._owner[elements]
+        if found.size and (found == found.flat[0]).all():  # most often
+            return [int(found.flat[0])]
+        return np.unique(found).tolist()  # type: ignore[no-any-return]
+
     def owner(self, elements: Elements) -> np.ndarray:
         """The positions of the definitions of elements; -1 for literals."""
         return self._owner[elements]  # type: ignore[no-any-return]

@@ -86,6 +86,11 @@ class Plan:
     """True for elements that stand in memory."""
     steps: Mapping[int, Step]
     """The steps of loops, by the position of their definition."""
+    near: Mapping[int, tuple[np.ndarray, ...]]
+    """For each operand of a step, True where a statement of the same loop computes it, in the same turn. Shape: that of
+    the operand, without turns."""
+    fixed: Mapping[int, tuple[np.ndarray, ...]]
+    """The same, True where it is the same for all rows."""
 
 
 def plan(
@@ -112,11 +117,11 @@ class _Planner:
         self.owner = np.full(n, -1)
         for i, definition in enumerate(definitions):
             self.owner[definition.elements] = i
-        self.moves = np.ones(n, bool)
+        self.same = np.ones(n, bool)
         """True for elements that are the same for all rows: they are in reach everywhere."""
         for definition in definitions:
             if not isinstance(definition.what, Whole):
-                self.moves[definition.elements] = False
+                self.same[definition.elements] = False
         self.turn, self.vector = np.full(n, -1), np.full(n, -1)
         self.turns = np.zeros(n, np.int64)
         """The number of turns of the loop of each element; 0 for elements outside of loops."""
@@ -131,13 +136,22 @@ class _Planner:
                 phase[i] = max(self._earliest(i, definition, phase), default=0)
                 phase[i] = max(phase[i], known)
         phase_of = np.where(self.owner >= 0, phase[self.owner], -1)
+        near = {
+            i: tuple(self._near(o, step.turns) & (phase_of[o[..., 0]] == phase[i]) for o in step.operands)
+            for i, step in self.steps.items()
+        }
+        fixed = {i: tuple(self.same[o].all(-1) for o in step.operands) for i, step in self.steps.items()}
         stored = np.zeros(len(self.owner), bool)
         for output in outputs:
             stored[output] = True
-        for i, definition in enumerate(self.definitions):
-            for through_memory in self._far(i, definition, phase_of, phase[i]):
-                stored[through_memory] = True
-        return Plan(tuple(self._phases(phase)), phase_of, self.turn, self.vector, stored, self.steps)
+        for definition in self.definitions:
+            if isinstance(definition.what, Product | Gather):
+                stored[definition.operands[0]] = True
+        for i, step in self.steps.items():
+            for operand, computed, same in zip(step.operands, near[i], fixed[i], strict=True):
+                stored[operand[~computed & ~same]] = True
+        phases = tuple(self._phases(phase))
+        return Plan(phases, phase_of, self.turn, self.vector, stored, self.steps, near, fixed)
 
     # ---- Turns.
 
@@ -220,7 +234,7 @@ class _Planner:
     def _earliest(self, i: int, d: Definition, phase: np.ndarray) -> Iterator[int]:
         if i not in self.steps:
             for operand in d.operands:
-                owners = self.owner[operand[~self.moves[operand]]]
+                owners = self.owner[operand[~self.same[operand]]]
                 if owners.size:
                     yield int(phase[owners].max()) + 1
             return
@@ -228,7 +242,7 @@ class _Planner:
             near = self._near(operand, self.steps[i].turns)
             yield from phase[np.unique(self.owner[operand[near]])].tolist()
             far = operand[~near]
-            far = far[~self.moves[far]]
+            far = far[~self.same[far]]
             if far.size:
                 yield int(phase[self.owner[far]].max()) + 1
 
@@ -238,19 +252,6 @@ class _Planner:
         same = (owner == owner[..., :1]) & (vector == vector[..., :1]) & (vector >= 0)
         same &= (self.turn[operand] == np.arange(turns)) & (self.turns[operand] == turns)
         return same.all(-1)  # type: ignore[no-any-return]
-
-    def _far(self, i: int, d: Definition, phase_of: np.ndarray, phase: int) -> Iterator[Elements]:
-        """Operands that are read from memory."""
-        if i not in self.steps:
-            if isinstance(d.what, Product | Gather):
-                yield d.operands[0]
-            return
-        for operand in self.steps[i].operands:
-            near = self._near(operand, self.steps[i].turns)
-            near &= phase_of[operand[..., 0]] == phase
-            far = operand[~near].reshape(-1, operand.shape[-1])
-            one_for_all = self.moves[far].all(-1)
-            yield far[~one_for_all]
 
     def _phases(self, phase: np.ndarray) -> Iterator[Phase]:
         for number in range(phase.max() + 1):

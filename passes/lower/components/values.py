@@ -211,8 +211,8 @@ class Builder:
         return Value(torch.from_numpy(result.T if swapped else result), dtype)
 
     def is_whole(self, x: Elements) -> bool:
-        owners = np.unique(self.table.owner(x))
-        return all(o >= 0 and isinstance(self.table.definitions[o].what, Whole) for o in owners.tolist())
+        owners = self.table.owners(x)
+        return all(o >= 0 and isinstance(self.table.definitions[o].what, Whole) for o in owners)
 
     def _is_sparse(self, x: Elements) -> bool:
         return bool(np.count_nonzero(self.table.value(x)) <= max(0.1 * x.size, 4 * sum(x.shape)))
