@@ -1,10 +1,11 @@
 """Multiply rows of a table before they are gathered, and sums of rows after they are scattered.
 
-    mm(cat([index_select(x, 0, p), e], 1), W)   =>   index_select(mm(x, W1), 0, p) + mm(e, W2)     W = [W1; W2]
-    index_add(0, 0, p, mm(g, W))                =>   mm(index_add(0, 0, p, g), W)
+    mm(index_select(x, 0, p), u)               =>  index_select(mm(x, u), 0, p)
+    index_add(zeros(n, 3), 0, p, mm(v, u))     =>  mm(index_add(zeros(n, 3), 0, p, v), u)
 
 A layer over edges or angles that is given features of atoms and bonds multiplies the same features many times. A
 product with a matrix is linear, so it may come first. It does wherever a table has fewer rows than the pointer into it.
+Of features side by side, those that were gathered are multiplied by their rows of the matrix.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import distcompile
 from distcompile.passes.normalize.normalize import normalize
 from distcompile.passes.simplify.clean import clean
 from distcompile.passes.simplify.join_parts import join_parts
+from distcompile.passes.simplify.linear_through_gather import linear_through_gather
 
 PASSES = Path(distcompile.__file__).parent / "passes"
 
@@ -29,6 +30,7 @@ EXECUTED: dict[str, Pass] = {
     "normalize/rows_within_rows": normalize,
     "simplify/clean": clean,
     "simplify/join_parts": join_parts,
+    "simplify/linear_through_gather": linear_through_gather,
 }
 """Files whose pictures are run, and the pass that they show."""
 
