@@ -1,14 +1,16 @@
 """One process: the stock model beside ours, time and memory per atom against the number of atoms.
 
-    python benchmarks/single.py --models chgnet mace:medium --cells 3 5 --modes stock eager inductor
+    python benchmarks/single.py --models chgnet mace:medium --cells 3 5 --modes stock eager kernels --constant 5.64
 
-Rocksalt MgO with displaced atoms, float32, energy and forces and stress. Every mode runs in a process of its own, from
-the smallest size to the last that memory holds (memory is the growth of the resident set over the resting process).
-Modes: ``stock`` (the package, eager), ``compile``
-(the stock model under torch.compile), ``eager`` (ours, tiled), ``inductor`` (ours, regions compiled). The last column
-is the part of the time for which the mode's matrix products alone, those computed again too, would keep this machine
-busy at its peak, what one large product reaches: near 100 %, they bound the speed. Writes a table and, with --plot, a
-picture.
+Rocksalt MgO with displaced atoms, float32, energy, forces and stress; with ``--constant 5.64`` as thin as NaCl, which
+has 40 edges within 6 A where MgO (4.21, the default) has 97. Every mode runs in a process of its own, from the smallest
+size to the last that memory holds (memory is the growth of the resident set over the resting process).
+Modes: ``stock`` (the package, eager), ``compile`` (the stock model under torch.compile), ``eager`` (ours, tiled),
+``kernels`` (ours, component code), ``inductor`` (ours, regions compiled by torch), ``symmetrix`` (symmetrix-xl, C++ for
+MACE alone, neighbour list included, if it is installed). The last column is the part of the time for which the mode's
+matrix products alone, those computed again too, would keep this machine busy at its peak, what one large product
+reaches: near 100 %, they bound the speed. It is not known of kernels, whose products are their own. Writes a table and,
+with --plot, a picture.
 """
 
 from __future__ import annotations
@@ -32,14 +34,14 @@ from torch.utils.flop_counter import flop_registry
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-MODES = ("stock", "compile", "eager", "inductor")
+MODES = ("stock", "compile", "eager", "kernels", "inductor", "symmetrix")
 
 
 ENOUGH = 60.0
 """Seconds after which an evaluation is not repeated."""
 
 
-def measure(name: str, sizes: list[int], mode: str, threads: int) -> Iterator[dict[str, Any]]:
+def measure(name: str, sizes: list[int], mode: str, threads: int, constant: float) -> Iterator[dict[str, Any]]:
     """Run in a process of its own: seconds and bytes of one evaluation of each size."""
     import distcompile
     from distcompile.runtime.execution.memory import available
@@ -51,7 +53,8 @@ def measure(name: str, sizes: list[int], mode: str, threads: int) -> Iterator[di
     model.requires_grad_(False)
 
     def graph(n: int) -> tuple[Any, ...]:
-        return in_single_precision(case.graph(rocksalt((n, n, n))))
+        atoms = rocksalt((n, n, n), constant)
+        return (atoms,) if mode == "symmetrix" else in_single_precision(case.graph(atoms))
 
     start = time.perf_counter()
     call: Any
@@ -59,6 +62,8 @@ def measure(name: str, sizes: list[int], mode: str, threads: int) -> Iterator[di
         call = lambda *args: model(*args, **case.kwargs)  # noqa: E731
     elif mode == "compile":
         call = torch.compile(lambda *args: model(*args, **case.kwargs))
+    elif mode == "symmetrix":
+        call = symmetrix(case.model)
     else:
         compiled = distcompile.compile(model, graph(2), model_kwargs=case.kwargs, validate=False, lowering=mode)
         call = compiled
@@ -83,11 +88,34 @@ def measure(name: str, sizes: list[int], mode: str, threads: int) -> Iterator[di
             call(*args)
             times.append(time.perf_counter() - start)
         per_atom = (peak_memory() - resting) / atoms
-        operations = products.count / 64 * atoms  # of 64 atoms, which have as many neighbours each
+        operations = (
+            0.0 if mode == "kernels" else products.count / 64 * atoms
+        )  # of 64 atoms, which have as many neighbours each
         yield {
             "model": name, "mode": mode, "atoms": atoms, "prepare s": prepared, "ms/atom": 1e3 * min(times) / atoms,
-            "MB/atom": per_atom / 1e6, "products": operations / min(times) / _fastest_product(),
+            "MB/atom": per_atom / 1e6,
+            "products": operations / min(times) / _fastest_product() if operations else math.nan,
         }  # fmt: skip
+
+
+def symmetrix(model: torch.nn.Module) -> Any:
+    """An evaluation by symmetrix-xl, as its ASE calculator does it."""
+    import tempfile
+
+    from symmetrix import Symmetrix
+
+    folder = Path(tempfile.mkdtemp())
+    torch.save(model.double(), folder / "m.model")
+    script = "from symmetrix.cli.extract_mace import main; main()"
+    arguments = ["-m", str(folder / "m.model"), "-o", str(folder / "m.json")]
+    subprocess.run([sys.executable, "-c", script, *arguments], check=True, capture_output=True)
+    calculator = Symmetrix(str(folder / "m.json"), dtype="float32")
+
+    def call(atoms: Any) -> Any:
+        calculator.reset()
+        calculator.calculate(atoms, ["energy", "forces", "stress"])
+
+    return call
 
 
 class Products(TorchDispatchMode):
@@ -125,11 +153,11 @@ def _number(text: str) -> Any:
     return int(text) if text.isdigit() else text
 
 
-def rocksalt(cells: tuple[int, int, int]) -> Any:
-    """MgO with displaced atoms."""
+def rocksalt(cells: tuple[int, int, int], constant: float = 4.21) -> Any:
+    """MgO with displaced atoms; the edge of its cubic cell in A."""
     from ase.build import bulk
 
-    atoms = bulk("MgO", "rocksalt", a=4.21, cubic=True).repeat(cells)
+    atoms = bulk("MgO", "rocksalt", a=constant, cubic=True).repeat(cells)
     atoms.rattle(0.05, seed=1)
     return atoms
 
@@ -160,13 +188,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["chgnet", "mace:medium", "matgl:TensorNet"])
     parser.add_argument("--cells", nargs="+", type=int, default=[3, 5], help="n x n x n cubic cells of 8 atoms")
-    parser.add_argument("--modes", nargs="+", default=["stock", "eager", "inductor"], choices=MODES)
+    parser.add_argument("--modes", nargs="+", default=["stock", "eager", "kernels"], choices=MODES)
+    parser.add_argument("--constant", type=float, default=4.21, help="edge of the cubic cell, A")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        for row in measure(options.one[0], options.cells, options.one[1], options.threads):
+        for row in measure(options.one[0], options.cells, options.one[1], options.threads, options.constant):
             print(json.dumps(row), flush=True)
         return
     rows = []
@@ -175,7 +204,8 @@ def main() -> None:
     for name in options.models:
         baseline: dict[int, dict[str, Any]] = {}
         for mode in options.modes:
-            command = [sys.executable, __file__, "--threads", str(options.threads), "--one", name, mode, "--cells"]
+            settings = ["--threads", str(options.threads), "--constant", str(options.constant)]
+            command = [sys.executable, __file__, *settings, "--one", name, mode, "--cells"]
             done = subprocess.run([*command, *map(str, options.cells)], capture_output=True, text=True, check=False)
             for row in [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"model"')]:
                 rows.append(row)
