@@ -286,8 +286,8 @@ def sevennet() -> Case:
 
 
 @cache
-def nequip(name: str = "NequIP") -> Case:
-    """NequIP or Allegro with random weights in float64."""
+def nequip(name: str = "NequIP", dtype: str = "float64", layers: int = 2, features: int = 8) -> Case:
+    """NequIP or Allegro with random weights."""
     import e3nn
     from nequip.data import AtomicDataDict, from_ase
     from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
@@ -295,7 +295,7 @@ def nequip(name: str = "NequIP") -> Case:
 
     species = list(MATGL_ELEMENTS)
     options: dict[str, Any] = {
-        "seed": 0, "model_dtype": "float64", "r_max": 4.5, "type_names": species, "avg_num_neighbors": 20.0,
+        "seed": 0, "model_dtype": dtype, "r_max": 4.5, "type_names": species, "avg_num_neighbors": 20.0,
         "per_type_energy_shifts": {name: 0.1 * i for i, name in enumerate(species)},
     }  # fmt: skip
     jit_mode = e3nn.get_optimization_defaults()["jit_mode"]
@@ -304,12 +304,12 @@ def nequip(name: str = "NequIP") -> Case:
         if name == "NequIP":
             from nequip.model import NequIPGNNModel
 
-            model = NequIPGNNModel(num_layers=2, l_max=2, num_features=8, **options)
+            model = NequIPGNNModel(num_layers=layers, l_max=2, num_features=features, **options)
         else:
             from allegro.model import AllegroModel
 
             model = AllegroModel(
-                num_layers=2, l_max=2, num_scalar_features=16, num_tensor_features=4,
+                num_layers=layers, l_max=2, num_scalar_features=2 * features, num_tensor_features=features // 2,
                 radial_chemical_embed={
                     "_target_": "allegro.nn.TwoBodyBesselScalarEmbed", "num_bessels": 8, "bessel_trainable": False,
                     "polynomial_cutoff_p": 6,
