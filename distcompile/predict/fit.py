@@ -131,7 +131,8 @@ class _Making:
     def __init__(self, make: Callable[[Tiled], Runnable], program: Tiled) -> None:
         self.made: Runnable | None = None
         self._make, self._program = make, program
-        threading.Thread(target=self._run, daemon=True, name="kernels").start()
+        self.thread = threading.Thread(target=self._run, daemon=True, name="kernels")
+        self.thread.start()
 
     def _run(self) -> None:
         try:
