@@ -135,6 +135,8 @@ class Builder:
             dtype: of the result.
             within: the dtype in which it is computed, if that is another one.
         """
+        if (within or dtype) == torch.bool:
+            function = LOGICAL.get(function, function)
         values = [self.value(x) for x in operands]
         given = np.broadcast_arrays(*(self.cast(v, within or dtype) for v in values))
         return Value(torch.from_numpy(self._simplest(function, given, dtype, within or dtype)), dtype)
@@ -256,6 +258,8 @@ def kind_of(dtype: torch.dtype) -> str:
     return "F" if dtype == torch.float32 else "D"
 
 
+LOGICAL = {"add": "or", "mul": "and", "maximum": "or", "minimum": "and"}
+"""Functions of numbers, as they are of truth values."""
 FOLDED: dict[str, Callable[..., np.ndarray]] = {
     "add": np.add,
     "sub": np.subtract,

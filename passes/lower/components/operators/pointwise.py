@@ -23,7 +23,8 @@ def _function(name: str, swapped: bool = False) -> Handler:
 
 def _comparison(name: str) -> Handler:
     def run(f: Builder, dtype: torch.dtype, a: Any, b: Any) -> Value:
-        return f.pointwise(name, (a, b), dtype, _common(f, a, b))
+        within = _common(f, a, b)
+        return f.pointwise(name, (a, b), dtype, torch.int64 if within == torch.bool else within)
 
     return run
 
