@@ -240,11 +240,12 @@ def check_size(shape: Sequence[int], most: int = LARGE) -> None:
 
 
 def known(f: Builder, x: Any) -> np.ndarray:
-    """Integers that are known."""
-    values = f.table.value(f.value(x).elements.numpy())
+    """Integers, or truth values, that are known."""
+    value = f.value(x)
+    values = f.table.value(value.elements.numpy())
     if np.isnan(values).any():
         raise Unsupported("numbers of places that vary")
-    return values.astype(np.int64)  # type: ignore[no-any-return]
+    return values.astype(bool if value.dtype == torch.bool else np.int64)  # type: ignore[no-any-return]
 
 
 def kind_of(dtype: torch.dtype) -> str:
