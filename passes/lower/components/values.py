@@ -73,7 +73,7 @@ class Builder:
         if isinstance(x, Value):
             return x
         if isinstance(x, int | float):
-            return Value(torch.tensor(self.table.literal(x)), torch.float64)
+            return Value(torch.tensor(self.literal(x)), torch.float64)
         if not isinstance(x, Input):
             raise Unsupported(f"an operand of type {type(x).__name__}")
         if x.position not in self.inputs:

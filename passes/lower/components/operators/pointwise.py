@@ -147,7 +147,6 @@ def _where(f: Builder, dtype: torch.dtype, condition: Any, a: Any, b: Any) -> Va
 
 @handles(aten.masked_fill.Scalar)
 def _masked_fill(f: Builder, dtype: torch.dtype, a: Any, mask: Any, value: Any) -> Value:
-    f.literal(value)
     return _where(f, dtype, mask, value, a)
 
 
@@ -158,7 +157,8 @@ def _to_copy(f: Builder, dtype: torch.dtype, a: Any) -> Value:
 
 @handles(aten.pow.Tensor_Scalar)
 def _pow(f: Builder, dtype: torch.dtype, a: Any, exponent: float) -> Value:
-    if exponent == int(exponent) and 0 < abs(exponent) <= 16:
+    a = Value(torch.from_numpy(f.cast(f.value(a), dtype)), dtype)
+    if 0 < abs(exponent) <= 16 and exponent == int(exponent):
         power, square, n = None, a, int(abs(exponent))
         while n:
             if n % 2:
