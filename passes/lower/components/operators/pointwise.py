@@ -14,9 +14,9 @@ from .registry import HANDLERS, Handler, handles
 aten = torch.ops.aten
 
 
-def _function(name: str, swapped: bool = False) -> Handler:
+def _function(name: str) -> Handler:
     def run(f: Builder, dtype: torch.dtype, *args: Any) -> Value:
-        return f.pointwise(name, args[::-1] if swapped else args, dtype)
+        return f.pointwise(name, args, dtype)
 
     return run
 
@@ -65,7 +65,6 @@ for _name in ("and", "or"):
         _overload = "default" if _prefix == "logical_" else "Tensor"
         HANDLERS[getattr(getattr(aten, _prefix + _name), _overload)] = _function(_name)
 HANDLERS[aten.logical_not.default] = HANDLERS[aten.bitwise_not.default] = _function("not")
-HANDLERS[aten.rsub.Scalar] = _function("sub", swapped=True)
 for _target in (aten.mul.Tensor, aten.mul.Scalar):
     HANDLERS[_target] = _function("mul")
 
@@ -78,6 +77,11 @@ def add(f: Builder, dtype: torch.dtype, a: Any, b: Any, alpha: float = 1) -> Val
 @handles(aten.sub.Tensor, aten.sub.Scalar)
 def _sub(f: Builder, dtype: torch.dtype, a: Any, b: Any, alpha: float = 1) -> Value:
     return f.pointwise("sub", (a, b if alpha == 1 else f.pointwise("mul", (b, alpha), dtype)), dtype)
+
+
+@handles(aten.rsub.Tensor, aten.rsub.Scalar)
+def _rsub(f: Builder, dtype: torch.dtype, a: Any, b: Any, alpha: float = 1) -> Value:
+    return _sub(f, dtype, b, a, alpha)
 
 
 @handles(aten.div.Tensor, aten.div.Scalar)
