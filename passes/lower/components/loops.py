@@ -135,7 +135,8 @@ class _Planner:
                 known = self.earliest.get(int(definition.elements[0]), 0)
                 phase[i] = max(self._earliest(i, definition, phase), default=0)
                 phase[i] = max(phase[i], known)
-        phase_of = np.where(self.owner >= 0, phase[self.owner], -1)
+        phase_of = np.full(len(self.owner), -1)
+        phase_of[self.owner >= 0] = phase[self.owner[self.owner >= 0]]
         near = {
             i: tuple(self._near(o, step.turns) & (phase_of[o[..., 0]] == phase[i]) for o in step.operands)
             for i, step in self.steps.items()
@@ -254,7 +255,7 @@ class _Planner:
         return same.all(-1)  # type: ignore[no-any-return]
 
     def _phases(self, phase: np.ndarray) -> Iterator[Phase]:
-        for number in range(phase.max() + 1):
+        for number in range(phase.max(initial=-1) + 1):
             loops: dict[int, list[Step]] = defaultdict(list)
             blocks = []
             for i in np.flatnonzero(phase == number).tolist():

@@ -174,7 +174,7 @@ class Builder:
     def sums(self, factors: Sequence[Elements], dtype: torch.dtype) -> Value:
         """Sums of products over the last dimension; terms that are zero, and factors that are one, are left out."""
         *shape, terms = factors[0].shape
-        arrays = [f.reshape(-1, terms) for f in factors]
+        arrays = [f.reshape(math.prod(shape), terms) for f in factors]
         numbers = [self.table.value(a) for a in arrays]
         keep = ~np.any([n == 0 for n in numbers], axis=0)
         counts = keep.sum(1)

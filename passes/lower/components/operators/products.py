@@ -22,9 +22,8 @@ def _sum(f: Builder, dtype: torch.dtype, a: Any, dims: Any = (), keep: bool = Fa
     elements = torch.from_numpy(f.cast(value, dtype))
     reduced = sorted({d % elements.dim() for d in dims} or set(range(elements.dim()))) if elements.dim() else []
     rest = [d for d in range(elements.dim()) if d not in reduced]
-    shape = [elements.shape[d] for d in rest]
-    terms = elements.permute(*rest, *reduced).reshape(*shape, -1).numpy()
-    result = f.sums((terms,), dtype).elements
+    terms = elements.permute(*rest, *reduced).flatten(len(rest)) if reduced else elements.unsqueeze(-1)
+    result = f.sums((terms.numpy(),), dtype).elements
     return Value(
         result.reshape([1 if d in reduced else n for d, n in enumerate(elements.shape)]) if keep else result, dtype
     )
@@ -46,16 +45,18 @@ def _var_mean(
     off = f.pointwise("sub", (a, mean), value.dtype)
     total = _sum(f, value.dtype, f.pointwise("mul", (off, off), value.dtype), dims, keepdim)
     count = value.elements.numel() // mean.elements.numel()
-    variance = f.pointwise("mul", (total, 1 / (count - correction)), value.dtype)
+    freedom = max(count - correction, 0)
+    how, factor = ("mul", 1 / freedom) if freedom else ("div", 0.0)
+    variance = f.pointwise(how, (total, factor), value.dtype)
     return [variance, mean if keepdim else Value(mean.elements.reshape(variance.elements.shape), value.dtype)]
 
 
 @handles(aten.prod.dim_int)
 def _prod(f: Builder, dtype: torch.dtype, a: Any, dim: int, keep: bool = False) -> Value:
-    first, *rest = (Value(e, dtype) for e in f.value(a).elements.unbind(dim))
-    result = first
-    for factor in rest:
-        result = f.pointwise("mul", (result, factor), dtype)
+    factors = torch.from_numpy(f.cast(f.value(a), dtype)).movedim(dim, 0)
+    result = Value(torch.full(factors.shape[1:], f.literal(1)), dtype)
+    for factor in factors:
+        result = f.pointwise("mul", (result, Value(factor, dtype)), dtype)
     return Value(result.elements.unsqueeze(dim), dtype) if keep else result
 
 
