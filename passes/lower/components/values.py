@@ -84,7 +84,7 @@ class Builder:
         given = x.given
         if given.is_number:
             raise Unsupported("a number that varies")
-        if any(n is None for n in given.shape):
+        if any(n is None for n in given.shape) or self.tables.get(x.position, 0) != 0:
             raise Unsupported("all of a table")
         shape: Any = given.shape
         check_size(shape, WHOLE if given.rows is None else LARGE)

@@ -62,7 +62,7 @@ def _gathered(f: Builder, dtype: torch.dtype, table: Any, dim: int, index: Any, 
     if not isinstance(table, Input) or table.given.rows is not None:
         raise Unsupported("a pointer into values of a row")
     dim %= max(len(table.given.shape), 1)
-    if f.tables.setdefault(table.position, dim) != dim:
+    if f.tables.setdefault(table.position, dim) != dim or (dim != 0 and table.position in f.inputs):
         raise Unsupported("pointers along several dimensions of a table")
     rest: Any = table.given.shape[:dim] + table.given.shape[dim + joined :]
     inner: Any = table.given.shape[dim + 1 : dim + joined]
