@@ -20,6 +20,8 @@ LARGE = 2**20
 """Elements of a tensor of one row above which a body is left to other code generators."""
 WHOLE = 2**24
 """The same for tensors that are the same for all rows."""
+NARROW = (torch.int8, torch.int16, torch.uint8)
+"""Integers that overflow soon. They are computed with as 64 bits, so only what is read has these dtypes."""
 SMALL = 64
 """Entries of a matrix of weights up to which a product with it is written out."""
 
@@ -122,6 +124,8 @@ class Builder:
                 values = values != 0
             names = [self.literal(v) for v in np.trunc(values).reshape(-1).tolist()]
             return np.array(names).reshape(found.shape)
+        if dtype in NARROW and x.dtype != torch.bool:
+            raise Unsupported("integers of few bits")
         if kind_of(x.dtype) == kind_of(dtype):
             return found
         return self.new("as", (found,), dtype, x.dtype)
@@ -137,6 +141,8 @@ class Builder:
         """
         if (within or dtype) == torch.bool:
             function = LOGICAL.get(function, function)
+        if dtype in NARROW:
+            raise Unsupported("integers of few bits")
         values = [self.value(x) for x in operands]
         given = np.broadcast_arrays(*(self.cast(v, within or dtype) for v in values))
         return Value(torch.from_numpy(self._simplest(function, given, dtype, within or dtype)), dtype)
