@@ -91,7 +91,7 @@ template <class V> INLINE V floor(V x) {
     for (int i = 0; i < LANES; ++i) x[i] = std::floor(x[i]);
     return x;
 }
-template <class V> INLINE V abs(V x) { return x < 0 ? -x : x; }
+template <class V> INLINE V abs(V x) { return x > 0 ? x : 0 - x; }  // -0 becomes 0
 template <class V> INLINE V sign(V x) { return number<V>(truth(x > 0)) - number<V>(truth(x < 0)); }
 template <class V> INLINE V sigmoid(V x) { return 1 / (1 + exp(-x)); }
 template <class V> INLINE V maximum(V x, V y) { return (x > y) | (x != x) ? x : y; }
