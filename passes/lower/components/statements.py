@@ -51,14 +51,14 @@ class Texts:
         for i, d in enumerate(definitions):
             self.owner[d.elements] = i
         self.tables: dict[str, str] = {}
-        """Declarations of constant tables, by their numbers."""
+        """Declarations of constant tables, by their types and numbers."""
 
     def static(self, c_type: str, numbers: Sequence[int | float]) -> str:
-        text = ", ".join(map(str, numbers))
-        if text not in self.tables:
-            name = f"table{len(self.tables)}"
-            self.tables[text] = f"static const {c_type} {name}[] = {{{text}}};"
-        return self.tables[text].split()[3].split("[")[0]
+        start, end = f"static const {c_type} ", f"[] = {{{', '.join(map(str, numbers))}}};"
+        key = start + end
+        if key not in self.tables:
+            self.tables[key] = f"{start}table{len(self.tables)}{end}"
+        return self.tables[key][len(start) :].split("[")[0]
 
     def whole(self, row: Elements) -> tuple[int, np.ndarray]:
         """The input that elements are of, and their addresses in it."""
