@@ -94,8 +94,9 @@ class Body:
     def _input_of(self, followed: Followed, output: int) -> tuple[int, int] | None:
         """The input, and the entry of its rows, that an output is."""
         (element,) = followed.outputs[output].elements.reshape(-1).tolist()
-        definition = followed.table.definitions[int(followed.table.owner(element))]
-        if not isinstance(definition.what, Rows):
+        owner = int(followed.table.owner(element))
+        definition = followed.table.definitions[owner]
+        if owner < 0 or not isinstance(definition.what, Rows):
             return None
         place = int(definition.places[element - int(definition.elements[0])])
         factor = self.given[definition.what.input].shape[self.given[definition.what.input].rows or 0]
