@@ -45,6 +45,11 @@ def _empty(f: Builder, dtype: torch.dtype, size: Any) -> Value:
     return Value(torch.full(tuple(size), f.zero), dtype)
 
 
+@handles(aten.scalar_tensor.default)
+def _scalar_tensor(f: Builder, dtype: torch.dtype, value: Any) -> Value:
+    return Value(torch.from_numpy(f.cast(f.value(value), dtype)), dtype)
+
+
 @handles(stop_gradient)
 def _stop_gradient(f: Builder, dtype: torch.dtype, a: Any) -> Value:
     return f.value(a)
