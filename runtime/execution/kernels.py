@@ -83,6 +83,9 @@ class Kernel:
 
     def add(self, table: Tensor, numbers: Tensor, values: Tensor) -> None:
         """Add rows of values to rows of a table."""
+        if numbers.dtype != torch.int64 or not values.is_floating_point():
+            table.index_add_(0, numbers, values)
+            return
         add = self.library.add_floats if values.dtype == torch.float32 else self.library.add_doubles
         pointers = (ctypes.c_void_p(t.data_ptr()) for t in (values, numbers))
         count, width = ctypes.c_int64(len(numbers)), ctypes.c_int64(values[0].numel())
