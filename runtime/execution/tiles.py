@@ -184,7 +184,7 @@ class Region(nn.Module):
             if value.kind == "store" and results[j] is None:
                 results[j] = value.empty(rows, room[j])
             if isinstance(result, Add):
-                results[j] = results[j].contiguous()
+                results[j] = results[j].contiguous() if result.after is None else results[result.after]
             at_once = value.kind == "store" or kernel.adds_at_once(value, threads)
             memory.append(results[j] if at_once else None)
             if isinstance(result, Add) and value.kind == "values":
