@@ -447,6 +447,13 @@ def test_every_operator_that_moves_has_a_case() -> None:
     assert known - targets() - set(NOT_TRACED) == set()
 
 
+def test_constants_that_read_like_places() -> None:
+    """Two tables of the numbers 0 to 19 in one program: integers of 64 bits, and the places of a result."""
+    given = inputs(7, torch.float64)
+    (found,) = compiled(lambda t: [t.i20 < t.count], given)(given)
+    assert torch.equal(found, given["i20"].tensor < torch.arange(20))
+
+
 # ---- What is not finite, and what has no form.
 
 
