@@ -18,6 +18,8 @@ from ...ir import Runnable, Tiled, copy_tiled, grown
 from ...ir.constants import Constants
 from ...runtime.execution.kernels import Kernel
 from ...runtime.execution.tiles import Region
+from .beside import piece_by_piece
+from .cache import cache_folder
 from .components import library
 from .components.elements import Unsupported
 from .components.kernel import Body as ComponentBody
@@ -69,19 +71,24 @@ def lower(program: Tiled, how: Lowering | Literal["components"] = "eager", notif
     if how != "components":
         left = {name: region for name, region in regions.items() if name not in found}
         found |= _generated(program, left, notify)
-    module = copy_tiled(program)
-    for name, region in found.items():
-        module.add_module(name, region)
-    return grown(program, Runnable, tiled=module, compiled_in=(*program.compiled_in, *read.values()))
+    with piece_by_piece():
+        module = copy_tiled(program)
+        for name, region in found.items():
+            module.add_module(name, region)
+        return grown(program, Runnable, tiled=module, compiled_in=(*program.compiled_in, *read.values()))
 
 
 def _followed(program: Tiled, regions: dict[str, Region]) -> dict[str, ComponentBody]:
     """The bodies that have a form in component code."""
-    constants, found = Constants(program.tiled), {}
+    with piece_by_piece():
+        cache_folder()  # what it imports is imported here, not in the threads that wait for compilers
+        constants = Constants(program.tiled)
+    found = {}
     for name, region in regions.items():
         if not region.spec.in_turn:
             try:
-                found[name] = ComponentBody(program, name, constants)
+                with piece_by_piece():
+                    found[name] = ComponentBody(program, name, constants)
             except Unsupported:
                 continue
     return found

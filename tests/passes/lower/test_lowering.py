@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,6 +68,7 @@ def test_operators_first_and_kernels_once_they_are_ready(monkeypatch: pytest.Mon
 
 def test_short_work_never_waits_for_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is compiled before evaluations have taken two seconds."""
+    monkeypatch.setattr(fit, "WORTHWHILE", 2.0)
     monkeypatch.setattr(lower.library, "loaded", lambda *_: pytest.fail("a compiler was called"))
     model, _ = compiled("auto")
     for _ in range(3):
@@ -129,3 +133,23 @@ def test_ranks_switch_at_the_same_call() -> None:
     first, second = run_ranks(2, switched_at, [0.0, 2.0])
     assert first == second
     assert first > 10
+
+
+ENDS_EARLY = """
+import toys, distcompile
+from distcompile.predict import fit
+fit.WORTHWHILE = 0.0
+model = distcompile.compile(toys.ThreeBody().eval(), toys.random_graph(14, 1, angles=True), validate=False)
+model(toys.random_graph(20, 2, angles=True))
+time.sleep({seconds})
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.02, 0.1, 0.5])
+def test_a_process_ends_while_kernels_are_made(seconds: float) -> None:
+    """It ends well, and soon."""
+    script = f"import sys, time; sys.path.insert(0, {str(Path(toys.__file__).parent)!r})" + ENDS_EARLY.format(
+        seconds=seconds
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr[-1000:]
