@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -61,7 +62,7 @@ class _Writer:
         self.dtypes = [v.dtype for v in followed.outputs]
         self.definitions = needed(self.table, self.table.definitions, self.values)
         self.plan: Plan = plan(self.table, self.definitions, self.values)
-        again = recomputed(self.table, self.definitions, self.plan, self.plan.steps)
+        again = recomputed(self.table, self.definitions, self.plan)
         if again is not None:
             definitions, earliest = again
             self.definitions = needed(self.table, definitions, self.values)
@@ -187,11 +188,11 @@ class _Writer:
         to = f"m.{kind.lower()} + {start}"
         match d.what:
             case Rows(i):
-                width = _width(self.given[i].shape)
+                width = math.prod(n for n in self.given[i].shape if n is not None)
                 base = f"(const {C_TYPES[self.given[i].dtype]}*)given[{i}]"
                 return f"read<{kind}>({base}, {width}, row, {first}, {count}, {to});"
             case Gather(i, index, split):
-                width = _width(d.shape)
+                width = math.prod(d.shape)
                 base = f"(const {C_TYPES[self.given[i].dtype]}*)given[{i}]"
                 at = f"m.i[{self.memory.places(index, 'I')[0]}]"
                 pointed = (
@@ -253,11 +254,3 @@ class _Writer:
         arguments = "F* __restrict f, D* __restrict d, I* __restrict i, B* __restrict b, const void* const* given"
         self.functions.append("\n".join([f"static __attribute__((noinline)) void {name}({arguments}) {{", *body, "}"]))
         return f"{name}(m.f, m.d, m.i, m.b, given);"
-
-
-def _width(shape: Sequence[int | None]) -> int:
-    width = 1
-    for n in shape:
-        assert n is not None
-        width *= n
-    return width

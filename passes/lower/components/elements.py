@@ -171,6 +171,14 @@ class Table:
         return self._owner[elements]  # type: ignore[no-any-return]
 
 
+def positions(table: Table, definitions: Sequence[Definition]) -> np.ndarray:
+    """For each element, the position of its definition among these; -1 for others."""
+    found = np.full(table.count, -1)
+    for i, definition in enumerate(definitions):
+        found[definition.elements] = i
+    return found
+
+
 def needed(table: Table, definitions: Sequence[Definition], outputs: Sequence[Elements]) -> list[Definition]:
     """The definitions, each with the elements that results depend on."""
     wanted = np.zeros(table.count, bool)

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from .elements import Definition, Elements, Gather, Pointwise, Product, Rows, Sum, Table, Whole
+from .elements import Definition, Elements, Gather, Pointwise, Product, Sum, Table, Whole, positions
 
 WIDE = 16
 """The length from which on a dimension is looped over, not written out."""
@@ -114,9 +114,7 @@ class _Planner:
     def __init__(self, table: Table, definitions: Sequence[Definition], earliest: Mapping[int, int]) -> None:
         self.definitions, self.earliest = definitions, earliest
         n = table.count
-        self.owner = np.full(n, -1)
-        for i, definition in enumerate(definitions):
-            self.owner[definition.elements] = i
+        self.owner = positions(table, definitions)
         self.same = np.ones(n, bool)
         """True for elements that are the same for all rows: they are in reach everywhere."""
         for definition in definitions:
@@ -307,6 +305,3 @@ def _arranged(d: Definition, turn: Elements) -> Step:
     if isinstance(d.what, Sum):
         return Step(d, d.elements[order], tuple(f[order].transpose(0, 2, 1) for f in d.what.factors))
     return Step(d, d.elements[order], tuple(o[order] for o in d.operands))
-
-
-__all__ = ["Loop", "Phase", "Plan", "Rows", "Step", "plan"]

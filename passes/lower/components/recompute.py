@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .elements import Definition, Elements, Pointwise, Sum, Table, Whole
-from .loops import Plan, Step
+from .elements import Definition, Elements, Pointwise, Sum, Table, Whole, positions
+from .loops import Plan
 
 CHEAP = 24.0
 """Operations for each number, up to which it is computed again."""
@@ -29,21 +29,19 @@ QUICK = ("add", "sub", "mul", "neg", "where", "as", "and", "or", "not", "lt", "l
 
 
 def recomputed(
-    table: Table, definitions: Sequence[Definition], plan: Plan, steps: Mapping[int, Step]
+    table: Table, definitions: Sequence[Definition], plan: Plan
 ) -> tuple[list[Definition], dict[int, int]] | None:
     """The definitions, with those again that a later phase computes for itself; None if there are none.
 
     The second result is the earliest phase of each definition that was added, by its first element.
     """
-    return _Recomputer(table, definitions, plan, steps).run()
+    return _Recomputer(table, definitions, plan).run()
 
 
 class _Recomputer:
-    def __init__(self, table: Table, definitions: Sequence[Definition], plan: Plan, steps: Mapping[int, Step]) -> None:
-        self.table, self.definitions, self.plan, self.steps = table, definitions, plan, steps
-        self.owner = np.full(table.count, -1)
-        for i, d in enumerate(definitions):
-            self.owner[d.elements] = i
+    def __init__(self, table: Table, definitions: Sequence[Definition], plan: Plan) -> None:
+        self.table, self.definitions, self.steps = table, definitions, plan.steps
+        self.owner = positions(table, definitions)
         self.phase = [int(plan.phase_of[d.elements[0]]) for d in definitions]
         self.cost = self._costs()
         self.copies: dict[tuple[int, int], Definition] = {}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from .elements import Definition, Elements, Pointwise, Sum, Table, Unsupported, Whole
+from .elements import Definition, Elements, Pointwise, Sum, Table, Unsupported, Whole, positions
 from .loops import Loop, Plan, Step
 from .memory import Memory
 from .values import Given, kind_of
@@ -47,9 +47,7 @@ class Texts:
 
     def __init__(self, table: Table, given: Sequence[Given], definitions: Sequence[Definition]) -> None:
         self.table, self.given, self.definitions = table, given, definitions
-        self.owner = np.full(table.count, -1)
-        for i, d in enumerate(definitions):
-            self.owner[d.elements] = i
+        self.owner = positions(table, definitions)
         self.tables: dict[str, str] = {}
         """Declarations of constant tables, by their types and numbers."""
 
