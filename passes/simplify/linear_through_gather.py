@@ -10,6 +10,7 @@ Of features side by side, those that were gathered are multiplied by their rows 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -105,7 +106,7 @@ def _into_products(node: fx.Node) -> None:
     """A slice of columns of a sum of products as a sum of products with slices."""
     value, _, *part = node.args
     assert isinstance(value, fx.Node)
-    products = _products(value)
+    products = _products(value, _is_read_in_parts)
     if products is None:
         return
     with node.graph.inserting_before(node):
@@ -120,9 +121,9 @@ def _into_products(node: fx.Node) -> None:
     node.replace_all_uses_with(total)
 
 
-def _products(value: fx.Node) -> list[tuple[Any, Any]] | None:
-    """The factors of the products that a value is the sum of; None if it is anything else, or read as a whole."""
-    if not all(_is_slice_or_sum(user) for user in value.users):
+def _products(value: fx.Node, accepts: Callable[[fx.Node], bool]) -> list[tuple[Any, Any]] | None:
+    """The factors of the products that a value is the sum of; None if it is anything else, or one is not accepted."""
+    if not accepts(value):
         return None
     if value.target is aten.mm.default:
         return [value.args]  # type: ignore[list-item]
@@ -130,15 +131,27 @@ def _products(value: fx.Node) -> list[tuple[Any, Any]] | None:
         return None
     found = []
     for operand in value.args:
-        inner = _products(operand) if isinstance(operand, fx.Node) and _same_shape(operand, value) else None
+        is_part = isinstance(operand, fx.Node) and _same_shape(operand, value)
+        inner = _products(operand, accepts) if is_part else None  # type: ignore[arg-type]
         if inner is None:
             return None
         found += inner
     return found
 
 
-def _is_slice_or_sum(user: fx.Node) -> bool:
-    return user.target in (aten.slice.Tensor, aten.add.Tensor)
+def _is_read_in_parts(value: fx.Node) -> bool:
+    """True if nothing reads a value, or a sum that it is a part of, as a whole."""
+    return all(user.target in (aten.slice.Tensor, aten.add.Tensor) for user in value.users)
+
+
+def _is_narrow_and_alone(value: fx.Node) -> bool:
+    """True if one operator reads a value, and it is no product of many more terms than it has columns."""
+    if len(value.users) > 1:
+        return False
+    if value.target is not aten.mm.default:
+        return True
+    left, right = value.args
+    return bool(left.meta["val"].shape[1] <= 4 * right.meta["val"].shape[1])  # type: ignore[union-attr]
 
 
 def _same_shape(a: fx.Node, b: fx.Node) -> bool:
@@ -154,7 +167,7 @@ def _after_scatter(program: Normal, node: fx.Node) -> None:
     assert isinstance(base, fx.Node) and isinstance(pointer, fx.Node) and isinstance(source, fx.Node)
     if dim != 0 or node.kwargs or not is_zero(base) or not _is_worthwhile(program, base, pointer):
         return
-    products = _alone(source)
+    products = _products(source, _is_narrow_and_alone)
     if products is None:
         return
     with node.graph.inserting_before(node):
@@ -168,25 +181,6 @@ def _after_scatter(program: Normal, node: fx.Node) -> None:
             total = term if total is None else new(aten.add.Tensor, total, term, value=node.meta["val"])
     assert total is not None
     node.replace_all_uses_with(total)
-
-
-def _alone(source: fx.Node) -> list[tuple[Any, Any]] | None:
-    """The factors of the products that a value is the sum of, if nothing else reads them."""
-    if len(source.users) > 1:
-        return None
-    if source.target is aten.mm.default:
-        left, right = source.args
-        few = left.meta["val"].shape[1] <= 4 * right.meta["val"].shape[1]  # type: ignore[union-attr]
-        return [(left, right)] if few else None
-    if source.target is not aten.add.Tensor or source.kwargs:
-        return None
-    found = []
-    for operand in source.args:
-        inner = _alone(operand) if isinstance(operand, fx.Node) and _same_shape(operand, source) else None
-        if inner is None:
-            return None
-        found += inner
-    return found
 
 
 def _zeros(new: Writer, base: fx.Node, left: fx.Node) -> fx.Node:
