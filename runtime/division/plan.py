@@ -40,8 +40,10 @@ class Division:
     halo_keys: dict[str, Tensor]
     """Per space, and for some rows of a space, reader * rows + row for every halo row of every rank, ascending."""
     turns: dict[str, Tensor]
-    """Per space, the turn of each row: a rank's rows are ordered by it, and by number within one. Interior rows, whose
+    """Per space, the turn of each row: a rank's rows are ordered by it, and by place within one. Interior rows, whose
     pointers stay on the rank, have turn 0; of a joined list, the rows of one list follow those of another."""
+    places: dict[str, Tensor]
+    """Per space, the place of each row: rows that follow others stand in the order of those, and then by number."""
     partition: Partition
     parts: int
     some: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -69,7 +71,7 @@ class Division:
         rows = max(len(owners), 1)
         readers, read = self.halo_keys[name] // rows, self.halo_keys[name] % rows
         owned, turns = torch.nonzero(owners == rank).flatten(), self.turns[self.some.get(name, name)]
-        owned = owned[turns[owned].argsort(stable=True)]
+        owned = owned[self._by_turn(self.some.get(name, name), turns)[owned].argsort(stable=True)]
         numbers = torch.empty(rows, dtype=torch.int64)
         numbers[owned] = torch.arange(len(owned))
         halo = read[readers == rank]
@@ -87,7 +89,12 @@ class Division:
     def order(self, space: str) -> Tensor:
         """The rows that ranks own, as ranks order them, by rank.  # Shape: [rows], int64"""
         turns = self.turns[space]
-        return (self.ranks[space] * _count(turns) + turns).argsort(stable=True)
+        by_rank = self.ranks[space] * _count(turns) + turns
+        return self._by_turn(space, by_rank).argsort(stable=True)
+
+    def _by_turn(self, space: str, turns: Tensor) -> Tensor:
+        """Numbers that order rows by turn, and by place within one."""
+        return turns * len(turns) + self.places[space]
 
 
 def divide(
@@ -126,7 +133,8 @@ def divide(
     for each in some:
         whole = wholes[each.name]
         halo_keys[each.name] = _some(halo_keys[whole], [values[name] for name in each.through], sizes[whole])
-    return Division(ranks, halo_keys, _turns(spaces, pointers, ranks, away), found, parts, wholes)
+    turns, places = _turns(spaces, pointers, ranks, away), _places(spaces, pointers, sizes, values)
+    return Division(ranks, halo_keys, turns, places, found, parts, wholes)
 
 
 def _count(turns: Tensor) -> int:
@@ -153,6 +161,27 @@ def _turns(
                 leaves |= away[p.name].any(1)
         turns[space.name] = leaves.long()
     return turns
+
+
+def _places(
+    spaces: Sequence[Space],
+    pointers: Sequence[Pointer],
+    sizes: Mapping[str, int],
+    values: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Per space, the place of each row among those of all ranks, see `Division`."""
+    places: dict[str, Tensor] = {}
+    for space in spaces:
+        places[space.name] = torch.arange(sizes[space.name])
+        if space.blocks:
+            places[space.name] = torch.cat([places[block.name] for block in space.blocks])
+        for p in pointers:
+            if p.source == space and p.owner and not space.blocks:
+                before = places[p.target.name][_first(p, values)]
+                if bool((before[1:] < before[:-1]).any()):
+                    places[space.name][before.argsort(stable=True)] = torch.arange(sizes[space.name])
+                break
+    return places
 
 
 def _atoms_followed(

@@ -47,7 +47,7 @@ def test_every_row_is_owned_once(case: Case) -> None:
 
 @given(cases())
 def test_rows_whose_pointers_stay_come_first(case: Case) -> None:
-    """Interior rows, then the others, each by number; no pointer of an interior row leaves, one of each other does."""
+    """Interior rows, then the others, each by place; no pointer of an interior row leaves, one of each other does."""
     division = case.divide()
     for rank in range(case.parts):
         for space in SPACES:
@@ -57,7 +57,11 @@ def test_rows_whose_pointers_stay_come_first(case: Case) -> None:
                 away |= (division.ranks[p.target.name][p.by_rows(case.values[p.name])] != rank).any(1)
             inside, outside = plan.owned[: plan.interior], plan.owned[plan.interior :]
             assert not away[inside].any() and away[outside].all()
-            assert all(a < b for rows in (inside, outside) for a, b in pairwise(rows.tolist()))
+            places = division.places[space.name]
+            assert all(a < b for rows in (inside, outside) for a, b in pairwise(places[rows].tolist()))
+            for p in [p for p in POINTERS if p.source == space and p.owner]:
+                owners = division.places[p.target.name][p.by_rows(case.values[p.name])[:, 0]]
+                assert all(a <= b for a, b in pairwise(owners[places.argsort()].tolist()))
 
 
 @given(cases())
