@@ -46,9 +46,10 @@ class Stage:
     """Raises AssertionError, which names the node, if a property does not hold after the stage."""
 
 
-def scheduling(hold: float = HOLD) -> Stage:
-    """The stage that decides the order of work; `hold` is the price of memory against time, see `tile`."""
-    passes = (functools.partial(tile, hold=hold), overlap, bucket_messages, share_gradients)
+def scheduling(hold: float = HOLD, in_step: bool = False) -> Stage:
+    """The stage that decides the order of work; arguments as of `tile`. One rank waits for no messages."""
+    tiling = functools.partial(tile, hold=hold, in_step=in_step)
+    passes = (tiling, *(() if in_step else (overlap, bucket_messages)), share_gradients)
     return Stage("schedule", passes, spec.scheduled)
 
 

@@ -73,7 +73,8 @@ import programs
 from distcompile.show.printer import show_program
 for name in sys.argv[1:]:
     given = programs.MODELS[name]
-    other = distcompile.compile(given.make(), given.other(), model_kwargs=given.kwargs, validate=False)
+    world = distcompile.LocalWorld(3)
+    other = distcompile.compile(given.make(), given.other(), model_kwargs=given.kwargs, world=world, validate=False)
     print("-- text of", name)
     print(show_program(other.program), end="")
     print(other.explain(), end="")
@@ -82,7 +83,7 @@ for name in sys.argv[1:]:
 
 
 def test_texts_are_the_same_in_another_process_and_for_an_example_of_another_size() -> None:
-    """Compiled anew with other hash seeds, on 5 atoms or so, on one rank: letter by letter the same."""
+    """Compiled anew with other hash seeds, on 5 atoms or so, on three ranks: letter by letter the same."""
     for name in HELD:
         model(name)  # skips where a package is missing
     paths = [str(Path(distcompile.__file__).parent.parent), str(Path(__file__).parent)]

@@ -19,6 +19,7 @@ from .program import (
     Tiled,
     copy_tiled,
     grown,
+    owner_pointers,
     replace_graph,
     replace_tiled,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "grown",
     "halo_name",
     "is_random",
+    "owner_pointers",
     "placement",
     "replace_graph",
     "replace_tiled",

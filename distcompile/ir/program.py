@@ -160,6 +160,12 @@ class Placed(Split):
         return next(s for s in self.spaces if s.name == name)
 
 
+def owner_pointers(program: Placed) -> dict[str, Pointer]:
+    """Per space whose rows each follow one row of another, the pointer that says which."""
+    found = [p for p in program.pointers if p.owner and not (p.leaves_rank or p.identity or p.source.blocks)]
+    return {p.source.name: p for p in found}
+
+
 @dataclasses.dataclass(frozen=True)
 class Distributed(Placed):
     """A program that is right on any number of ranks: messages are part of it."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import sympy
 import torch
-from torch import fx
+from torch import fx, nn
 
 from ..ir import META, WHOLE_RULE, Halo, Placement, Space, Tiled, placement
 from ..ir.operators import OPERATORS, Crossing, facts
@@ -21,6 +21,8 @@ from ..passes.spaces.place import WHY, placements
 from ..rules.cost import bytes_per_row, product_flops, product_length
 from ..rules.levels import rows_of
 from ..rules.messages import message
+from ..runtime.execution.grouping import grouped
+from ..runtime.execution.in_step import InStep
 from ..runtime.execution.tiles import Region
 from ..runtime.operators.messages import wait
 
@@ -241,7 +243,8 @@ def peak_bytes(program: Tiled, sizes: Mapping[str, int], halos: Mapping[str, int
     """
     rows_here = {s.name: halos[s.halo_of.name] if s.halo_of else sizes[s.name] for s in program.row_spaces}
     known = {s.symbol: rows_here[s.name] for s in program.row_spaces}
-    nodes = list(program.tiled.graph.nodes)
+    steps = grouped(program)
+    nodes = list(steps.graph.nodes)
     last: dict[fx.Node, int] = {}
     for i, node in enumerate(nodes):
         for used in node.all_input_nodes:
@@ -254,11 +257,7 @@ def peak_bytes(program: Tiled, sizes: Mapping[str, int], halos: Mapping[str, int
     for i, node in enumerate(nodes):
         block = 0
         if node.op == "call_module":
-            region = program.tiled.get_submodule(str(node.target))
-            assert isinstance(region, Region)
-            rows = rows_here[region.spec.space]
-            threads, length = region.schedule(rows)
-            block = int(min(threads * length, rows) * region.spec.row_bytes)
+            block = _block(steps.get_submodule(str(node.target)), rows_here)
             made = [n for n in _results_of(node) if storage(n) is n]  # they exist from the first block on
         else:
             made = [node] if storage(node) is node and not _is_result(node) else []
@@ -271,6 +270,16 @@ def peak_bytes(program: Tiled, sizes: Mapping[str, int], halos: Mapping[str, int
             if gone.op != "placeholder":  # inputs stay with the caller
                 live -= held.get(gone, 0)
     return peak
+
+
+def _block(called: nn.Module, rows_here: Mapping[str, int]) -> int:
+    """Bytes of the values that exist for a block of rows, or for a stretch of a group, on all threads."""
+    if isinstance(called, InStep):
+        return called.stretch_bytes(rows_here)
+    assert isinstance(called, Region)
+    rows = rows_here[called.spec.space]
+    threads, length = called.schedule(rows)
+    return int(min(threads * length, rows) * called.spec.row_bytes)
 
 
 def _results_of(call: fx.Node) -> list[fx.Node]:

@@ -25,6 +25,9 @@ CHEAPER = (HOLD / 4, HOLD / 2)
 DEARER = (4 * HOLD, 64 * HOLD)
 """The cost of memory if there is too little of it."""
 
+Tiling = tuple[float, bool]
+"""The cost of memory, and whether groups of regions run in step: the arguments of `passes.scheduling`."""
+
 WORTHWHILE = 2.0
 """Seconds of evaluations after which kernels are made for those to come."""
 
@@ -42,6 +45,7 @@ class Fit:
         lowered: Callable[[Tiled], Runnable],
         without: Collection[str] = (),
         faster: Callable[[Tiled], Runnable] | None = None,
+        ranks: int = 2,
     ) -> None:
         """
         Args:
@@ -50,14 +54,15 @@ class Fit:
             lowered: makes a tiling ready to run.
             without: names of passes to leave out when it is tiled once more.
             faster: makes a faster form of a tiling, beside other work, once evaluations have taken a while.
+            ranks: the number of ranks that are expected. One rank alone runs groups of regions in step.
         """
         self.program, self.memory = program, memory
         self._lowered, self._without = lowered, without
-        self._tilings = {HOLD: program}
-        self._runnable: dict[float, Runnable] = {}
+        self._tilings: dict[Tiling, Tiled] = {(HOLD, False): program}
+        self._runnable: dict[Tiling, Runnable] = {}
         self._faster = faster
-        self._making: dict[float, _Making] = {}
-        self._running = HOLD
+        self._making: dict[Tiling, _Making] = {}
+        self._running: Tiling = (HOLD, ranks == 1)
         self._seconds = 0.0
 
     def __call__(self, sizes: dict[str, int], division: Division, free: int | None) -> Runnable:
@@ -71,39 +76,40 @@ class Fit:
         Raises:
             InputError: no tiling fits into the memory.
         """
-        hold, need = self.choose(sizes, division, free)
+        tiling, need = self.choose(sizes, division, free)
         if self.memory is not None and need > self.memory:
             raise InputError(_refusal(need, self.memory, f"memory={self.memory} ", ", or raise memory=", division))
         if self.memory is None and free is not None and need > free:
             raise InputError(_refusal(need, free, "what is free there ", ", or a machine with more memory", division))
-        return self.runnable(hold)
+        return self.runnable(tiling)
 
-    def choose(self, sizes: dict[str, int], division: Division, free: int | None) -> tuple[float, int]:
-        """The cost of memory in the first tiling that fits, else in that which needs least, and the bytes it needs."""
+    def choose(self, sizes: dict[str, int], division: Division, free: int | None) -> tuple[Tiling, int]:
+        """The first tiling that fits, else that which needs least, and the bytes it needs."""
         limit = self.memory
         if limit is None and free is not None:
             limit = int((1 - SPARED) * free)
-        best, least = HOLD, math.inf
+        alone = division.parts == 1
+        best, least = (HOLD, alone), math.inf
         for hold in (*(CHEAPER if self.memory is not None else ()), HOLD, *DEARER):
-            need = max(needs(self.tiling(hold), sizes, division))
+            need = max(needs(self.tiling((hold, alone)), sizes, division))
             if need < least:
-                best, least = hold, need
+                best, least = (hold, alone), need
             if limit is None or least <= limit:
                 break
         return best, int(least)
 
-    def tiling(self, hold: float) -> Tiled:
-        """The program tiled for a cost of holding a byte."""
-        if hold not in self._tilings:
-            self._tilings[hold] = run(self.program, (scheduling(hold),), without=self._without)
-        return self._tilings[hold]
+    def tiling(self, which: Tiling) -> Tiled:
+        """The program in a tiling."""
+        if which not in self._tilings:
+            self._tilings[which] = run(self.program, (scheduling(*which),), without=self._without)
+        return self._tilings[which]
 
-    def runnable(self, hold: float = HOLD) -> Runnable:
-        """The same tiling in the form in which it runs."""
-        self._running = hold
-        if hold not in self._runnable:
-            self._runnable[hold] = self._lowered(self.tiling(hold))
-        return self._runnable[hold]
+    def runnable(self, which: Tiling | None = None) -> Runnable:
+        """A tiling in the form in which it runs; by default the one that a graph is expected to need."""
+        which = self._running = which or self._running
+        if which not in self._runnable:
+            self._runnable[which] = self._lowered(self.tiling(which))
+        return self._runnable[which]
 
     def took(self, seconds: float) -> None:
         """An evaluation took so long. When all have taken long enough, a faster form is made of what runs."""

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import fx
 
-from ..ir import META, Placed, Placement, Space
+from ..ir import META, Placed, Placement, Space, owner_pointers
 from ..ir.operators import facts, filled_with
 from .indexing import accesses, reduction
 
@@ -112,14 +112,48 @@ def constant_of(fresh: fx.Node) -> Any:
     return filled_with(fresh)
 
 
-def levels(program: Placed) -> dict[fx.Node, Work]:
-    """The `Work` of every operator of the rewritten graph, in order."""
+def levels(program: Placed, near: Container[fx.Node] = ()) -> dict[fx.Node, Work]:
+    """The `Work` of every operator of the rewritten graph, in order.
+
+    Args:
+        program: knows the place of every value.
+        near: gathers and scatters that are no barriers, see `near_accesses`.
+    """
     found: dict[fx.Node, Work] = {}
     order = {space: i for i, space in enumerate(program.row_spaces)}
     for node in program.graph.graph.nodes:
         if node.op == "call_function" and not is_size(node):
-            found[node] = _work(node, found, order)
+            found[node] = _work(node, found, order, near)
     return found
+
+
+def near_accesses(program: Placed) -> set[fx.Node]:
+    """Gathers from, and sums into, the rows that the rows of another space follow: from edges to their own atom.
+
+    Rows that follow one another are on one rank, and may be put in one order. Then a stretch of atoms and that of their
+    edges need no rows of other stretches, neither for such a gather nor for such a sum.
+    """
+    follows = {p.name for p in owner_pointers(program).values()}
+    found: set[fx.Node] = set()
+    for node in program.graph.graph.nodes:
+        if node.op != "call_function" or len(used := accesses(node)) != 1:
+            continue
+        (access,) = used
+        rows = rows_of(access.table)
+        if not access.dense or pointer_of(access.index) not in follows:
+            continue
+        if rows is None or access.dim != 0 or (rows.dim, rows.factor) != (0, 1):
+            continue
+        if access.kind == "gather" or (is_simple(node) and (is_fresh(access.table) or continues(node) in found)):
+            found.add(node)
+    return found
+
+
+def pointer_of(index: fx.Node) -> str:
+    """The name of the input that an index is a view of."""
+    while index.op == "call_function":
+        index = index.args[0]  # type: ignore[assignment]
+    return index.name
 
 
 def continues(node: fx.Node) -> fx.Node | None:
@@ -133,7 +167,7 @@ def continues(node: fx.Node) -> fx.Node | None:
     return base if same else None
 
 
-def _work(node: fx.Node, found: dict[fx.Node, Work], order: Mapping[Space, int]) -> Work:
+def _work(node: fx.Node, found: dict[fx.Node, Work], order: Mapping[Space, int], near: Container[fx.Node]) -> Work:
     if node.target is operator.getitem and found[node.args[0]].kind == "whole":  # type: ignore[index]
         return found[node.args[0]]  # type: ignore[index]
     mine, source = rows_of(node), source_of(node)
@@ -146,22 +180,23 @@ def _work(node: fx.Node, found: dict[fx.Node, Work], order: Mapping[Space, int])
         if all(_is_local(n, over.space) for n in locals_):
             before = found[base] if continues(node) is not None else None
             if before is not None and before.space is not None and order[before.space] <= order[over.space]:
-                level = max(before.level, _level(locals_, set(), found))  # regions of a level run in this order
+                level = max(before.level, _level(locals_, set(), found, near))  # regions of a level run in this order
             else:
-                level = _level(locals_, rest, found)
+                level = _level(locals_, rest, found, near)
             return Work("scatter", level, over.space)
     elif source is not None and tables:
         pass  # several indices at once: done on complete values
     elif mine is not None:
         locals_ = [n for n in node.all_input_nodes if n not in tables]
         if all(_is_local(n, mine.space) for n in locals_):
-            return Work("row", _level(locals_, tables, found), mine.space)
+            beside = {*locals_, *tables} if node in near else locals_
+            return Work("row", _level(beside, tables - set(beside), found, near), mine.space)
     elif isinstance(node.meta[META], Placement) and node.meta[META].partial:
         spaces = {r.space for n in node.all_input_nodes if (r := rows_of(n)) is not None}
         if len(spaces) == 1:
             (space,) = spaces
             if not tables and all(_is_local(n, space) for n in node.all_input_nodes):
-                return Work("reduce", _level(node.all_input_nodes, set(), found), space)
+                return Work("reduce", _level(node.all_input_nodes, set(), found, near), space)
     inputs = [found[n] for n in node.all_input_nodes if n in found]
     return Work("whole", max((w.available for w in inputs), default=0))
 
@@ -185,13 +220,13 @@ def _is_local(node: fx.Node, space: Space) -> bool:
     return isinstance(placement, Placement) and not placement.sharded
 
 
-def _level(rows: Any, complete: Any, found: dict[fx.Node, Work]) -> int:
+def _level(rows: Any, complete: Any, found: dict[fx.Node, Work], near: Container[fx.Node]) -> int:
     """The level at which all operands are there: those of `rows` row by row, those of `complete` as a whole."""
     level = 0
     for node in rows:
         work = found.get(node)
         if work is not None:
-            level = max(level, work.level if work.kind == "row" else work.available)
+            level = max(level, work.level if work.kind == "row" or node in near else work.available)
     for node in complete:
         if node in found:
             level = max(level, found[node].available)

@@ -14,6 +14,7 @@ from ..ir.user_code import user_frame
 from ..ir.writer import made_by
 from ..predict.account import Collective, collectives, place, stretches
 from ..rules.messages import message
+from ..runtime.execution.grouping import in_step_with
 from ..runtime.execution.kernels import Kernel
 from ..runtime.execution.tiles import Region
 from ..runtime.operators.messages import start, wait
@@ -106,6 +107,7 @@ def _schedule(program: Tiled) -> Iterator[str]:
     tiled = program.tiled
     width = max((len(r.spec.space) for r in tiled.children() if isinstance(r, Region)), default=0)
     under_way = _under_way(tiled)
+    together = in_step_with(program)
     started: list[fx.Node] = []
     for node in tiled.graph.nodes:
         sent = message(node)
@@ -117,6 +119,7 @@ def _schedule(program: Tiled) -> Iterator[str]:
             yield (
                 f"  {spec.space:<{width}} level {spec.level:<3} {operators:>5} operators, "
                 f"blocks of {region.block:>8} rows, {spec.row_bytes:>8.0f} bytes/row{_how(region)}{_which_rows(node)}"
+                f"{', in step with the one before' if node in together else ''}"
             )
         elif node.target is wait:
             if node.args[0] in under_way:

@@ -10,29 +10,35 @@ Values that only one region needs exist for one block of rows at a time. `levels
 
 from __future__ import annotations
 
-import functools
-import math
 import operator
 from collections import defaultdict
-from collections.abc import Iterator
 from typing import Any
 
 import sympy
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from ...ir import META, Distributed, Space, Tiled, grown, is_random
 from ...ir.graphs import anchor, copy_node, graph_module
 from ...ir.operators import facts
 from ...ir.sizes import size_nodes
 from ...ir.writer import described, write
-from ...rules.cost import bytes_per_row, load_per_row, work_per_row
+from ...rules.cost import bytes_per_row
 from ...rules.indexing import accesses, reduction
-from ...rules.levels import Rows, Work, continues, is_fresh, is_size, levels, rows_of, source_of, tables_of
+from ...rules.levels import (
+    Rows,
+    Work,
+    continues,
+    is_fresh,
+    is_size,
+    rows_of,
+    source_of,
+    tables_of,
+)
 from ...rules.messages import Message, message
 from ...runtime.execution.tiles import Add, Reduce, Region, RegionSpec, Result, Slice, Store, taken
 from ...runtime.operators.halo import halo_join, halo_join_
-from .store_or_recompute import choose
+from .choice import Choice
 
 aten = torch.ops.aten
 
@@ -43,97 +49,52 @@ BLOCK_BYTES = 8 * 2**20
 """Bytes that a block's values may take: the share of the last-level cache that one thread has."""
 
 
-def tile(program: Distributed, hold: float = HOLD) -> Tiled:
-    """Return `program` with `tiled`, the same graph as calls of regions; `hold` is the price of memory."""
-    return grown(program, Tiled, tiled=_Tiler(program, hold).build(), differentiated=program.graph)
+def tile(program: Distributed, hold: float = HOLD, in_step: bool = False) -> Tiled:
+    """Return `program` with `tiled`, the same graph as calls of regions.
+
+    Args:
+        program: a distributed program.
+        hold: the price of memory.
+        in_step: make groups of regions that can run in step, see `passes.lower.in_step`: a stretch of atoms together
+            with that of their edges. What they pass to each other then exists for a stretch at a time.
+    """
+    return grown(program, Tiled, tiled=_Tiler(program, hold, in_step).build(), differentiated=program.graph)
 
 
 class _Tiler:
-    def __init__(self, program: Distributed, hold: float) -> None:
-        self.program, self.hold = program, hold
+    def __init__(self, program: Distributed, hold: float, in_step: bool) -> None:
+        self.program, self.in_step = program, in_step
         self.nodes: list[fx.Node] = list(program.graph.graph.nodes)
         self.position = {n: i for i, n in enumerate(self.nodes)}
-        self.work = levels(program)
-        self.stored = self._needed_complete()
-        self.load = functools.cache(functools.partial(load_per_row, program))
-        self.effort = functools.cache(functools.partial(work_per_row, program))
-        self.once = {n for node in self.work for n in _compared(node)}
-        self.computed: dict[tuple[Space, int], set[fx.Node]] = {}
+        self.choice = Choice(program, hold, in_step)
+        self.work, self.group = self.choice.work, self.choice.group
         self.inputs = {i.name: i for i in program.inputs}
         self.graph = fx.Graph()
         self.env: dict[fx.Node, fx.Node] = {}
+        self.here: dict[fx.Node, fx.Node] = {}
+        """What the group at hand computed."""
         self.tables: dict[fx.Node, fx.Node] = {}
         """The tables, with owned rows and room for halo rows, that hold complete values."""
         self.regions: dict[str, Region] = {}
 
     def build(self) -> fx.GraphModule:
-        last = max((w.available for w in self.work.values()), default=0)
-        for level in range(last, -1, -1):
-            for space in self.program.row_spaces:
-                self._choose(space, level)
         for node in self.nodes:
             if node.op in ("placeholder", "get_attr") or (node.op == "call_function" and is_size(node)):
                 self._copy(node)
-        for level in range(last + 1):
+        for group in range(max(self.group.values(), default=0) + 1):
             for node in self.nodes:
-                if node in self.work and self.work[node].kind == "whole" and self.work[node].level == level:
+                if node in self.work and self.work[node].kind == "whole" and self.group[node] == group:
                     self._copy(node)
-            for space in self.program.row_spaces:
-                if self.computed.get((space, level)):
-                    self._emit(space, level)
+            self.here = {}
+            for space, level, nodes, roots in self.choice.regions(group):
+                self._emit(space, level, group, nodes, roots)
+        self.here = {}
         self._copy(self.nodes[-1])
         module = graph_module({**_attributes(self.program.graph), **self.regions}, self.graph)
         module.graph.eliminate_dead_code()
+        module.delete_all_unused_submodules()
         module.graph.lint()
         return module
-
-    def _needed_complete(self) -> set[fx.Node]:
-        """Row-local values that are needed whole: as a table, as a result, or for a collective."""
-        needed = set()
-        for node, work in self.work.items():
-            if work.kind != "row" or is_fresh(node):  # zeros are made anew where they are needed
-                continue
-            users = [user for user in node.users if not is_size(user)]
-            if any(self._wants_complete(user, node) for user in users):
-                needed.add(node)
-        return needed
-
-    def _wants_complete(self, user: fx.Node, node: fx.Node) -> bool:
-        return user.op == "output" or self.work[user].kind == "whole" or node in tables_of(user)
-
-    def _operands(self, node: fx.Node, space: Space) -> list[fx.Node]:
-        """Operands that are rows of `space`, computed by row-local operators."""
-        apart = tables_of(node) | ({node.args[0]} if self.work[node].kind == "scatter" else set())
-        return [
-            n
-            for n in node.all_input_nodes
-            if n in self.work and self.work[n].kind == "row" and self.work[n].space == space and n not in apart
-        ]
-
-    def _choose(self, space: Space, level: int) -> None:
-        """Decide what the region of a space at a level computes.
-
-        The values that it loads become results of earlier regions.
-        """
-        roots = [
-            n
-            for n, w in self.work.items()
-            if w.space == space and w.level == level and (w.kind in ("scatter", "reduce") or n in self.stored)
-        ]
-        if not roots:
-            return
-
-        def load_cost(node: fx.Node) -> float:
-            if self.work[node].level == level:
-                return math.inf
-            return self.load(node) * (1.0 if node in self.stored else 2.0 + self.hold)
-
-        def work(node: fx.Node) -> float:
-            return math.inf if node in self.once else self.effort(node)
-
-        computed, loaded = choose(roots, lambda n: self._operands(n, space), load_cost, work)
-        self.computed[space, level] = computed
-        self.stored |= loaded
 
     def _copy(self, node: fx.Node) -> None:
         sent = message(node)
@@ -165,16 +126,19 @@ class _Tiler:
 
     def _whole(self, node: fx.Node) -> fx.Node:
         """The complete value of a node in the outer graph."""
+        if node in self.here:
+            return self.here[node]
         if node not in self.env and is_fresh(node):
             self._copy(node)
         return self.env[node]
 
-    def _emit(self, space: Space, level: int) -> None:
+    def _emit(self, space: Space, level: int, group: int, computed: set[fx.Node], given: list[fx.Node]) -> None:
         name = f"region_{len(self.regions)}"
-        nodes = sorted(self.computed[space, level], key=self.position.__getitem__)
-        roots = [n for n in nodes if self.work[n].level == level and (self.work[n].kind != "row" or n in self.stored)]
+        nodes = sorted(computed, key=self.position.__getitem__)
+        roots = sorted(given, key=self.position.__getitem__)
         body = _Body(self, space, nodes, roots)
-        room = {n: _exchange_of(n) if self.work[n].kind == "row" else None for n in roots}
+        lasting = {n for n in roots if self.group[n] == group and n in self.choice.stored}
+        room = {n: _exchange_of(n) if self.work[n].kind == "row" and n in lasting else None for n in roots}
         spec = RegionSpec(
             name,
             str(space),
@@ -183,6 +147,7 @@ class _Tiler:
             tuple(_result(n, self.work[n], room[n], roots) for n in roots),
             _row_bytes(self.program, body.module.graph, space),
             any(is_random(n) for n in nodes),
+            group if self.in_step else None,
         )
         block = max(16, int(BLOCK_BYTES / max(spec.row_bytes, 1.0)))
         self.regions[name] = Region(spec, body.module, block)
@@ -196,14 +161,17 @@ class _Tiler:
             if isinstance(result, Add) and result.after is not None:
                 tables[node] = tables[roots[result.after]]
             table = tables[node] if isinstance(result, Add) and result.reuse else None
-            self.env[node] = self._call(taken, (call, i) if table is None else (call, i, table), node)
+            found = self._call(taken, (call, i) if table is None else (call, i, table), node)
             exchange = room[node]
             if exchange is not None:
-                self.env[node] = self._with_room(node, exchange, size)
+                found = self._with_room(node, found, exchange, size)
+            self.here[node] = found
+            if self.group[node] == group:
+                self.env[node] = found
 
-    def _with_room(self, node: fx.Node, exchange: fx.Node, rows: fx.Node) -> fx.Node:
+    def _with_room(self, node: fx.Node, table: fx.Node, exchange: fx.Node, rows: fx.Node) -> fx.Node:
         """The owned rows of a result that has room for halo rows."""
-        self.tables[node] = self.env[node]
+        self.tables[node] = table
         self.tables[node].meta[META] = exchange.meta[META]
         return self._call(aten.slice.Tensor, (self.tables[node], _room(exchange)[1], 0, rows), node)
 
@@ -215,7 +183,10 @@ class _Tiler:
         for node in self.nodes if space.blocks else ():  # computed from the sizes of its blocks
             if is_size(node) and not _is_number(self, node) and self.program.size(node.meta["val"]) == space.symbol:
                 return self.env[node]
+        of_rank = ((n, r) for n in self.nodes if n.op == "placeholder" and (r := rows_of(n)) and r.space == space)
         node, part = next((n, s) for n, s in zip(body.given, body.slices, strict=True) if s is not None)
+        if self.in_step:  # what a group reads off is there before it
+            node, part = next(((n, Slice(r.dim, r.factor)) for n, r in of_rank), (node, part))
         entries = node.meta["val"].shape[part.dim]
         rows = write(self.graph, aten.sym_size.int, (self._whole(node), part.dim), value=entries)
         if part.factor == 1:
@@ -337,20 +308,6 @@ def _is_number(tiler: _Tiler, node: fx.Node) -> bool:
     if node.op == "placeholder":
         return tiler.inputs[node.name].kind == "number"
     return any(_is_number(tiler, n) for n in node.all_input_nodes)
-
-
-def _compared(node: fx.Node) -> Iterator[fx.Node]:
-    """Values that an operator compares to the last bit, as the gradient of a maximum compares a value with the maximum.
-
-    A value that is computed again, in blocks of other sizes, may round differently: matrix products do.
-    """
-    for value in node.all_input_nodes if facts(node).compares else ():
-        while not isinstance(value.meta["val"], Tensor) or value.meta["val"].is_floating_point():
-            if isinstance(value.meta["val"], Tensor):  # else several parts, one of which is compared
-                yield value
-            if not facts(value).view:
-                break
-            value = value.args[0]  # type: ignore[assignment]
 
 
 def _exchange_of(node: fx.Node) -> fx.Node | None:

@@ -31,6 +31,7 @@ from ..division.shard import Order, gather_output, shard_inputs
 from ..world import Communicator, World, active, communicator
 from .autograd import Lockstep, enter, leave
 from .budget import Careful, compares_all_with_all
+from .grouping import grouped
 from .inputs import bind_number, bind_sizes, check_branches, check_guards, check_leaves, counted, number_in
 from .memory import Free, free, share
 from .precision import as_written
@@ -132,7 +133,8 @@ class Executor:
         taken = [program.shape(n) if isinstance(n.meta["val"], Tensor) else () for n in output.args[0]]
         self._index_shapes = [*enumerate(raw), *enumerate(taken)]
         self._counted = tuple(enumerate(_traced_shape(n) for n in output.args[0]))
-        self._constants = _constants(program)
+        self._steps = grouped(program)
+        self._constants = _constants(program, self._steps)
         leaf_of = {n: i for i, n in enumerate(n for n in self._index_program.graph.nodes if n.op == "placeholder")}
         self._leaf_of = {i: leaf_of[n] for i, n in enumerate(output.args[0]) if n in leaf_of}
         self._layout: Layout | None = None
@@ -206,7 +208,8 @@ class Executor:
     def run_as(self, program: Tiled) -> None:
         """Run this tiling of the program from now on."""
         if program is not self.running:
-            self.running, self._constants = program, _constants(program)
+            self.running, self._steps = program, grouped(program)
+            self._constants = _constants(program, self._steps)
 
     def constants(self) -> list[Leaf]:
         """Parameters and constant tensors of the program, by name."""
@@ -233,7 +236,7 @@ class Executor:
                 values[position] = enter(tensor)
         parameters = {name: enter(tensor) for name, tensor in given.items() if isinstance(name, str)}
         # Virtual ranks take turns within the graph, so none may set its parameters on the module that all share.
-        tiled = None if given else self.running.tiled
+        tiled = None if given else self._steps
         graph = runnable(tiled or self.running.differentiated)
         module = SimpleNamespace(**{**self._constants, **parameters})
         with torch.set_grad_enabled(bool(given) and torch.is_grad_enabled()), as_written():
@@ -347,9 +350,9 @@ class Executor:
             _check_range(values[span.source], rows, span.label, f"entries of {of}", span.negative)
 
 
-def _constants(program: Tiled) -> dict[str, Any]:
-    """Parameters, constant tensors and regions, by their names in the generated code."""
-    graphs = (program.graph, program.tiled, program.differentiated)
+def _constants(program: Tiled, steps: fx.GraphModule) -> dict[str, Any]:
+    """Parameters, constant tensors, regions and groups of them, by their names in the generated code."""
+    graphs = (program.graph, program.differentiated, steps)
     nodes = [(g, str(n.target)) for g in graphs for n in g.graph.nodes if n.op in ("get_attr", "call_module")]
     return {name: getattr(g, name) for g, name in nodes}
 

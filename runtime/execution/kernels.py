@@ -141,6 +141,22 @@ class Kernel:
         """True if the values of a stretch are kept until it is their turn."""
         return value.kind == "values" or (value.kind == "add" and not self.adds_at_once(value, threads))
 
+    def run(
+        self,
+        first: int,
+        end: int,
+        inputs: Sequence[int | None],
+        extents: Sequence[int],
+        results: Sequence[int],
+        numbers: Sequence[int | None],
+    ) -> None:
+        """Run a stretch of rows, given addresses: of row 0 of inputs and results, and of memory for row numbers."""
+        given = (ctypes.c_void_p * len(inputs))(*inputs)
+        extent = (ctypes.c_int64 * len(inputs))(*extents)
+        to, rows = (ctypes.c_void_p * len(results))(*results), (ctypes.c_void_p * len(results))(*numbers)
+        scratch = ctypes.c_void_p(_memory(self.scratch))
+        self.library.run(ctypes.c_int64(first), ctypes.c_int64(end), None, given, extent, to, rows, scratch)
+
     def caller(
         self, inputs: Sequence[Tensor | None], order: Tensor | None, results: Sequence[Tensor | None]
     ) -> Callable[[int, int], list[Tensor]]:

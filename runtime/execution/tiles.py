@@ -81,6 +81,8 @@ class RegionSpec:
     """Bytes that the body holds for each row at its peak."""
     in_turn: bool
     """True if blocks run one after the other: the body draws random numbers, which a seed must fix for each block."""
+    group: int | None = None
+    """Regions of a group may run in step, see `runtime.execution.in_step`; None if regions are not grouped."""
 
 
 def taken(results: Any, position: int, table: Tensor | None = None) -> Tensor:
@@ -161,7 +163,7 @@ class Region(nn.Module):
         def take(i: int, values: list[Any]) -> None:
             start, each = first + i * block, iter(values)
             for j, result in enumerate(spec.results):
-                results[j] = _collect(result, results[j], each, start, min(block, end - start), rows, room[j])
+                results[j] = collect(result, results[j], each, start, min(block, end - start), rows, room[j])
 
         in_order(-(-max(end - first, 1) // block), threads, work, take)
         return results
@@ -204,7 +206,7 @@ class Region(nn.Module):
                 if isinstance(result, Add) and result.reduction == "sum" and not result.by_element:
                     kernel.add(results[j], next(each), next(each))
                 else:
-                    results[j] = _collect(result, results[j], each, start, stop - start, rows, room[j])
+                    results[j] = collect(result, results[j], each, start, stop - start, rows, room[j])
 
         in_order(len(stretches), threads, lambda i: run(*stretches[i]), take)
 
@@ -265,7 +267,7 @@ def _table(result: Add, given: Iterator[Any], results: Sequence[Any]) -> Tensor:
     return table if result.reuse else table.clone()
 
 
-def _collect(result: Result, so_far: Any, values: Any, start: int, n: int, rows: int, room: int) -> Tensor:
+def collect(result: Result, so_far: Any, values: Any, start: int, n: int, rows: int, room: int) -> Tensor:
     """Take the contribution of one block of `n` rows to a result from the values of the body."""
     value: Tensor = next(values)
     if isinstance(result, Store):

@@ -143,7 +143,7 @@ def test_a_region_may_be_cut_anywhere(interior: float, monkeypatch: pytest.Monke
 def test_a_reduction_waits_for_all_that_is_added() -> None:
     """The wait takes the table that the second part of the region has added to: no order but that of the graph."""
     dmodel = distcompile.compile(
-        toys.Gnn().eval(), toys.random_graph(14, 1), world=LocalWorld(1), validate=False, lowering="eager"
+        toys.Gnn().eval(), toys.random_graph(14, 1), world=LocalWorld(2), validate=False, lowering="eager"
     )
     tiled = dmodel.program.tiled
     assert tiled is not None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import distcompile
 from distcompile import LocalWorld
 from distcompile.ir.tree import flatten
-from distcompile.runtime.execution import tiles
+from distcompile.runtime.execution import in_step, tiles
 from distcompile.runtime.execution.blocks import in_order
 from distcompile.runtime.execution.tiles import Region
 
@@ -200,6 +200,7 @@ def eager_threads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
     monkeypatch.setattr(tiles, "WORTH_A_THREAD", 1)
     monkeypatch.setattr(tiles, "in_order", noted)
+    monkeypatch.setattr(in_step, "in_order", noted)
     return ran
 
 
@@ -215,12 +216,12 @@ def test_regions_are_the_same_for_any_number_of_threads(name: str, eager_threads
     """On 1 and 2 ranks; the same threads give the same bits."""
     model = getattr(toys, name)().eval()
     options = {"angles": name == "ThreeBody"}
-    compiled = distcompile.compile(model, toys.random_graph(14, 1, **options), world=LocalWorld(1), validate=False)
-    graph = toys.random_graph(30, 2, **options)
-    for region in compiled.program.tiled.children():
-        region.block = 50  # many rounds for edges, one for atoms
+    graph = toys.random_graph(100, 2, **options)
     for ranks in (1, 2):
-        world = compiled.on(LocalWorld(ranks))
+        example = toys.random_graph(14, 1, **options)
+        world = distcompile.compile(model, example, world=LocalWorld(ranks), validate=False, lowering="eager")
+        for region in world.program.tiled.children():
+            region.block = 50  # many rounds for edges, few for atoms
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             eager_threads.clear()

@@ -1,0 +1,380 @@
+"""Run the regions of a group in step: a stretch of atoms together with that of their edges.
+
+    sums = region over edges (adds to atoms)         for each stretch of atoms, and the edges that follow them:
+    new = region over atoms (reads sums)       =>        sums = region over edges
+    y = region over edges (reads new)                    new = region over atoms
+                                                         y = region over edges
+    sums, new: rows of all atoms                     sums, new: rows of one stretch, in the cache of a core
+
+Rows that follow an atom through owner pointers stand in the order of their atoms, so a stretch of atoms has one of each
+such space. Regions pass rows to each other, and read and add to tables at the rows that they follow. Only what is
+needed after the group exists for all rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ...ir.graphs import runnable
+from .blocks import in_order
+from .kernels import Kernel, Value
+from .tiles import Add, Region, Store, collect
+
+NEAR_BYTES = 2**20
+"""Bytes of a stretch that regions with kernels pass to each other: a share of a core's own cache."""
+LEAST = 16
+"""Atoms of a stretch: as many as a kernel's vector has lanes, or a multiple of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Passed:
+    """A result of an earlier region of the group. It exists for a stretch at a time."""
+
+    member: int
+    result: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """A table of sums that is passed: the value of each row before anything is added, and its shape."""
+
+    fill: float
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A region of a group."""
+
+    region: Region
+    rows: int
+    """The position of the number of rows among the arguments of the group."""
+    inputs: tuple[int | Passed, ...]
+    """Of each input, its position among the arguments of the group, or what is passed."""
+    near: frozenset[int]
+    """Inputs that are read at the rows that this region's rows follow."""
+    pointers: frozenset[int]
+    """Inputs that say which rows these are."""
+    results: tuple[int | None, ...]
+    """Of each result, its position among the results of the group; None if it is only passed."""
+    more: tuple[int | Sums | None, ...]
+    """Of each result, the argument that is the table to add to, or the room after rows; or a table for a stretch."""
+    at_followed: frozenset[int]
+    """Results that are added at the rows that this region's rows follow."""
+    near_results: frozenset[int]
+    """Those of them to whose table nothing else is added: no two stretches add to one row."""
+
+
+class InStep(nn.Module):
+    """A group of regions that run in step."""
+
+    def __init__(
+        self,
+        members: tuple[Member, ...],
+        rows: int,
+        follows: Mapping[str, tuple[int, str]],
+        plain: fx.GraphModule,
+    ) -> None:
+        """
+        Args:
+            members: the regions in order.
+            rows: the position of the number of atoms among the arguments.
+            follows: per space, the position of its owner pointer, and the space that it points into.
+            plain: the same regions one after the other.
+        """
+        super().__init__()
+        self.members, self.rows, self.follows, self.plain = members, rows, dict(follows), plain
+
+    def stretch_bytes(self, rows: Mapping[str, int]) -> int:
+        """Bytes of the values of a stretch on all threads, given the rows of every space."""
+        threads, found = torch.get_num_threads(), 0.0
+        for member in self.members:
+            region = member.region
+            found = max(found, min(rows[region.spec.space], threads * region.block) * region.spec.row_bytes)
+        return int(found) + threads * NEAR_BYTES
+
+    def forward(self, *args: Any) -> list[Any]:
+        """Run all regions; return the results of the group."""
+        run = _Run.of(self, args)
+        if run is None:
+            return list(runnable(self.plain)(*args))
+        in_order(len(run.bounds[run.atoms]) - 1, run.threads, run.work, run.take)
+        return run.results
+
+
+@dataclasses.dataclass
+class _Run:
+    """One call of a group."""
+
+    group: InStep
+    args: tuple[Any, ...]
+    atoms: str
+    bounds: dict[str, list[int]]
+    """Per space, where each stretch begins, and where the last ends."""
+    threads: int
+    kernels: list[Kernel | None]
+    given: list[list[Any]]
+    """Per region, its inputs that are arguments of the group, as its code takes them."""
+    results: list[Any]
+
+    @staticmethod
+    def of(group: InStep, args: tuple[Any, ...]) -> _Run | None:
+        """The call for some arguments; None if the regions have to run one after the other."""
+        if any(args[m.rows] == 0 for m in group.members):
+            return None
+        pointers = {space: args[at] for space, (at, _) in group.follows.items()}
+        if any(p.dim() != 1 or bool((p[1:] < p[:-1]).any()) for p in pointers.values()):
+            return None
+        kernels: list[Kernel | None] = []
+        given: list[list[Any]] = []
+        for member in group.members:
+            inputs = [args[i] if isinstance(i, int) else None for i in member.inputs]
+            compiled = member.region.compiled
+            kernel = compiled if isinstance(compiled, Kernel) else None
+            if kernel is not None:
+                dtypes = zip(inputs, kernel.dtypes, strict=True)
+                known = all(d is None or a is None or (a.dtype == d and a.device.type == "cpu") for a, d in dtypes)
+                kernel = kernel if known else None
+            kernels.append(kernel)
+            given.append(kernel.laid_out(inputs) if kernel is not None else inputs)
+        atoms = next((t for _, t in group.follows.values() if t not in group.follows), "")
+        bounds, threads = _stretches(group, args, kernels, pointers, atoms)
+        run = _Run(group, args, atoms, bounds, threads, kernels, given, [])
+        run.results = [None] * sum(k is not None for m in group.members for k in m.results)
+        for member, kernel in zip(group.members, kernels, strict=True):
+            run._make(member, kernel)
+        return run
+
+    def _make(self, member: Member, kernel: Kernel | None) -> None:
+        """Tables to add to, and memory for the rows that a kernel writes."""
+        values = _by_result(member.region, kernel)
+        for j, (result, at) in enumerate(zip(member.region.spec.results, member.results, strict=True)):
+            if at is None:
+                continue
+            if isinstance(result, Add):
+                if result.after is not None:
+                    self.results[at] = self.results[_known(member.results[result.after])]
+                else:
+                    table: Tensor = self.args[_known(member.more[j])]
+                    self.results[at] = (table if result.reuse else table.clone()).contiguous()
+            elif isinstance(result, Store) and values is not None:
+                self.results[at] = values[j].empty(self.args[member.rows], self._room(member, j))
+
+    def _room(self, member: Member, result: int) -> int:
+        at = member.more[result]
+        return self.args[at] if isinstance(at, int) else 0
+
+    def rows(self, space: str, stretch: int) -> tuple[int, int]:
+        """The rows of a space in a stretch: the first, and the one after the last."""
+        return self.bounds[space][stretch], self.bounds[space][stretch + 1]
+
+    def work(self, stretch: int) -> list[tuple[int, list[Any]]]:
+        """Run all regions on a stretch. Returns, per region, what is to be taken in the order of stretches."""
+        passed: dict[tuple[int, int], Tensor] = {}
+        kept: list[tuple[int, list[Any]]] = []
+        for i, member in enumerate(self.group.members):
+            space = member.region.spec.space
+            first, end = self.rows(space, stretch)
+            low, high = self.rows(self.group.follows[space][1], stretch) if space in self.group.follows else (0, 0)
+            for j in member.near_results:
+                passed[i, j] = self._sums(i, j, passed, low, high)
+            if first == end:
+                continue
+            kernel = self.kernels[i]
+            if kernel is not None:
+                kept.append((i, self._kernel(i, kernel, passed, (first, end), (low, high))))
+            else:
+                kept.append((i, self._operators(i, passed, (first, end), (low, high))))
+        return kept
+
+    def _sums(self, i: int, j: int, passed: Mapping[tuple[int, int], Tensor], low: int, high: int) -> Tensor:
+        """The rows of a table that a stretch adds to. No other stretch does."""
+        member = self.group.members[i]
+        result, more, at = member.region.spec.results[j], member.more[j], member.results[j]
+        assert isinstance(result, Add)
+        if result.after is not None:
+            return passed[i, result.after]
+        if at is not None:
+            return self.results[at].narrow(0, low, high - low)  # type: ignore[no-any-return]
+        assert isinstance(more, Sums)
+        return torch.full((high - low, *more.shape), more.fill, dtype=more.dtype)
+
+    def _operators(
+        self, i: int, passed: dict[tuple[int, int], Tensor], own: tuple[int, int], followed: tuple[int, int]
+    ) -> list[Any]:
+        """Run a region without a kernel on some rows."""
+        member, (first, end), (low, high) = self.group.members[i], own, followed
+        region, n = member.region, end - first
+        inputs: list[Any] = []
+        for k, (source, part) in enumerate(zip(member.inputs, region.spec.inputs, strict=True)):
+            if isinstance(source, Passed):
+                inputs.append(passed[source.member, source.result])
+                continue
+            value = self.given[i][k]
+            if part is not None:
+                value = value.narrow(part.dim, first * part.factor, n * part.factor)
+                value = value - low if k in member.pointers else value
+            elif k in member.near:
+                value = value.narrow(0, low, high - low)
+            inputs.append(value)
+        run = region.compiled if callable(region.compiled) else runnable(region.graph_module)
+        found = iter(list(run(n, *inputs)))
+        kept: list[Any] = []
+        for j, result in enumerate(region.spec.results):
+            values = [next(found), next(found)] if isinstance(result, Add) else [next(found)]
+            if j in member.near_results:
+                collect(result, passed[i, j], iter(values), 0, n, n, 0)
+                continue
+            if j in member.at_followed:
+                values[0] = values[0] + low
+            if isinstance(result, Store):
+                passed[i, j] = values[0]
+            if member.results[j] is not None:
+                kept.append((j, values))
+        return kept
+
+    def _kernel(
+        self,
+        i: int,
+        kernel: Kernel,
+        passed: dict[tuple[int, int], Tensor],
+        own: tuple[int, int],
+        followed: tuple[int, int],
+    ) -> list[Any]:
+        """Run a kernel on some rows. It is told where the first rows of memory would be if all of them existed."""
+        member, (first, end), (low, high) = self.group.members[i], own, followed
+        spec = member.region.spec
+        addresses: list[int | None] = []
+        extents: list[int] = []
+        alive: list[Tensor] = []
+        for k, source in enumerate(member.inputs):
+            value = self.given[i][k]
+            if isinstance(source, Passed):
+                value = passed[source.member, source.result]
+                value = value.movedim(kernel.rows[k] or 0, 0).contiguous()
+                alive.append(value)
+                begins, n = (first, end - first) if spec.inputs[k] is not None else (low, high - low)
+                addresses.append(_as_if_whole(value, begins, n))
+                extents.append(0)  # rows that are passed are not counted from the end
+            else:
+                addresses.append(None if value is None else value.data_ptr())
+                extents.append(value.shape[0] if value is not None and value.dim() else 0)
+        to: list[int] = []
+        numbers: list[int | None] = []
+        kept: list[Any] = []
+        sums: list[tuple[int, list[Tensor]]] = []
+        values = iter(kernel.values)
+        for j, at in enumerate(member.results):
+            value = next(values)
+            if value.kind == "store":
+                entries = value.shape[0]
+                if at is None:
+                    passed[i, j] = value.empty(end - first)
+                else:
+                    passed[i, j] = self.results[at].narrow(0, first * entries, (end - first) * entries)
+                to.append(_as_if_whole(passed[i, j], first, end - first))
+                numbers.append(None)
+            elif value.kind == "add" and value.where is not None and j in member.near_results:
+                to.append(_as_if_whole(passed[i, j], low, high - low))
+                numbers.append(None)
+            else:
+                found = [value.empty(end - first)]
+                to.append(found[0].data_ptr())
+                numbers.append(None)
+                if value.kind == "add":
+                    found.insert(0, torch.empty(end - first, dtype=torch.int64))
+                    numbers[-1] = found[0].data_ptr()
+                elif value.kind == "values":
+                    found.append(next(values).empty(end - first))
+                    to.append(found[1].data_ptr())
+                    numbers.append(None)
+                (sums if j in member.near_results else kept).append((j, found))
+        kernel.run(first, end, addresses, extents, to, numbers)
+        for j, (where, what) in sums:
+            collect(spec.results[j], passed[i, j], iter([where - low, what]), 0, end - first, end - first, 0)
+        return kept
+
+    def take(self, stretch: int, kept: list[tuple[int, list[Any]]]) -> None:
+        """Take what regions keep of a stretch into the results of the group."""
+        for i, found in kept:
+            member, kernel = self.group.members[i], self.kernels[i]
+            first, end = self.rows(member.region.spec.space, stretch)
+            for j, values in found:
+                result, at = member.region.spec.results[j], _known(member.results[j])
+                whole = self.results[at]
+                if (
+                    kernel is not None
+                    and isinstance(result, Add)
+                    and result.reduction == "sum"
+                    and not result.by_element
+                ):
+                    kernel.add(whole, *values)
+                    continue
+                rows, room = self.args[member.rows], self._room(member, j)
+                found_now = collect(result, whole, iter(values), first, end - first, rows, room)
+                if not isinstance(result, Add):
+                    self.results[at] = found_now
+
+
+def _as_if_whole(part: Tensor, first: int, rows: int) -> int:
+    """The address at which row 0 would be, of memory that begins with a later row."""
+    return part.data_ptr() - first * (part.numel() // rows) * part.element_size()
+
+
+def _known(position: Any) -> int:
+    assert isinstance(position, int)
+    return position
+
+
+def _by_result(region: Region, kernel: Kernel | None) -> list[Value] | None:
+    """The value of each result that a kernel writes; of two, the first."""
+    if kernel is None:
+        return None
+    values, found = iter(kernel.values), []
+    for _ in region.spec.results:
+        found.append(next(values))
+        if found[-1].kind == "values":
+            next(values)
+    return found
+
+
+def _stretches(
+    group: InStep,
+    args: Sequence[Any],
+    kernels: Sequence[Kernel | None],
+    pointers: Mapping[str, Tensor],
+    atoms: str,
+) -> tuple[dict[str, list[int]], int]:
+    """Per space, where stretches begin and the last ends; and the number of threads."""
+    rows = args[group.rows]
+    passed, size = 0.0, math.inf
+    for member, kernel in zip(group.members, kernels, strict=True):
+        each = args[member.rows] / rows
+        if kernel is None:
+            size = min(size, member.region.block / each)
+        for j, at in enumerate(member.results):
+            more = member.more[j]
+            if isinstance(more, Sums):
+                passed += math.prod(more.shape) * more.dtype.itemsize
+            elif at is None and kernel is not None:
+                value = (_by_result(member.region, kernel) or [])[j]
+                passed += each * value.width * value.dtype.itemsize
+    size = min(size, NEAR_BYTES / max(passed, 1.0), rows)
+    threads = torch.get_num_threads()
+    even = -(-rows // threads)
+    size = min(max(LEAST, int(size) // LEAST * LEAST), even)
+    bounds = {atoms: [*range(0, rows, size), rows]}
+    left = dict(group.follows)
+    while left:
+        space = next(s for s, (_, target) in left.items() if target in bounds)
+        pointer = pointers[space]
+        begin = torch.tensor(bounds[left.pop(space)[1]], dtype=pointer.dtype)
+        bounds[space] = torch.searchsorted(pointer.contiguous(), begin).tolist()
+    return bounds, min(threads, len(bounds[atoms]) - 1)
