@@ -144,15 +144,24 @@ def near_accesses(program: Placed) -> set[fx.Node]:
             continue
         if rows is None or access.dim != 0 or (rows.dim, rows.factor) != (0, 1):
             continue
-        if access.kind == "gather" or (is_simple(node) and (is_fresh(access.table) or continues(node) in found)):
+        before = continues(node)
+        goes_on = before in found and _source_space(before) == _source_space(node)
+        if access.kind == "gather" or (is_simple(node) and (is_fresh(access.table) or goes_on)):
             found.add(node)
     return found
 
 
+def _source_space(node: fx.Node | None) -> Space | None:
+    """The space whose rows a scatter adds."""
+    source = source_of(node) if node is not None else None
+    rows = rows_of(source) if source is not None else None
+    return rows.space if rows is not None else None
+
+
 def pointer_of(index: fx.Node) -> str:
     """The name of the input that an index is a view of."""
-    while index.op == "call_function":
-        index = index.args[0]  # type: ignore[assignment]
+    while index.op == "call_function" and index.args and isinstance(index.args[0], fx.Node):
+        index = index.args[0]
     return index.name
 
 

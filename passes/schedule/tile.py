@@ -201,7 +201,7 @@ class _Tiler:
     def _table(self, node: fx.Node) -> fx.Node:
         """The table that a scatter adds to. It is made anew if it is all zeros, so that it can be changed in place."""
         base: Any = node.args[0]
-        return self._fresh(base) if is_fresh(base) else self.env[base]
+        return self._fresh(base) if is_fresh(base) else self._whole(base)
 
     def _fresh(self, node: fx.Node) -> fx.Node:
         """A new constant table; padding for halo rows of the same constant is made with it."""

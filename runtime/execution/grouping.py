@@ -91,6 +91,8 @@ class _Grouping:
             if not isinstance(shown, fx.Node) or shown.target is not taken or shown.args[0] not in parts:
                 continue
             call, j, *_ = shown.args
+            if any(shown in p.more for p in parts.values()):  # two regions add to one table
+                return False
             part = parts[call]  # type: ignore[index]
             if not (isinstance(part.region.spec.results[j], Store) or j in part.near_results):  # type: ignore[call-overload,index]
                 return False

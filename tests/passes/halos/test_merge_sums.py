@@ -139,7 +139,7 @@ def test_one_region_adds_twice_into_one_table(name: str) -> None:
     """Sums of one level stay together: none waits for another because it shares its table."""
     model = MODELS[name][0]().eval()
     apart, together = compiled(model, without=True), compiled(model)
-    assert len(_regions(together)) == len(_regions(apart))
+    assert len(_regions(together)) <= len(_regions(apart))
     assert all(s.after is None for s in sums(apart))
     assert sum(s.after is not None for s in sums(together)) >= 1
     assert all(s.reuse for s in sums(together))
