@@ -59,9 +59,9 @@ from systems import System, liquid
 
 import distcompile
 from distcompile.ir import Access, Normal, Placed, Pointer, Space
+from distcompile.ir.operators import pointer_root
 from distcompile.ir.tree import flatten
 from distcompile.passes import STAGES, run
-from distcompile.passes.spaces.pointers import pointer_root
 from distcompile.predict.account import collectives
 from distcompile.rules.cost import bytes_per_row
 from distcompile.rules.indexing import accesses

@@ -301,6 +301,13 @@ def filled_with(node: fx.Node) -> Any:
     return value.of(node) if isinstance(value, Argument) else value
 
 
+def pointer_root(index: fx.Node) -> fx.Node | None:
+    """The input that an index is a view of; None for constants."""
+    while index.op == "call_function" and facts(index).shows_all:
+        index = index.args[0]  # type: ignore[assignment]
+    return index if index.op == "placeholder" else None
+
+
 def is_zero(node: fx.Node) -> bool:
     """True if a node is a tensor of zeros by construction."""
     return bool(filled_with(node) == 0)

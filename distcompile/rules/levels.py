@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from ..ir import META, Placed, Placement, Space, owner_pointers
-from ..ir.operators import facts, filled_with
+from ..ir.operators import facts, filled_with, pointer_root
 from .indexing import accesses, reduction
 
 aten = torch.ops.aten
@@ -140,7 +140,8 @@ def near_accesses(program: Placed) -> set[fx.Node]:
             continue
         (access,) = used
         rows = rows_of(access.table)
-        if not access.dense or pointer_of(access.index) not in follows:
+        pointer = pointer_root(access.index)
+        if not access.dense or pointer is None or pointer.name not in follows:
             continue
         if rows is None or access.dim != 0 or (rows.dim, rows.factor) != (0, 1):
             continue
@@ -156,13 +157,6 @@ def _source_space(node: fx.Node | None) -> Space | None:
     source = source_of(node) if node is not None else None
     rows = rows_of(source) if source is not None else None
     return rows.space if rows is not None else None
-
-
-def pointer_of(index: fx.Node) -> str:
-    """The name of the input that an index is a view of."""
-    while index.op == "call_function" and index.args and isinstance(index.args[0], fx.Node):
-        index = index.args[0]
-    return index.name
 
 
 def continues(node: fx.Node) -> fx.Node | None:

@@ -32,11 +32,11 @@ from ...ir import (
     placement,
 )
 from ...ir.graphs import copy_graph
+from ...ir.operators import pointer_root
 from ...ir.writer import described, write
 from ...rules.indexing import accesses, reduction
 from ...rules.levels import continues
 from ...rules.messages import Message
-from ..spaces.pointers import pointer_root
 
 aten = torch.ops.aten
 

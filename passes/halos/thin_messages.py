@@ -17,10 +17,10 @@ from torch import fx
 
 from ...ir import Distributed, Space, replace_graph
 from ...ir.graphs import copy_graph
+from ...ir.operators import pointer_root
 from ...rules.indexing import accesses
 from ...rules.levels import constant_of, continues, is_fresh
 from ...rules.messages import Message, is_message, message
-from ..spaces.pointers import pointer_root
 from .insert_halos import Plans
 
 

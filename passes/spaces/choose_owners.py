@@ -17,8 +17,8 @@ import math
 from collections import defaultdict
 
 from ...ir import Access, Placed, Pointer, Space
+from ...ir.operators import pointer_root
 from ...rules.indexing import accesses
-from .pointers import pointer_root
 
 
 def choose_owners(program: Placed) -> Placed:

@@ -24,13 +24,13 @@ from ...errors import CaptureError, NoIndexSpaceError
 from ...ir import Access, Input, Placed, Range, Space, Split
 from ...ir.graphs import copy_graph
 from ...ir.lengths import multiples
-from ...ir.operators import is_zero
+from ...ir.operators import is_zero, pointer_root
 from ...ir.sizes import SMALLEST_SPACE
 from ...ir.user_code import user_line
 from ...rules.indexing import accesses
 from .joined_spaces import joined_spaces
 from .largest_row import may_be_less, solved
-from .pointers import Origins, pointer_root, with_pointers
+from .pointers import Origins, with_pointers
 from .provenance import Elements
 
 aten = torch.ops.aten

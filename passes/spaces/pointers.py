@@ -15,19 +15,12 @@ import torch
 from torch import fx
 
 from ...ir import Input, Placed, Pointer, Space, Split, grown
-from ...ir.operators import facts, row_numbers
+from ...ir.operators import facts, pointer_root, row_numbers
 from ...ir.sizes import size_nodes
 from ...ir.writer import described
 from ...rules.indexing import accesses
 
 aten = torch.ops.aten
-
-
-def pointer_root(index: fx.Node) -> fx.Node | None:
-    """The input that an index is a view of; None for constants."""
-    while index.op == "call_function" and facts(index).shows_all:
-        index = index.args[0]  # type: ignore[assignment]
-    return index if index.op == "placeholder" else None
 
 
 class Origins:
