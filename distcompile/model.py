@@ -300,7 +300,7 @@ class DistributedModel:
             self.captures += 1
             _warn_of_whole(program)
             faster = self._faster if settings.lowering == "auto" else None
-            fit = Fit(program, settings.memory, self._lowered, settings.without, faster, self.world.size)
+            fit = Fit(program, settings.memory, self._lowered, settings.without, faster, self.world.size == 1)
             executor = Executor(program, self.world, fit)
             if settings.memory is None:  # else the first graph decides how much memory is used
                 executor.run_as(fit.runnable())

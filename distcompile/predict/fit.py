@@ -45,7 +45,7 @@ class Fit:
         lowered: Callable[[Tiled], Runnable],
         without: Collection[str] = (),
         faster: Callable[[Tiled], Runnable] | None = None,
-        ranks: int = 2,
+        in_step: bool = False,
     ) -> None:
         """
         Args:
@@ -54,7 +54,7 @@ class Fit:
             lowered: makes a tiling ready to run.
             without: names of passes to leave out when it is tiled once more.
             faster: makes a faster form of a tiling, beside other work, once evaluations have taken a while.
-            ranks: the number of ranks that are expected. One rank alone runs groups of regions in step.
+            in_step: the tiling that is expected to be needed runs groups of regions in step, as one rank alone does.
         """
         self.program, self.memory = program, memory
         self._lowered, self._without = lowered, without
@@ -62,7 +62,7 @@ class Fit:
         self._runnable: dict[Tiling, Runnable] = {}
         self._faster = faster
         self._making: dict[Tiling, _Making] = {}
-        self._running: Tiling = (HOLD, ranks == 1)
+        self._running: Tiling = (HOLD, in_step)
         self._seconds = 0.0
 
     def __call__(self, sizes: dict[str, int], division: Division, free: int | None) -> Runnable:

@@ -55,8 +55,8 @@ def tile(program: Distributed, hold: float = HOLD, in_step: bool = False) -> Til
     Args:
         program: a distributed program.
         hold: the price of memory.
-        in_step: make groups of regions that can run in step, see `passes.lower.in_step`: a stretch of atoms together
-            with that of their edges. What they pass to each other then exists for a stretch at a time.
+        in_step: make groups of regions that can run in step, see `runtime.execution.in_step`: a stretch of atoms
+            together with that of their edges. What they pass to each other then exists for a stretch at a time.
     """
     return grown(program, Tiled, tiled=_Tiler(program, hold, in_step).build(), differentiated=program.graph)
 
