@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from ...ir import Tiled, owner_pointers
 from ...ir.graphs import anchor, copy_node, graph_module
-from ...ir.operators import facts, filled_with
+from ...ir.operators import facts, filled_with, pointer_root
 from ...ir.writer import described, write
 from .in_step import InStep, Member, Passed, Sums
 from .tiles import Add, Region, RegionSpec, Store, taken
@@ -243,7 +243,7 @@ class _Part:
             if row is not None and row.kind == "gather" and node.args[row.table] in names:
                 index = node.args[row.index]
                 indices = [i for i in index if i is not None] if row.several else [index]
-                if any(names.get(base_of(i)) in self.pointers for i in indices):
+                if any(names.get(pointer_root(i)) in self.pointers for i in indices):
                     self.near.add(names[node.args[row.table]])
         added: dict[int, dict[int, bool]] = {}
         first: dict[int, int] = {}
@@ -253,7 +253,7 @@ class _Part:
             if isinstance(result, Add):
                 next(outputs)
                 first[j] = j if result.after is None else first[result.after]
-                added.setdefault(first[j], {})[j] = names.get(base_of(value)) in self.pointers
+                added.setdefault(first[j], {})[j] = names.get(pointer_root(value)) in self.pointers
         self.at_followed = {j for adds in added.values() for j, near in adds.items() if near}
         self.near_results = {
             j
@@ -276,17 +276,7 @@ class _Part:
 def _sums(table: fx.Node) -> Sums | None:
     """The table that a node makes anew; None if it does something else."""
     fill, value = filled_with(table), table.meta.get("val")
-    if (
-        not isinstance(fill, int | float)
-        or not isinstance(value, Tensor)
-        or not all(isinstance(n, int) for n in value.shape[1:])
-    ):
+    if not isinstance(fill, int | float) or not isinstance(value, Tensor):
         return None
-    return Sums(fill, tuple(value.shape[1:]), value.dtype)
-
-
-def base_of(index: fx.Node) -> fx.Node:
-    """The input that an index is a view of."""
-    while index.op == "call_function" and index.args and isinstance(index.args[0], fx.Node):
-        index = index.args[0]
-    return index
+    shape = tuple(value.shape[1:])
+    return Sums(fill, shape, value.dtype, value.device) if all(isinstance(n, int) for n in shape) else None

@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 
 from ...ir.graphs import runnable
 from .blocks import in_order
-from .kernels import Kernel, Value
+from .kernels import Kernel, address, extent
 from .tiles import Add, Region, Store, collect
 
 NEAR_BYTES = 2**20
@@ -47,6 +47,7 @@ class Sums:
     fill: float
     shape: tuple[int, ...]
     dtype: torch.dtype
+    device: torch.device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,15 +138,11 @@ class _Run:
         for member in group.members:
             inputs = [args[i] if isinstance(i, int) else None for i in member.inputs]
             compiled = member.region.compiled
-            kernel = compiled if isinstance(compiled, Kernel) else None
-            if kernel is not None:
-                dtypes = zip(inputs, kernel.dtypes, strict=True)
-                known = all(d is None or a is None or (a.dtype == d and a.device.type == "cpu") for a, d in dtypes)
-                kernel = kernel if known else None
+            kernel = compiled if isinstance(compiled, Kernel) and compiled.takes(inputs) else None
             kernels.append(kernel)
-            given.append(kernel.laid_out(inputs) if kernel is not None else inputs)
+            given.append(kernel.laid_out(inputs) if kernel is not None else list(member.region.laid_out(inputs)))
         atoms = next((t for _, t in group.follows.values() if t not in group.follows), "")
-        bounds, threads = _stretches(group, args, kernels, pointers, atoms)
+        bounds, threads = _stretches(group, args, kernels, given, pointers, atoms)
         run = _Run(group, args, atoms, bounds, threads, kernels, given, [])
         run.results = [None] * sum(k is not None for m in group.members for k in m.results)
         for member, kernel in zip(group.members, kernels, strict=True):
@@ -154,7 +151,6 @@ class _Run:
 
     def _make(self, member: Member, kernel: Kernel | None) -> None:
         """Tables to add to, and memory for the rows that a kernel writes."""
-        values = _by_result(member.region, kernel)
         for j, (result, at) in enumerate(zip(member.region.spec.results, member.results, strict=True)):
             if at is None:
                 continue
@@ -164,8 +160,8 @@ class _Run:
                 else:
                     table: Tensor = self.args[_known(member.more[j])]
                     self.results[at] = (table if result.reuse else table.clone()).contiguous()
-            elif isinstance(result, Store) and values is not None:
-                self.results[at] = values[j].empty(self.args[member.rows], self._room(member, j))
+            elif isinstance(result, Store) and kernel is not None:
+                self.results[at] = kernel.by_result[j][0].empty(self.args[member.rows], self._room(member, j))
 
     def _room(self, member: Member, result: int) -> int:
         at = member.more[result]
@@ -204,7 +200,7 @@ class _Run:
         if at is not None:
             return self.results[at].narrow(0, low, high - low)  # type: ignore[no-any-return]
         assert isinstance(more, Sums)
-        return torch.full((high - low, *more.shape), more.fill, dtype=more.dtype)
+        return torch.full((high - low, *more.shape), more.fill, dtype=more.dtype, device=more.device)
 
     def _operators(
         self, i: int, passed: dict[tuple[int, int], Tensor], own: tuple[int, int], followed: tuple[int, int]
@@ -264,15 +260,13 @@ class _Run:
                 addresses.append(_as_if_whole(value, begins, n))
                 extents.append(0)  # rows that are passed are not counted from the end
             else:
-                addresses.append(None if value is None else value.data_ptr())
-                extents.append(value.shape[0] if value is not None and value.dim() else 0)
+                addresses.append(address(value))
+                extents.append(extent(value))
         to: list[int] = []
         numbers: list[int | None] = []
         kept: list[Any] = []
         sums: list[tuple[int, list[Tensor]]] = []
-        values = iter(kernel.values)
-        for j, at in enumerate(member.results):
-            value = next(values)
+        for j, (at, (value, *more)) in enumerate(zip(member.results, kernel.by_result, strict=True)):
             if value.kind == "store":
                 entries = value.shape[0]
                 if at is None:
@@ -291,14 +285,14 @@ class _Run:
                 if value.kind == "add":
                     found.insert(0, torch.empty(end - first, dtype=torch.int64))
                     numbers[-1] = found[0].data_ptr()
-                elif value.kind == "values":
-                    found.append(next(values).empty(end - first))
-                    to.append(found[1].data_ptr())
+                for other in more:
+                    found.append(other.empty(end - first))
+                    to.append(found[-1].data_ptr())
                     numbers.append(None)
                 (sums if j in member.near_results else kept).append((j, found))
         kernel.run(first, end, addresses, extents, to, numbers)
         for j, (where, what) in sums:
-            collect(spec.results[j], passed[i, j], iter([where - low, what]), 0, end - first, end - first, 0)
+            collect(spec.results[j], passed[i, j], iter([where - low, what]), 0, end - first, end - first, 0, kernel)
         return kept
 
     def take(self, stretch: int, kept: list[tuple[int, list[Any]]]) -> None:
@@ -308,19 +302,9 @@ class _Run:
             first, end = self.rows(member.region.spec.space, stretch)
             for j, values in found:
                 result, at = member.region.spec.results[j], _known(member.results[j])
-                whole = self.results[at]
-                if (
-                    kernel is not None
-                    and isinstance(result, Add)
-                    and result.reduction == "sum"
-                    and not result.by_element
-                ):
-                    kernel.add(whole, *values)
-                    continue
                 rows, room = self.args[member.rows], self._room(member, j)
-                found_now = collect(result, whole, iter(values), first, end - first, rows, room)
-                if not isinstance(result, Add):
-                    self.results[at] = found_now
+                part = iter(values), first, end - first
+                self.results[at] = collect(result, self.results[at], *part, rows, room, kernel)
 
 
 def _as_if_whole(part: Tensor, first: int, rows: int) -> int:
@@ -333,30 +317,20 @@ def _known(position: Any) -> int:
     return position
 
 
-def _by_result(region: Region, kernel: Kernel | None) -> list[Value] | None:
-    """The value of each result that a kernel writes; of two, the first."""
-    if kernel is None:
-        return None
-    values, found = iter(kernel.values), []
-    for _ in region.spec.results:
-        found.append(next(values))
-        if found[-1].kind == "values":
-            next(values)
-    return found
-
-
 def _stretches(
     group: InStep,
     args: Sequence[Any],
     kernels: Sequence[Kernel | None],
+    given: Sequence[Sequence[Any]],
     pointers: Mapping[str, Tensor],
     atoms: str,
 ) -> tuple[dict[str, list[int]], int]:
     """Per space, where stretches begin and the last ends; and the number of threads."""
     rows = args[group.rows]
-    passed, size = 0.0, math.inf
-    for member, kernel in zip(group.members, kernels, strict=True):
+    passed, size, threads = 0.0, math.inf, 1
+    for member, kernel, inputs in zip(group.members, kernels, given, strict=True):
         each = args[member.rows] / rows
+        threads = max(threads, member.region.schedule(args[member.rows], inputs)[0])
         if kernel is None:
             size = min(size, member.region.block / each)
         for j, at in enumerate(member.results):
@@ -364,17 +338,15 @@ def _stretches(
             if isinstance(more, Sums):
                 passed += math.prod(more.shape) * more.dtype.itemsize
             elif at is None and kernel is not None:
-                value = (_by_result(member.region, kernel) or [])[j]
+                (value, *_) = kernel.by_result[j]
                 passed += each * value.width * value.dtype.itemsize
     size = min(size, NEAR_BYTES / max(passed, 1.0), rows)
-    threads = torch.get_num_threads()
-    even = -(-rows // threads)
-    size = min(max(LEAST, int(size) // LEAST * LEAST), even)
+    size = min(max(LEAST, int(size) // LEAST * LEAST), -(-rows // threads))
     bounds = {atoms: [*range(0, rows, size), rows]}
     left = dict(group.follows)
     while left:
         space = next(s for s, (_, target) in left.items() if target in bounds)
         pointer = pointers[space]
-        begin = torch.tensor(bounds[left.pop(space)[1]], dtype=pointer.dtype)
+        begin = torch.tensor(bounds[left.pop(space)[1]], dtype=pointer.dtype, device=pointer.device)
         bounds[space] = torch.searchsorted(pointer.contiguous(), begin).tolist()
     return bounds, min(threads, len(bounds[atoms]) - 1)

@@ -69,6 +69,12 @@ class Kernel:
     values: tuple[Value, ...]
 
     @functools.cached_property
+    def by_result(self) -> tuple[tuple[Value, ...], ...]:
+        """The values of each result of the region: row numbers and rows, where a body returns both, else one."""
+        each = iter(self.values)
+        return tuple((value, next(each)) if value.kind == "values" else (value,) for value in each)
+
+    @functools.cached_property
     def order(self) -> tuple[int, int] | None:
         """The pointer by which most is added: rows run in its order where several threads add to one table."""
         widths: dict[tuple[int, int], int] = defaultdict(int)
@@ -92,9 +98,9 @@ class Kernel:
         add(*pointers, count, width, ctypes.c_void_p(table.data_ptr()))
 
     def takes(self, inputs: Sequence[Any]) -> bool:
-        """True if inputs are of the kinds that it was compiled for."""
+        """True if inputs are of the kinds that it was compiled for; None for those that are not there yet."""
         return all(
-            d is None or (isinstance(a, Tensor) and a.dtype == d and a.device.type == "cpu")
+            d is None or a is None or (isinstance(a, Tensor) and a.dtype == d and a.device.type == "cpu")
             for a, d in zip(inputs, self.dtypes, strict=True)
         )
 
@@ -149,13 +155,15 @@ class Kernel:
         extents: Sequence[int],
         results: Sequence[int],
         numbers: Sequence[int | None],
+        order: Tensor | None = None,
     ) -> None:
         """Run a stretch of rows, given addresses: of row 0 of inputs and results, and of memory for row numbers."""
         given = (ctypes.c_void_p * len(inputs))(*inputs)
         extent = (ctypes.c_int64 * len(inputs))(*extents)
         to, rows = (ctypes.c_void_p * len(results))(*results), (ctypes.c_void_p * len(results))(*numbers)
+        at = None if order is None else ctypes.c_void_p(order.data_ptr())
         scratch = ctypes.c_void_p(_memory(self.scratch))
-        self.library.run(ctypes.c_int64(first), ctypes.c_int64(end), None, given, extent, to, rows, scratch)
+        self.library.run(ctypes.c_int64(first), ctypes.c_int64(end), at, given, extent, to, rows, scratch)
 
     def caller(
         self, inputs: Sequence[Tensor | None], order: Tensor | None, results: Sequence[Tensor | None]
@@ -165,9 +173,8 @@ class Kernel:
         `results` are the memory of `store`, and the tables of what is added at once. Of what else is added, row numbers
         are returned, then values.
         """
-        given = (ctypes.c_void_p * len(inputs))(*(a.data_ptr() if a is not None else None for a in inputs))
-        extent = (ctypes.c_int64 * len(inputs))(*(a.shape[0] if a is not None and a.dim() else 0 for a in inputs))
-        at = None if order is None else ctypes.c_void_p(order.data_ptr())
+        given = [address(a) for a in inputs]
+        extents = [extent(a) for a in inputs]
 
         def run(first: int, end: int) -> list[Tensor]:
             kept: list[Tensor] = []
@@ -182,12 +189,20 @@ class Kernel:
                     numbers[-1] = kept[-1].data_ptr()
                 if memory is None:
                     kept.append(own)
-            to, rows = (ctypes.c_void_p * len(pointers))(*pointers), (ctypes.c_void_p * len(pointers))(*numbers)
-            scratch = ctypes.c_void_p(_memory(self.scratch))
-            self.library.run(ctypes.c_int64(first), ctypes.c_int64(end), at, given, extent, to, rows, scratch)
+            self.run(first, end, given, extents, pointers, numbers, order)
             return kept
 
         return run
+
+
+def address(value: Tensor | None) -> int | None:
+    """Where an input begins; None if it is not a tensor."""
+    return None if value is None else value.data_ptr()
+
+
+def extent(value: Tensor | None) -> int:
+    """The number of rows from whose end negative row numbers count."""
+    return value.shape[0] if value is not None and value.dim() else 0
 
 
 _LOCAL = threading.local()

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from ...ir.graphs import runnable
 from ...ir.operators import facts_of
 from .blocks import in_order
-from .kernels import Kernel, Value
+from .kernels import Kernel
 
 WORTH_A_THREAD = 2**18
 """Bytes of intermediate values below which a block is not worth handing to a thread."""
@@ -146,7 +146,7 @@ class Region(nn.Module):
                 return results
             run = runnable(self.graph_module)
         elif self.compiled is not None:
-            run, inputs = self.compiled, self._laid_out(inputs)
+            run, inputs = self.compiled, self.laid_out(inputs)
         else:
             run = runnable(self.graph_module)
         threads, block = self.schedule(end - first, inputs)
@@ -180,37 +180,29 @@ class Region(nn.Module):
         first, end, rows = part
         threads, _ = self.schedule(end - first, inputs)
         memory: list[Tensor | None] = []
-        values = iter(kernel.values)
-        for j, result in enumerate(self.spec.results):
-            value = next(values)
+        done: list[bool] = []
+        for j, (result, (value, *more)) in enumerate(zip(self.spec.results, kernel.by_result, strict=True)):
             if value.kind == "store" and results[j] is None:
                 results[j] = value.empty(rows, room[j])
             if isinstance(result, Add):
                 results[j] = results[j].contiguous() if result.after is None else results[result.after]
             at_once = value.kind == "store" or kernel.adds_at_once(value, threads)
-            memory.append(results[j] if at_once else None)
-            if isinstance(result, Add) and value.kind == "values":
-                memory.append(None)
-                next(values)
+            done.append(at_once)
+            memory += [results[j] if at_once else None, *(None for _ in more)]
         given = kernel.laid_out(inputs)
         order, stretches = kernel.stretches(given, first, end, threads)
         run = kernel.caller(given, order, memory)
-        done = _by_result(self.spec.results, kernel.values, memory)
 
         def take(i: int, found: list[Tensor]) -> None:
             start, stop = stretches[i]
             each = iter(found)
             for j, result in enumerate(self.spec.results):
-                if done[j]:
-                    continue
-                if isinstance(result, Add) and result.reduction == "sum" and not result.by_element:
-                    kernel.add(results[j], next(each), next(each))
-                else:
-                    results[j] = collect(result, results[j], each, start, stop - start, rows, room[j])
+                if not done[j]:
+                    results[j] = collect(result, results[j], each, start, stop - start, rows, room[j], kernel)
 
         in_order(len(stretches), threads, lambda i: run(*stretches[i]), take)
 
-    def _laid_out(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
+    def laid_out(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
         """Inputs in the layout that compiled code takes. Those that every block takes whole are changed here, once."""
         parts = zip(inputs, self.spec.inputs, strict=True)
         return tuple(a.contiguous() if s is None and isinstance(a, Tensor) else a for a, s in parts)
@@ -247,18 +239,6 @@ class OfNothing(fx.Interpreter):
         return value.new_full(shape, limit if row.reduces == "amin" else -limit)
 
 
-def _by_result(results: Sequence[Result], values: Sequence[Value], memory: Sequence[Tensor | None]) -> list[bool]:
-    """For each result, True if a kernel writes it itself."""
-    each = iter(zip(values, memory, strict=True))
-    found = []
-    for result in results:
-        value, own = next(each)
-        found.append(own is not None)
-        if isinstance(result, Add) and value.kind == "values":
-            next(each)
-    return found
-
-
 def _table(result: Add, given: Iterator[Any], results: Sequence[Any]) -> Tensor:
     """The table that a result is added to."""
     if result.after is not None:
@@ -267,8 +247,17 @@ def _table(result: Add, given: Iterator[Any], results: Sequence[Any]) -> Tensor:
     return table if result.reuse else table.clone()
 
 
-def collect(result: Result, so_far: Any, values: Any, start: int, n: int, rows: int, room: int) -> Tensor:
-    """Take the contribution of one block of `n` rows to a result from the values of the body."""
+def collect(
+    result: Result,
+    so_far: Any,
+    values: Iterator[Any],
+    start: int,
+    n: int,
+    rows: int,
+    room: int,
+    kernel: Kernel | None = None,
+) -> Tensor:
+    """Take the contribution of one block of `n` rows to a result from the values of the body; a kernel adds faster."""
     value: Tensor = next(values)
     if isinstance(result, Store):
         if n == rows and not result.room:
@@ -288,6 +277,9 @@ def collect(result: Result, so_far: Any, values: Any, start: int, n: int, rows: 
         return so_far.scatter_reduce_(result.dim, where, what, result.reduction)  # type: ignore[no-any-return]
     if result.by_element:
         return so_far.scatter_add_(result.dim, where, what)  # type: ignore[no-any-return]
+    if kernel is not None:
+        kernel.add(so_far, where, what)
+        return so_far  # type: ignore[no-any-return]
     return so_far.index_add_(result.dim, where, what)  # type: ignore[no-any-return]
 
 

@@ -13,7 +13,7 @@ import distcompile
 from distcompile import LocalWorld
 from distcompile.ir.tree import flatten
 from distcompile.predict.account import peak_bytes
-from distcompile.runtime.execution import in_step
+from distcompile.runtime.execution import in_step, tiles
 from distcompile.runtime.execution.grouping import grouped
 from distcompile.runtime.execution.in_step import InStep
 
@@ -28,6 +28,7 @@ def stretches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         found.append(count)
         real(count, threads, work, take)
 
+    monkeypatch.setattr(tiles, "WORTH_A_THREAD", 1)
     monkeypatch.setattr(in_step, "in_order", noted)
     return found
 
