@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 from ...ir.graphs import runnable
 from .blocks import in_order
 from .kernels import Kernel, address, extent
-from .tiles import Add, Region, Store, collect
+from .tiles import Add, Collected, Region, Store, add_rows
 
 NEAR_BYTES = 2**20
 """Bytes of a stretch that regions with kernels pass to each other: a share of a core's own cache."""
@@ -107,7 +107,7 @@ class InStep(nn.Module):
         if run is None:
             return list(runnable(self.plain)(*args))
         in_order(len(run.bounds[run.atoms]) - 1, run.threads, run.work, run.take)
-        return run.results
+        return run.results()
 
 
 @dataclasses.dataclass
@@ -123,7 +123,8 @@ class _Run:
     kernels: list[Kernel | None]
     given: list[list[Any]]
     """Per region, its inputs that are arguments of the group, as its code takes them."""
-    results: list[Any]
+    collected: list[Collected]
+    """Per region, its results of which all rows are needed after the group."""
 
     @staticmethod
     def of(group: InStep, args: tuple[Any, ...]) -> _Run | None:
@@ -144,28 +145,35 @@ class _Run:
         atoms = next((t for _, t in group.follows.values() if t not in group.follows), "")
         bounds, threads = _stretches(group, args, kernels, given, pointers, atoms)
         run = _Run(group, args, atoms, bounds, threads, kernels, given, [])
-        run.results = [None] * sum(k is not None for m in group.members for k in m.results)
         for member, kernel in zip(group.members, kernels, strict=True):
-            run._make(member, kernel)
+            run.collected.append(run._collected(member, kernel))
         return run
 
-    def _make(self, member: Member, kernel: Kernel | None) -> None:
+    def _collected(self, member: Member, kernel: Kernel | None) -> Collected:
         """Tables to add to, and memory for the rows that a kernel writes."""
-        for j, (result, at) in enumerate(zip(member.region.spec.results, member.results, strict=True)):
+        spec, rows = member.region.spec, self.args[member.rows]
+        halos = [isinstance(r, Store) and r.room for r in spec.results]
+        room = [self.args[_known(m)] if has else 0 for m, has in zip(member.more, halos, strict=True)]
+        so_far: list[Any] = [None] * len(room)
+        for j, (result, at) in enumerate(zip(spec.results, member.results, strict=True)):
             if at is None:
                 continue
-            if isinstance(result, Add):
-                if result.after is not None:
-                    self.results[at] = self.results[_known(member.results[result.after])]
-                else:
-                    table: Tensor = self.args[_known(member.more[j])]
-                    self.results[at] = (table if result.reuse else table.clone()).contiguous()
+            if isinstance(result, Add) and result.after is None:
+                table: Tensor = self.args[_known(member.more[j])]
+                so_far[j] = (table if result.reuse else table.clone()).contiguous()
             elif isinstance(result, Store) and kernel is not None:
-                self.results[at] = kernel.by_result[j][0].empty(self.args[member.rows], self._room(member, j))
+                so_far[j] = kernel.by_result[j][0].empty(rows, room[j])
+        return Collected(spec.results, so_far, rows, room, kernel, member.near_results)
 
-    def _room(self, member: Member, result: int) -> int:
-        at = member.more[result]
-        return self.args[at] if isinstance(at, int) else 0
+    def results(self) -> list[Any]:
+        """The results of the group, when all stretches are done."""
+        found: list[Any] = [None] * sum(k is not None for m in self.group.members for k in m.results)
+        for member, collected in zip(self.group.members, self.collected, strict=True):
+            collected.close()
+            for at, value in zip(member.results, collected.so_far, strict=True):
+                if at is not None:
+                    found[at] = value
+        return found
 
     def rows(self, space: str, stretch: int) -> tuple[int, int]:
         """The rows of a space in a stretch: the first, and the one after the last."""
@@ -198,7 +206,7 @@ class _Run:
         if result.after is not None:
             return passed[i, result.after]
         if at is not None:
-            return self.results[at].narrow(0, low, high - low)  # type: ignore[no-any-return]
+            return self.collected[i].so_far[j].narrow(0, low, high - low)  # type: ignore[no-any-return]
         assert isinstance(more, Sums)
         return torch.full((high - low, *more.shape), more.fill, dtype=more.dtype, device=more.device)
 
@@ -225,8 +233,8 @@ class _Run:
         kept: list[Any] = []
         for j, result in enumerate(region.spec.results):
             values = [next(found), next(found)] if isinstance(result, Add) else [next(found)]
-            if j in member.near_results:
-                collect(result, passed[i, j], iter(values), 0, n, n, 0)
+            if isinstance(result, Add) and j in member.near_results:
+                add_rows(result, passed[i, j], *values)
                 continue
             if j in member.at_followed:
                 values[0] = values[0] + low
@@ -265,14 +273,16 @@ class _Run:
         to: list[int] = []
         numbers: list[int | None] = []
         kept: list[Any] = []
-        sums: list[tuple[int, list[Tensor]]] = []
-        for j, (at, (value, *more)) in enumerate(zip(member.results, kernel.by_result, strict=True)):
+        sums: list[tuple[int, Add, list[Tensor]]] = []
+        each = zip(spec.results, member.results, kernel.by_result, strict=True)
+        for j, (result, at, (value, *more)) in enumerate(each):
             if value.kind == "store":
                 entries = value.shape[0]
                 if at is None:
                     passed[i, j] = value.empty(end - first)
                 else:
-                    passed[i, j] = self.results[at].narrow(0, first * entries, (end - first) * entries)
+                    whole: Tensor = self.collected[i].so_far[j]
+                    passed[i, j] = whole.narrow(0, first * entries, (end - first) * entries)
                 to.append(_as_if_whole(passed[i, j], first, end - first))
                 numbers.append(None)
             elif value.kind == "add" and value.where is not None and j in member.near_results:
@@ -289,22 +299,21 @@ class _Run:
                     found.append(other.empty(end - first))
                     to.append(found[-1].data_ptr())
                     numbers.append(None)
-                (sums if j in member.near_results else kept).append((j, found))
+                if isinstance(result, Add) and j in member.near_results:
+                    sums.append((j, result, found))
+                else:
+                    kept.append((j, found))
         kernel.run(first, end, addresses, extents, to, numbers)
-        for j, (where, what) in sums:
-            collect(spec.results[j], passed[i, j], iter([where - low, what]), 0, end - first, end - first, 0, kernel)
+        for j, result, (where, what) in sums:
+            add_rows(result, passed[i, j], where - low, what, kernel)
         return kept
 
     def take(self, stretch: int, kept: list[tuple[int, list[Any]]]) -> None:
         """Take what regions keep of a stretch into the results of the group."""
         for i, found in kept:
-            member, kernel = self.group.members[i], self.kernels[i]
-            first, end = self.rows(member.region.spec.space, stretch)
+            first, end = self.rows(self.group.members[i].region.spec.space, stretch)
             for j, values in found:
-                result, at = member.region.spec.results[j], _known(member.results[j])
-                rows, room = self.args[member.rows], self._room(member, j)
-                part = iter(values), first, end - first
-                self.results[at] = collect(result, self.results[at], *part, rows, room, kernel)
+                self.collected[i].take(j, iter(values), first, end - first)
 
 
 def _as_if_whole(part: Tensor, first: int, rows: int) -> int:

@@ -112,13 +112,15 @@ class Kernel:
         ]
 
     def stretches(
-        self, inputs: Sequence[Tensor | None], first: int, end: int, threads: int
+        self, inputs: Sequence[Tensor | None], first: int, end: int, threads: int, own: Sequence[bool]
     ) -> tuple[Tensor | None, list[tuple[int, int]]]:
-        """The order in which rows run, None for as they are, and the stretches of it that run side by side."""
+        """The order in which rows run, None for as they are, and the stretches of it that run side by side.
+
+        `own` says of which values a stretch has its own, which are kept until it is their turn.
+        """
+        size = self._block(end - first, threads, own)
         if threads == 1:
-            size = self._block(end - first, 1)
             return None, [(i, min(i + size, end)) for i in range(first, end, size)]
-        size = self._block(end - first, threads)
         starts = list(range(first, end, size))
         order = None
         if self.order is not None:
@@ -136,16 +138,13 @@ class Kernel:
             starts = sorted({first, *(int(e) + first for e in ends if int(e) + first < end)})
         return order, list(zip(starts, [*starts[1:], end], strict=True))
 
-    def _block(self, rows: int, threads: int) -> int:
-        width = sum(v.dtype.itemsize * v.width for v in self.values if self._is_kept(v, threads))
+    def _block(self, rows: int, threads: int, own: Sequence[bool]) -> int:
+        kept = (v for v, is_own in zip(self.values, own, strict=True) if is_own and v.rows)
+        width = sum(v.dtype.itemsize * v.width for v in kept)
         size = rows if threads == 1 else -(-rows // (threads * BLOCKS_A_THREAD))
         if width:
             size = min(size, VALUES_BYTES // width)
         return max(self.lanes, -(-size // self.lanes) * self.lanes)
-
-    def _is_kept(self, value: Value, threads: int) -> bool:
-        """True if the values of a stretch are kept until it is their turn."""
-        return value.kind == "values" or (value.kind == "add" and not self.adds_at_once(value, threads))
 
     def run(
         self,

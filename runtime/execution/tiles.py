@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ from .kernels import Kernel
 
 WORTH_A_THREAD = 2**18
 """Bytes of intermediate values below which a block is not worth handing to a thread."""
+MANY, FEW = 256, 2**14
+"""Rows that are added to each row of a table, and numbers of that table, from and up to which sums are in double."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,22 +135,29 @@ class Region(nn.Module):
         room = [next(more) if isinstance(r, Store) and r.room else 0 for r in spec.results]
         results: list[Any] = so_far if so_far is not None else []
         for result in spec.results[len(results) :]:
-            results.append(_table(result, more, results) if isinstance(result, Add) else None)
+            results.append(None)
+            if isinstance(result, Add) and result.after is None:
+                table: Tensor = next(more)
+                results[-1] = table if result.reuse else table.clone()
         first, end = only or (0, rows)
-        if first == end and only is not None and (rows > 0 or so_far is None):
-            return results  # a region without any rows is run once, for the shapes of its results
-        run: Callable[..., Sequence[Any]]
-        if not rows:
+        kernel = self.compiled if isinstance(self.compiled, Kernel) and self.compiled.takes(inputs) and rows else None
+        collected = Collected(spec.results, results, rows, room, kernel)
+        if first < end or only is None or (rows == 0 and so_far is not None):
+            # A region without any rows is run once, for the shapes of its results.
+            if kernel is not None:
+                self._run_kernel(kernel, inputs, collected, first, end)
+            else:
+                self._run_blocks(inputs, collected, first, end)
+        collected.close()
+        return results
+
+    def _run_blocks(self, inputs: Sequence[Any], collected: Collected, first: int, end: int) -> None:
+        """Run some rows block by block, from the first to before the last."""
+        run: Callable[..., Sequence[Any]] = runnable(self.graph_module)
+        if not collected.rows:
             run = OfNothing(self.graph_module).run
-        elif isinstance(self.compiled, Kernel):
-            if self.compiled.takes(inputs):
-                self._run_kernel(self.compiled, inputs, results, (first, end, rows), room)
-                return results
-            run = runnable(self.graph_module)
-        elif self.compiled is not None:
+        elif self.compiled is not None and not isinstance(self.compiled, Kernel):
             run, inputs = self.compiled, self.laid_out(inputs)
-        else:
-            run = runnable(self.graph_module)
         threads, block = self.schedule(end - first, inputs)
 
         def work(i: int) -> list[Any]:
@@ -156,49 +165,41 @@ class Region(nn.Module):
             n = min(block, end - start)
             given = [
                 a if s is None else a.narrow(s.dim, start * s.factor, n * s.factor)
-                for a, s in zip(inputs, spec.inputs, strict=True)
+                for a, s in zip(inputs, self.spec.inputs, strict=True)
             ]
             return list(run(n, *given))
 
         def take(i: int, values: list[Any]) -> None:
             start, each = first + i * block, iter(values)
-            for j, result in enumerate(spec.results):
-                results[j] = collect(result, results[j], each, start, min(block, end - start), rows, room[j])
+            for j in range(len(self.spec.results)):
+                collected.take(j, each, start, min(block, end - start))
 
         in_order(-(-max(end - first, 1) // block), threads, work, take)
-        return results
 
-    def _run_kernel(
-        self,
-        kernel: Kernel,
-        inputs: Sequence[Any],
-        results: list[Any],
-        part: tuple[int, int, int],
-        room: Sequence[int],
-    ) -> None:
-        """Run some rows, from the first to the last of so many; complete the results."""
-        first, end, rows = part
+    def _run_kernel(self, kernel: Kernel, inputs: Sequence[Any], collected: Collected, first: int, end: int) -> None:
+        """Run some rows as one loop, from the first to before the last."""
         threads, _ = self.schedule(end - first, inputs)
+        results = collected.so_far
         memory: list[Tensor | None] = []
-        done: list[bool] = []
+        at_once: list[bool] = []
         for j, (result, (value, *more)) in enumerate(zip(self.spec.results, kernel.by_result, strict=True)):
             if value.kind == "store" and results[j] is None:
-                results[j] = value.empty(rows, room[j])
+                results[j] = value.empty(collected.rows, collected.room[j])
             if isinstance(result, Add):
                 results[j] = results[j].contiguous() if result.after is None else results[result.after]
-            at_once = value.kind == "store" or kernel.adds_at_once(value, threads)
-            done.append(at_once)
-            memory += [results[j] if at_once else None, *(None for _ in more)]
+            adds = kernel.adds_at_once(value, threads) and not collected.in_double(j)
+            at_once.append(value.kind == "store" or adds)
+            memory += [results[j] if at_once[j] else None, *(None for _ in more)]
         given = kernel.laid_out(inputs)
-        order, stretches = kernel.stretches(given, first, end, threads)
+        order, stretches = kernel.stretches(given, first, end, threads, [m is None for m in memory])
         run = kernel.caller(given, order, memory)
 
         def take(i: int, found: list[Tensor]) -> None:
             start, stop = stretches[i]
             each = iter(found)
-            for j, result in enumerate(self.spec.results):
-                if not done[j]:
-                    results[j] = collect(result, results[j], each, start, stop - start, rows, room[j], kernel)
+            for j in range(len(at_once)):
+                if not at_once[j]:
+                    collected.take(j, each, start, stop - start)
 
         in_order(len(stretches), threads, lambda i: run(*stretches[i]), take)
 
@@ -239,48 +240,101 @@ class OfNothing(fx.Interpreter):
         return value.new_full(shape, limit if row.reduces == "amin" else -limit)
 
 
-def _table(result: Add, given: Iterator[Any], results: Sequence[Any]) -> Tensor:
-    """The table that a result is added to."""
-    if result.after is not None:
-        return results[result.after]  # type: ignore[no-any-return]
-    table: Tensor = next(given)
-    return table if result.reuse else table.clone()
+class Collected:
+    """The results of a region, completed block by block.
+
+    Sums of many rows in few rows (the energy of a structure) are taken in double precision, since each of a million
+    single-precision additions rounds by as much as the sum has grown.
+    """
+
+    def __init__(
+        self,
+        results: Sequence[Result],
+        so_far: list[Any],
+        rows: int,
+        room: Sequence[int],
+        kernel: Kernel | None = None,
+        direct: Collection[int] = (),
+    ) -> None:
+        """
+        Args:
+            results: the use of each result.
+            so_far: the table of each `Add`, and what was collected before of the others; completed by `close`.
+            rows: rows of this rank.
+            room: halo rows after those of each `Store`.
+            kernel: what adds rows faster than an operator.
+            direct: those of the tables to which their blocks add on their own.
+        """
+        self.results, self.so_far, self.rows, self.room, self.kernel = results, so_far, rows, room, kernel
+        self._single: dict[int, torch.dtype] = {}
+        for j, result in enumerate(results):
+            if not isinstance(result, Add):
+                continue
+            if result.after is not None:
+                so_far[j] = so_far[result.after]
+            elif j not in direct and result.reduction == "sum" and _many_to_few(so_far[j], result.dim, rows):
+                self._widen(j)
+
+    def in_double(self, j: int) -> bool:
+        """True if a result is summed in a higher precision than its own."""
+        result = self.results[j]
+        return (result.after if isinstance(result, Add) and result.after is not None else j) in self._single
+
+    def take(self, j: int, values: Iterator[Any], start: int, n: int) -> None:
+        """Take the contribution of `n` rows to a result from the values of the body."""
+        result, value, so_far = self.results[j], next(values), self.so_far[j]
+        if isinstance(result, Store):
+            if n == self.rows and not result.room:
+                self.so_far[j] = value
+                return
+            if so_far is None:
+                shape = list(value.shape)
+                shape[result.dim] = self.rows * result.factor + self.room[j]
+                so_far = self.so_far[j] = value.new_empty(shape)
+            so_far.narrow(result.dim, start * result.factor, n * result.factor).copy_(value)
+        elif isinstance(result, Reduce):
+            self.so_far[j] = value if so_far is None else _REDUCTIONS[result.reduction](so_far, value)
+            if result.reduction == "sum" and value.dtype in _SINGLE:
+                self._widen(j)
+        else:
+            add_rows(result, so_far, value, next(values), self.kernel)
+
+    def close(self) -> None:
+        """Give all results their own precision."""
+        for j, dtype in self._single.items():
+            self.so_far[j] = self.so_far[j].to(dtype)
+        for j, result in enumerate(self.results):
+            if isinstance(result, Add) and result.after is not None:
+                self.so_far[j] = self.so_far[result.after]
+
+    def _widen(self, j: int) -> None:
+        self._single.setdefault(j, self.so_far[j].dtype)
+        self.so_far[j] = self.so_far[j].double()
 
 
-def collect(
-    result: Result,
-    so_far: Any,
-    values: Iterator[Any],
-    start: int,
-    n: int,
-    rows: int,
-    room: int,
-    kernel: Kernel | None = None,
-) -> Tensor:
-    """Take the contribution of one block of `n` rows to a result from the values of the body; a kernel adds faster."""
-    value: Tensor = next(values)
-    if isinstance(result, Store):
-        if n == rows and not result.room:
-            return value
-        if so_far is None:
-            shape = list(value.shape)
-            shape[result.dim] = rows * result.factor + room
-            so_far = value.new_empty(shape)
-        so_far.narrow(result.dim, start * result.factor, n * result.factor).copy_(value)
-        return so_far  # type: ignore[no-any-return]
-    if isinstance(result, Reduce):
-        if so_far is None:
-            return value
-        return so_far + value if result.reduction == "sum" else _EXTREMES[result.reduction](so_far, value)
-    where, what = value, next(values)
+def add_rows(result: Add, table: Tensor, where: Tensor, what: Tensor, kernel: Kernel | None = None) -> None:
+    """Add (or compare) rows into a table; a kernel adds faster."""
+    what = what.to(table.dtype)
     if result.reduction != "sum":
-        return so_far.scatter_reduce_(result.dim, where, what, result.reduction)  # type: ignore[no-any-return]
-    if result.by_element:
-        return so_far.scatter_add_(result.dim, where, what)  # type: ignore[no-any-return]
-    if kernel is not None:
-        kernel.add(so_far, where, what)
-        return so_far  # type: ignore[no-any-return]
-    return so_far.index_add_(result.dim, where, what)  # type: ignore[no-any-return]
+        table.scatter_reduce_(result.dim, where, what, result.reduction)
+    elif result.by_element:
+        table.scatter_add_(result.dim, where, what)
+    elif kernel is not None:
+        kernel.add(table, where, what)
+    else:
+        table.index_add_(result.dim, where, what)
 
 
-_EXTREMES = {"amax": torch.maximum, "amin": torch.minimum}
+def _many_to_few(table: Tensor | None, dim: int, rows: int) -> bool:
+    if table is None:
+        return False
+    few = table.numel() <= FEW and table.dtype in _SINGLE
+    return few and rows >= MANY * (table.shape[dim] if table.dim() else 1)
+
+
+_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
+_REDUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sum": torch.add,
+    "amax": torch.maximum,
+    "amin": torch.minimum,
+}

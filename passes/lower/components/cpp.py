@@ -157,7 +157,7 @@ class _Writer:
         first, last = [], []
         for k, o in enumerate(self.outputs):
             if o.kind == "sum":
-                kind, width = kind_of(self.dtypes[o.value]), len(self.values[o.value])
+                kind, width = self._sum_kind(o), len(self.values[o.value])
                 first.append(f"    {kind}* const sum{k} = ({kind}*)(scratch + {offset});")
                 first.append(f"    for (int j = 0; j < {width}; ++j) sum{k}[j] = {kind}{{}};")
                 c_type = C_TYPES[self.dtypes[o.value]]
@@ -165,6 +165,11 @@ class _Writer:
                 offset += -(-width * self._size(kind) // 128) * 128
         self._end = offset
         return starts, first, last
+
+    def _sum_kind(self, o: Output) -> str:
+        """The kind of numbers in which many rows are added up: double precision."""
+        kind = kind_of(self.dtypes[o.value])
+        return "D" if kind == "F" else kind
 
     def _size(self, kind: str) -> int:
         return self.lanes * (8 if kind in "DI" else 4)
@@ -233,7 +238,8 @@ class _Writer:
         places = self.memory.places(values, kind)
         at, width, memory = self.texts.static("int", places.tolist()), len(values), f"m.{kind.lower()}"
         if o.kind == "sum":
-            yield f"for (int j = 0; j < {width}; ++j) sum{k}[j] += where(valid, {memory}[{at}[j]], {kind}{{}});"
+            term = f"as<{self._sum_kind(o)}>(where(valid, {memory}[{at}[j]], {kind}{{}}))"
+            yield f"for (int j = 0; j < {width}; ++j) sum{k}[j] += {term};"
         elif o.kind == "add":
             (index,) = self.memory.places(self.values[o.index], "I").tolist()
             yield f"for (int l = 0; l < LANES; ++l) target[l] = m.i[{index}][l];"

@@ -116,7 +116,7 @@ def test_stretches_end_where_the_receiver_changes(threads: int) -> None:
         given = inputs(1003, order)
         laid_out = kernel.laid_out(tensors(given))
         for first, end in ((0, 1003), (0, 500), (500, 1003), (400, 401)):
-            positions, stretches = kernel.stretches(laid_out, first, end, threads)
+            positions, stretches = kernel.stretches(laid_out, first, end, threads, [False] * 3)
             assert [a for a, _ in stretches] == [first, *(b for _, b in stretches[:-1])]
             assert stretches[-1][1] == end
             rows = torch.arange(1003) if positions is None else positions
