@@ -8,6 +8,14 @@
 A tensor product of features with spherical harmonics is written so, and its gradients are sums over such products.
 Both are sums of products of three factors, which may be multiplied in any order; this one is cheaper by the number of
 channels, and nothing as large as `x` exists.
+
+    x = mm(g, C)                   g: [atoms, 128]    C: [128, 89*128]    x: [atoms, 89*128]
+    y = sum(mul(reshape(x), s), 1)                    s: [atoms, 89, 1]   y: [atoms, 1, 128]
+=>  o = mul(g, s)                  [atoms, 128, 89]
+    y = mm(reshape(o), reshape(C))
+
+Without channels both orders are as long. But `s` is often a one-hot, and then so is `o`: kernels leave out of a product
+what is zero. The features are multiplied with the weights of a species so.
 """
 
 from __future__ import annotations
@@ -115,7 +123,9 @@ def _product_with_outer(build: _Build, node: fx.Node) -> fx.Node | None:
         return None
     for small, large in (factors, factors[::-1]):
         dims = _dims(build, outer, small, int(inner))
-        if dims is None or not _is_broadcast(build, small, len(dims.table)) or not _fills(build, large, dims):
+        if dims is None or dims.channels == 1:
+            continue
+        if not _is_broadcast(build, small, len(dims.table)) or not _fills(build, large, dims):
             continue
         saved = dims.channels * dims.n_others * dims.n_wide * (1 + int(width))
         if 2 * (dims.n_others * int(width) * (dims.n_wide + dims.channels)) > saved:
@@ -167,7 +177,16 @@ def _gradient(
     channels = {d for d in range(1, first) if shape[d] != 1}
     matrix_shape = (int(j), *dims.table)
     order = (*[1 + d for d in dims.wide], 0, *[1 + d for d in dims.others])
-    if summed == wide and _is_broadcast(build, small, k):
+    if dims.channels == 1:
+        if summed != wide or int(j) > dims.n_others:
+            return None
+        n = build.rows(small)
+        columns, row = build.reshape(gradient, n, int(j), 1), build.reshape(small, n, 1, dims.n_wide)
+        outer = build.reshape(build.call(aten.mul.Tensor, columns, row), n, int(j) * dims.n_wide)
+        first_wide = (0, *[1 + d for d in dims.wide], *[1 + d for d in dims.others])
+        matrix = build.table(table, matrix_shape, first_wide, int(j) * dims.n_wide)
+        result = build.call(aten.mm.default, outer, matrix)
+    elif summed == wide and _is_broadcast(build, small, k):
         n = build.rows(small)
         matrix = build.table(table, matrix_shape, order, dims.n_wide)
         mixed = build.call(aten.mm.default, build.reshape(small, n, dims.n_wide), matrix)
@@ -220,7 +239,7 @@ def _dims(build: _Build, product: fx.Node, small: fx.Node, inner: int) -> _Dims 
     wide = tuple(d for d in range(len(table)) if part[first + d] != 1)
     others = tuple(d for d in range(len(table)) if part[first + d] == 1)
     dims = _Dims(channels, table, wide, others)
-    return dims if channels > 1 and dims.n_wide > 1 else None
+    return dims if dims.n_wide > 1 else None
 
 
 def _is_broadcast(build: _Build, small: fx.Node, k: int) -> bool:

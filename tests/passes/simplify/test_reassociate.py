@@ -100,6 +100,39 @@ def test_a_factor_with_channels_is_left_alone() -> None:
     assert rows_of_table_products(compiled.program.graph.graph) == 2
 
 
+class OfSpecies(Toy):
+    """Features of an atom are multiplied with weights of its species, as a product with a one-hot that is an input."""
+
+    def more(self) -> None:
+        self.weights = nn.Parameter(torch.randn(CHANNELS * A, CHANNELS, dtype=torch.float64))
+
+    def update(self, graph: Graph, h: Tensor, w: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+        sender, receiver = graph["edge_index"]
+        for _ in range(2):
+            outer = h[:, :, None] * graph["one_hot"][:, None, :]
+            h = torch.tanh(outer.reshape(-1, CHANNELS * A) @ self.weights)
+            h = add_to(h[sender] * w, receiver, h)
+        return h
+
+
+def with_one_hot(atoms: int) -> Graph:
+    graph = random_graph(atoms)
+    return {**graph, "one_hot": torch.nn.functional.one_hot(torch.arange(atoms) % A, A).double()}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_weights_of_species_meet_the_outer_product(training: bool) -> None:
+    """Forward and backward, the one-hot is in the factor of the product, whose zeros kernels leave out."""
+    model = OfSpecies().train(training)
+    report = check_model(model, with_one_hot(12), with_one_hot(17), ranks=(1, 2, 3))
+    assert report.worst < 1e-12
+    graph = distcompile.compile(model, with_one_hot(12)).program.graph.graph
+    products = [
+        n for n in graph.nodes if n.target is aten.mm.default and n.args[1].meta["val"].numel() == A * CHANNELS**2
+    ]
+    assert [tuple(n.args[1].meta["val"].shape) for n in products] == [(CHANNELS * A, CHANNELS)] * 4
+
+
 def test_gradients_of_gradients() -> None:
     """Training on forces differentiates the rewritten program again."""
     model = Coupled(outer_then_table).train()
