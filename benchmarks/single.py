@@ -5,18 +5,20 @@
 Rocksalt MgO with displaced atoms, float32, energy, forces and stress; with ``--constant 5.64`` as thin as NaCl, which
 has 40 edges within 6 A where MgO (4.21, the default) has 97. Every mode runs in a process of its own, from the smallest
 size to the last that memory holds (memory is the growth of the resident set over the resting process).
-Modes: ``stock`` (the package, eager), ``compile`` (the stock model under torch.compile), ``eager`` (ours, tiled),
-``kernels`` (ours, component code), ``inductor`` (ours, regions compiled by torch), ``symmetrix`` (symmetrix-xl, C++ for
-MACE alone, neighbour list included, if it is installed). The last column is the part of the time for which the mode's
-matrix products alone, those computed again too, would keep this machine busy at its peak, what one large product
-reaches: near 100 %, they bound the speed. It is not known of kernels, whose products are their own. Writes a table and,
-with --plot, a picture.
+Modes: ``stock`` (the package, eager), ``compile`` (the stock model under torch.compile), ``package`` (the package's own
+fastest path: symmetrix-xl for MACE, neighbour list included, if it is installed; the compiled modes of NequIP and
+Allegro; fairchem's fast backend under torch.compile), ``eager`` (ours, tiled), ``kernels`` (ours, component code),
+``inductor`` (ours, regions compiled by torch). matgl takes its Warp kernels where nvalchemi-toolkit-ops is installed.
+The last column is the part of the time for which the mode's matrix products alone, those computed again too, would keep
+this machine busy at its peak, what one large product reaches: near 100 %, they bound the speed. Those of kernels are
+counted where the same program runs operator by operator. Writes a table and, with --plot, a picture.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import dataclasses
 import json
 import math
 import resource
@@ -24,7 +26,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,88 +36,90 @@ from torch.utils.flop_counter import flop_registry
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-MODES = ("stock", "compile", "eager", "kernels", "inductor", "symmetrix")
-
+MODES = ("stock", "compile", "package", "eager", "kernels", "inductor")
 
 ENOUGH = 60.0
 """Seconds after which an evaluation is not repeated."""
 
 
-def measure(name: str, sizes: list[int], mode: str, threads: int, constant: float) -> Iterator[dict[str, Any]]:
-    """Run in a process of its own: seconds and bytes of one evaluation of each size."""
-    import distcompile
-    from distcompile.runtime.execution.memory import available
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """A way to evaluate a model."""
 
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(threads)
+    prepare: Callable[[Any], tuple[Any, ...]]
+    """What it is given for a structure."""
+    call: Callable[..., Any]
+    copies: int = 1
+    """How often the structure is evaluated in a call."""
+    by_operators: Callable[[], Callable[..., Any]] | None = None
+    """Makes the same operator by operator, where `call` does not run operators that can be counted."""
+
+
+def way(name: str, mode: str, example: Any) -> Way:
+    """A model by its name in tests/zoo.py in one of the modes."""
+    import packages
+
+    import distcompile
+
+    if mode == "package":
+        return packages.fastest(name)
     case = stock_case(name)
     model = case.model.float().eval()
     model.requires_grad_(False)
 
-    def graph(n: int) -> tuple[Any, ...]:
-        atoms = rocksalt((n, n, n), constant)
-        return (atoms,) if mode == "symmetrix" else in_single_precision(case.graph(atoms))
+    def prepare(atoms: Any) -> tuple[Any, ...]:
+        return in_single_precision(case.graph(atoms))
 
+    def stock(*args: Any) -> Any:
+        return model(*args, **case.kwargs)
+
+    def ours(lowering: Any) -> Any:
+        graph = prepare(example)
+        return distcompile.compile(model, graph, model_kwargs=case.kwargs, validate=False, lowering=lowering)
+
+    if mode in ("stock", "compile"):
+        return Way(prepare, torch.compile(stock) if mode == "compile" else stock)
+    return Way(prepare, ours(mode), by_operators=(lambda: ours("eager")) if mode == "kernels" else None)
+
+
+def measure(name: str, sizes: list[int], mode: str, threads: int, constant: float) -> Iterator[dict[str, Any]]:
+    """Run in a process of its own: seconds and bytes of one evaluation of each size."""
+    from distcompile.runtime.execution.memory import available
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(threads)
+    small = rocksalt((2, 2, 2), constant)
     start = time.perf_counter()
-    call: Any
-    if mode == "stock":
-        call = lambda *args: model(*args, **case.kwargs)  # noqa: E731
-    elif mode == "compile":
-        call = torch.compile(lambda *args: model(*args, **case.kwargs))
-    elif mode == "symmetrix":
-        call = symmetrix(case.model)
-    else:
-        compiled = distcompile.compile(model, graph(2), model_kwargs=case.kwargs, validate=False, lowering=mode)
-        call = compiled
-    call(*graph(2))  # includes what torch.compile does at a first call
+    this = way(name, mode, small)
+    this.call(*this.prepare(small))  # includes what torch.compile does at a first call
     prepared = time.perf_counter() - start
     torch.set_num_threads(1)  # products are counted in the thread that asks for them
+    counted = this.by_operators() if this.by_operators else this.call
     with Products() as products:
-        call(*graph(2))
+        counted(*this.prepare(small))
     torch.set_num_threads(threads)
     per_atom = 0.0
     for cells in sorted(sizes):
         atoms = 8 * cells**3
         if mode in ("stock", "compile") and per_atom * atoms > 0.9 * (available() or math.inf):
             return  # ours refuses by itself what does not fit
-        args = graph(cells)
+        args = this.prepare(rocksalt((cells, cells, cells), constant))
         ctypes.CDLL(None).malloc_trim(0)  # what a smaller size has left is not resting
         resting = resident()
         Path("/proc/self/clear_refs").write_text("5")  # reset the peak of the resident set
         times = []
         while len(times) < 3 and sum(times) < ENOUGH:
             start = time.perf_counter()
-            call(*args)
+            this.call(*args)
             times.append(time.perf_counter() - start)
-        per_atom = (peak_memory() - resting) / atoms
-        operations = (
-            0.0 if mode == "kernels" else products.count / 64 * atoms
-        )  # of 64 atoms, which have as many neighbours each
+        of_one = min(times) / this.copies
+        per_atom = (peak_memory() - resting) / atoms / this.copies
+        operations = products.count / 64 / this.copies * atoms  # of 64 atoms, which have as many neighbours each
         yield {
-            "model": name, "mode": mode, "atoms": atoms, "prepare s": prepared, "ms/atom": 1e3 * min(times) / atoms,
+            "model": name, "mode": mode, "atoms": atoms, "prepare s": prepared, "ms/atom": 1e3 * of_one / atoms,
             "MB/atom": per_atom / 1e6,
-            "products": operations / min(times) / _fastest_product() if operations else math.nan,
+            "products": operations / of_one / _fastest_product() if operations else math.nan,
         }  # fmt: skip
-
-
-def symmetrix(model: torch.nn.Module) -> Any:
-    """An evaluation by symmetrix-xl, as its ASE calculator does it."""
-    import tempfile
-
-    from symmetrix import Symmetrix
-
-    folder = Path(tempfile.mkdtemp())
-    torch.save(model.double(), folder / "m.model")
-    script = "from symmetrix.cli.extract_mace import main; main()"
-    arguments = ["-m", str(folder / "m.model"), "-o", str(folder / "m.json")]
-    subprocess.run([sys.executable, "-c", script, *arguments], check=True, capture_output=True)
-    calculator = Symmetrix(str(folder / "m.json"), dtype="float32")
-
-    def call(atoms: Any) -> Any:
-        calculator.reset()
-        calculator.calculate(atoms, ["energy", "forces", "stress"])
-
-    return call
 
 
 class Products(TorchDispatchMode):
