@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -34,3 +35,13 @@ def user_line(node: fx.Node) -> str:
     if not frame:
         return "at: a line that the tracer did not record (often the backward of an operator)"
     return f"at: {frame}\n      {code}"
+
+
+def user_place(node: fx.Node) -> str:
+    """The user's line that an operator belongs to, short: ``layers.py:115 forward``."""
+    frame, _ = user_frame(node)
+    found = re.match(r'File "(.*)", line (\d+), in (.*)', frame)
+    if found is None:
+        return node.name
+    file, line, function = found.groups()
+    return f"{file.rpartition('/')[2]}:{line} {function}"

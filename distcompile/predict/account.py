@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import fx, nn
 from ..ir import META, WHOLE_RULE, Halo, Placement, Space, Tiled, placement
 from ..ir.operators import OPERATORS, Crossing, facts
 from ..ir.text import short, short_name
-from ..ir.user_code import user_frame
+from ..ir.user_code import user_place
 from ..passes.schedule.storage import storage
 from ..passes.spaces.place import WHY, placements
 from ..rules.cost import bytes_per_row, product_flops, product_length
@@ -68,7 +67,7 @@ def collectives(program: Tiled) -> list[Collective]:
         operand: Any = node.args[0]
         if crossing.dim is None:
             summed: list[fx.Node] = [operand] if isinstance(operand, fx.Node) else operand
-            lines = dict.fromkeys(place(n) for n in summed)
+            lines = dict.fromkeys(user_place(n) for n in summed)
             size = sum(_bytes(program, n, {}) for n in summed)
             found.append(Collective(short(node), "", size, "summed at " + ", ".join(lines)))
             continue
@@ -76,8 +75,8 @@ def collectives(program: Tiled) -> list[Collective]:
         widths = [n for i, n in enumerate(program.shape(node)) if i != dim]
         row = math.prod(int(n) for n in widths if n.is_Integer) * value.element_size()
         space = next(i for i in program.inputs if i.name == node.args[1].name).space  # type: ignore[union-attr]
-        readers = dict.fromkeys(place(u) for u in node.users)
-        why = "added at " + place(operand) if crossing.to == "owners" else "read at " + ", ".join(readers)
+        readers = dict.fromkeys(user_place(u) for u in node.users)
+        why = "added at " + user_place(operand) if crossing.to == "owners" else "read at " + ", ".join(readers)
         found.append(Collective(short(node), str(space), row, why))
     return found
 
@@ -199,7 +198,7 @@ def _stretch(program: Tiled, nodes: list[fx.Node], known: Mapping[sympy.Symbol, 
     begin = next((n for n in nodes if WHY in n.meta), nodes[0])
     moved = sum(_bytes(program, n, known) for node in nodes for n in (node, *node.all_input_nodes))
     flops = sum(_product(program, node, known) for node in nodes)
-    return Stretch(short(begin), begin.meta.get(WHY, ""), place(begin), len(nodes), RowWork(moved, flops))
+    return Stretch(short(begin), begin.meta.get(WHY, ""), user_place(begin), len(nodes), RowWork(moved, flops))
 
 
 def _of_all_rows(program: Tiled, sizes: Mapping[str, int] | None) -> dict[sympy.Symbol, int]:
@@ -219,16 +218,6 @@ def _product(program: Tiled, node: fx.Node, known: Mapping[sympy.Symbol, int]) -
     length = inner.xreplace({k: sympy.Integer(v) for k, v in known.items()})
     elements = _bytes(program, node, known) / node.meta["val"].element_size()
     return 2 * (int(length) if length.is_Integer else 1) * elements
-
-
-def place(node: fx.Node) -> str:
-    """The user's line that an operator belongs to, short: ``layers.py:115 forward``."""
-    frame, _ = user_frame(node)
-    found = re.match(r'File "(.*)", line (\d+), in (.*)', frame)
-    if found is None:
-        return node.name
-    file, line, function = found.groups()
-    return f"{file.rpartition('/')[2]}:{line} {function}"
 
 
 def peak_bytes(program: Tiled, sizes: Mapping[str, int], halos: Mapping[str, int]) -> int:

@@ -10,9 +10,9 @@ from torch import fx
 from ..ir import Tiled
 from ..ir.operators import facts
 from ..ir.text import short
-from ..ir.user_code import user_frame
+from ..ir.user_code import user_frame, user_place
 from ..ir.writer import made_by
-from ..predict.account import Collective, collectives, place, stretches
+from ..predict.account import Collective, collectives, stretches
 from ..rules.messages import message
 from ..runtime.execution.grouping import in_step_with
 from ..runtime.execution.kernels import Kernel
@@ -89,7 +89,7 @@ def _operators(program: Tiled) -> Iterator[str]:
 
 def _line(node: fx.Node) -> str:
     """The model's line that an operator is for: its own line, or that of an operator that reads it."""
-    return next((place(n) for n in (node, *node.users) if user_frame(n)[0]), "")
+    return next((user_place(n) for n in (node, *node.users) if user_frame(n)[0]), "")
 
 
 def _whole(program: Tiled) -> list[str]:
