@@ -14,6 +14,7 @@ from torch import fx
 
 from ..ir import Dim, Placement
 from ..ir.operators import facts, operators
+from ..runtime.operators.radial import radial_lookup
 from ..runtime.operators.sparse import sparse_mm
 from .base import Context, Refused, argument, arguments, rank, rule, wrap
 
@@ -50,6 +51,13 @@ def sparse_product(ctx: Context, node: fx.Node) -> Placement:
     rows, inner = ctx.dims(arguments(node)[0])
     if inner:
         raise Refused("a product that sums over rows")
+    return Placement((rows, ()))
+
+
+@rule(radial_lookup)
+def looked_up(ctx: Context, node: fx.Node) -> Placement:
+    """Functions of one number a row, from a table that every rank has."""
+    (rows,) = ctx.dims(arguments(node)[0])
     return Placement((rows, ()))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from .elements import Definition, Elements, Gather, Product, Rows, Table, Unsupported, needed
+from .elements import Definition, Elements, Gather, Lookup, Product, Rows, Table, Unsupported, needed
 from .follow import Followed
 from .loops import Loop, Plan, plan
 from .memory import Memory, laid_out
@@ -89,7 +90,7 @@ class _Writer:
                 self._use(operand[~near & ~fixed].reshape(-1), kind_of(dtype), phase)
         for number, phase_steps in enumerate(self.plan.phases):
             for block in phase_steps.blocks:
-                if isinstance(block.what, Product | Gather):
+                if isinstance(block.what, Product | Gather | Lookup):
                     kind = "I" if isinstance(block.what, Gather) else kind_of(block.dtype)
                     self._use(block.operands[0].reshape(-1), kind, number)
         for o in self.outputs:
@@ -111,7 +112,8 @@ class _Writer:
     def program(self) -> Program:
         calls = []
         for number, phase in enumerate(self.plan.phases):
-            calls += [self._block(d) for d in phase.blocks if not isinstance(d.what, Product)]
+            calls += [self._block(d) for d in phase.blocks if not isinstance(d.what, Product | Lookup)]
+            calls += self._lookups(phase.blocks)
             calls += [self._loop(loop) for loop in phase.loops]
             calls += [self._block(d) for d in phase.blocks if isinstance(d.what, Product)]
             calls += [line for o in self.outputs if self._output_phase(o) == number for line in self._output(o)]
@@ -207,6 +209,28 @@ class _Writer:
             case Product(left, right):
                 return self._product(d, left, right, kind, start)
         raise AssertionError(d)
+
+    def _lookups(self, blocks: Sequence[Definition]) -> Iterator[str]:
+        """Calls of `lookup`: one for each table and number, of which values and slopes are asked for together."""
+        together: dict[tuple[int, int, int], dict[int, Definition]] = defaultdict(dict)
+        times: Counter[tuple[int, int, int]] = Counter()
+        for d in blocks:
+            if isinstance(d.what, Lookup):
+                asked = d.what.input, int(d.what.x[0]), d.what.order
+                together[(*asked[:2], times[asked])][d.what.order] = d
+                times[asked] += 1
+        for (i, x, _), by_order in together.items():
+            first = next(iter(by_order.values()))
+            what, kind, functions = first.what, kind_of(first.dtype), math.prod(first.shape)
+            assert isinstance(what, Lookup)
+            memory = f"m.{kind.lower()}"
+            number = f"{memory}[{self.memory.places(np.array([x]), kind)[0]}]"
+            base = f"(const {C_TYPES[first.dtype]}*)given[{i}]"
+            to = ", ".join(f"{memory} + {self.memory.place[d.elements[0]]}" for d in by_order.values())
+            orders = ", ".join(map(str, by_order))
+            self.statements += functions * len(by_order) // 8
+            span = f"{what.intervals}, {what.low!r}, {what.high!r}"
+            yield f"lookup<{kind}, {functions}, {orders}>({number}, {base}, {span}, {to});"
 
     def _product(self, d: Definition, left: Elements, right: Elements, kind: str, start: int) -> str:
         terms, width = right.shape

@@ -80,7 +80,21 @@ class Product:
     """Elements of `Whole`. Shape: [terms, width]."""
 
 
-What = Rows | Whole | Gather | Pointwise | Sum | Product
+@dataclasses.dataclass(frozen=True)
+class Lookup:
+    """Functions of a number, or their derivatives, from a table of polynomials; see `radial_lookup`."""
+
+    input: int
+    """The table."""
+    x: Elements
+    """The number. Shape: [1]."""
+    intervals: int
+    low: float
+    high: float
+    order: int
+
+
+What = Rows | Whole | Gather | Pointwise | Sum | Product | Lookup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +116,8 @@ class Definition:
         match self.what:
             case Gather(_, index, _):
                 return (index,)
+            case Lookup(_, x):
+                return (x,)
             case Pointwise(_, operands):
                 return operands
             case Sum(factors):
@@ -189,7 +205,7 @@ def needed(table: Table, definitions: Sequence[Definition], outputs: Sequence[El
         keep = wanted[definition.elements]
         if not keep.any():
             continue
-        part = definition if keep.all() or isinstance(definition.what, Product) else _part(definition, keep)
+        part = definition if keep.all() or isinstance(definition.what, Product | Lookup) else _part(definition, keep)
         for operand in part.operands:
             wanted[operand] = True
         found.append(part)

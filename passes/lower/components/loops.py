@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from .elements import Definition, Elements, Gather, Pointwise, Product, Sum, Table, Whole, positions
+from .elements import Definition, Elements, Gather, Lookup, Pointwise, Product, Sum, Table, Whole, positions
 
 WIDE = 16
 """The length from which on a dimension is looped over, not written out."""
@@ -69,7 +69,7 @@ class Phase:
 
     loops: tuple[Loop, ...]
     blocks: tuple[Definition, ...]
-    """Rows that are read, gathers and products: what stands in memory anyway."""
+    """Rows that are read, gathers, lookups and products: what stands in memory anyway."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,7 @@ class _Planner:
         for output in outputs:
             stored[output] = True
         for definition in self.definitions:
-            if isinstance(definition.what, Product | Gather):
+            if isinstance(definition.what, Product | Gather | Lookup):
                 stored[definition.operands[0]] = True
         for i, step in self.steps.items():
             for operand, computed, same in zip(step.operands, near[i], fixed[i], strict=True):

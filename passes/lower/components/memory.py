@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .elements import Definition, Elements, Gather, Product, Rows, Whole
+from .elements import Definition, Elements, Gather, Lookup, Product, Rows, Whole
 from .loops import Plan
 from .values import kind_of
 
@@ -80,7 +80,7 @@ def fixed_size(fixed: Mapping[tuple[int, str], int], kind: str) -> int:
 def _offsets(plan: Plan, definition: Definition) -> tuple[np.ndarray, int]:
     """The place of each element relative to the first one, and the number of places."""
     elements = definition.elements
-    if isinstance(definition.what, Rows | Gather | Product):
+    if isinstance(definition.what, Rows | Gather | Product | Lookup):
         first = int(definition.places.min())
         return definition.places - first, int(definition.places.max()) - first + 1
     vector, turn = plan.vector[elements], plan.turn[elements]

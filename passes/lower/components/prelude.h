@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 typedef float F __attribute__((vector_size(4 * LANES)));
 typedef double D __attribute__((vector_size(8 * LANES)));
@@ -223,6 +224,71 @@ static __attribute__((noinline)) void product(const V* x, const int* at, const e
         columns_of<V, row, column, columns>(x, kept, term, count, w + n * column, y + n);
     if constexpr (width % columns != 0)
         columns_of<V, row, column, width % columns>(x, kept, term, count, w + n * column, y + n);
+}
+
+// ---- Functions of one number a row, in tables of polynomials: [intervals][6][functions].
+
+// The polynomials of the interval that each lane's number is in, and its place there.
+template <class V> struct Interval {
+    typedef entry_t<V> E;
+    const E* row[LANES];
+    E t[LANES];
+    double scale;
+    bool inside[LANES];
+
+    Interval(V x, const E* table, long intervals, long functions, double low, double high) {
+        scale = intervals / (high - low);
+        for (int l = 0; l < LANES; ++l) {
+            const double place = (x[l] - low) * scale;
+            const double held = place < 0 ? 0 : place > intervals ? intervals : place;
+            const long whole = held == held ? (long)held : 0, at = whole < intervals ? whole : intervals - 1;
+            row[l] = table + at * 6 * functions;
+            t[l] = held - at;
+            inside[l] = place >= 0 && place <= intervals;
+        }
+    }
+};
+
+// Values of polynomials in t, whose coefficients are `functions` numbers apart, or of their derivatives.
+template <int order, class W, class E> INLINE W polynomial(const E* c, long functions, E t) {
+    W sum{};
+#pragma GCC unroll 6
+    for (int j = 5; j >= order; --j) {
+        W part;
+        memcpy(&part, c + j * functions, sizeof part);
+        E factor = 1;
+        for (int k = 0; k < order; ++k) factor *= j - k;
+        sum = sum * t + factor * part;
+    }
+    return sum;
+}
+
+template <int order, class W, class V> INLINE W looked_up(const Interval<V>& at, int l, long f, long functions) {
+    entry_t<V> unit = 1;
+    for (int k = 0; k < order; ++k) unit *= at.scale;
+    if (order && !at.inside[l]) unit = 0;
+    return polynomial<order, W, entry_t<V>>(at.row[l] + f, functions, at.t[l]) * unit;
+}
+
+// Derivatives of each order: functions side by side, one row after the other, since a row's numbers are one stretch of
+// memory. Then columns become rows. What has several orders reads the table once.
+template <class V, long functions, int... order>
+static __attribute__((noinline)) void lookup(
+    V x, const entry_t<V>* table, long intervals, double low, double high, std::conditional_t<(order, true), V*, void>... y) {
+    const Interval<V> at(x, table, intervals, functions, low, high);
+    long f = 0;
+    for (; f + LANES <= functions; f += LANES) {
+        V part[sizeof...(order)][LANES];
+        for (int l = 0; l < LANES; ++l) {
+            int k = 0;
+            ((part[k++][l] = looked_up<order, V>(at, l, f, functions)), ...);
+        }
+        int k = 0;
+        ((transpose(part[k]), memcpy(y + f, part[k++], sizeof part[0])), ...);
+    }
+    if constexpr (functions % LANES != 0)
+        for (; f < functions; ++f)
+            for (int l = 0; l < LANES; ++l) ((y[f][l] = looked_up<order, entry_t<V>>(at, l, f, functions)), ...);
 }
 
 // ---- Sums over rows.

@@ -1,6 +1,6 @@
 """What each operator computes, element by element."""
 
-from . import moves, pointwise, products, rows
+from . import moves, pointwise, products, radial, rows
 from .registry import HANDLERS
 
-__all__ = ["HANDLERS", "moves", "pointwise", "products", "rows"]
+__all__ = ["HANDLERS", "moves", "pointwise", "products", "radial", "rows"]

@@ -16,6 +16,7 @@ from distcompile.passes.lower import lower
 from distcompile.passes.lower.components.elements import Unsupported
 from distcompile.passes.lower.components.operators import HANDLERS
 from distcompile.runtime.operators.halo import stop_gradient
+from distcompile.runtime.operators.radial import radial_lookup
 from distcompile.runtime.operators.sparse import sparse_mm
 
 from .bodies import Constant, Inputs, Rows, Table, Weight, by_torch, compiled, traced
@@ -85,6 +86,8 @@ def inputs(rows: int, dtype: torch.dtype) -> Inputs:
         "w64": Weight(weight(64)),
         "batch": Weight(weight(4, 5, 3)),
         "w6": Weight(weight(6)),
+        "radial": Weight(weight(7, 6, 19)),
+        "radial32": Weight(weight(5, 6, 32)),
         "w0x5": Weight(weight(0, 5)),
         "c6": constant(6, zeros=0.4),
         "c4x5": constant(4, 5, zeros=0.4),
@@ -381,6 +384,20 @@ GROUPS: dict[str, dict[str, Case]] = {
         "outer": lambda t: torch.einsum("rij,rik->rjk", t.v, t.v),
         "sparse": lambda t: sparse_mm(t.x, t.starts, t.ends, t.w6, 5),
     },
+    "tables": {
+        "values": lambda t: radial_lookup(t.s, t.radial, -0.8, 1.3, 0),
+        "slopes": lambda t: 0.1 * radial_lookup(t.unit[:, 2], t.radial, -0.8, 1.3, 1),
+        "both": lambda t: (
+            radial_lookup(t.s, t.radial32, -0.5, 1.5, 0) * t.w64[:32],
+            0.1 * radial_lookup(t.s, t.radial32, -0.5, 1.5, 1),
+        ),
+        "the same once more": lambda t: (
+            radial_lookup(t.s, t.radial32, -0.5, 1.5, 0).sin(),
+            radial_lookup(t.s, t.radial32, -0.5, 1.5, 0).cos(),
+        ),
+        "curvatures": lambda t: 0.01 * radial_lookup(t.x[:, 1], t.radial32, -0.5, 1.5, 2),
+        "a part": lambda t: radial_lookup(t.s, t.radial32, -0.5, 1.5, 0)[:, 3:20:2],
+    },
 }
 
 NOT_TRACED = {
@@ -471,6 +488,7 @@ def special(rows: int, dtype: torch.dtype) -> Inputs:
         "w": Weight(weights.to(dtype)),
         "mixed": Constant(torch.where(weights > 0.5, weights, 0.0).to(dtype)),
         "mask": Rows(chosen > 9),
+        "radial": Weight(torch.randn(7, 6, 18, generator=random, dtype=torch.float64).to(dtype)),
     }
 
 
@@ -479,6 +497,7 @@ SPECIAL: dict[str, Case] = {
     **{name: (lambda t, n=name: getattr(torch, n)(t.x)) for name in ("sin", "erf", "atan", "relu", "floor", "expm1")},
     **{name: (lambda t, n=name: getattr(torch, n)(t.x, t.y)) for name in ("add", "sub", "mul", "div", "atan2")},
     **{name: (lambda t, n=name: getattr(torch, n)(t.x, t.y)) for name in ("maximum", "minimum", "lt", "eq")},
+    "lookups": lambda t: [radial_lookup(t.x[:, i], t.radial, -0.5, 1.5, n) for i in range(20) for n in (0, 1)],
     "pow": lambda t: (t.x**2, t.x**-1, t.x.abs() ** 2.5),
     "clamp": lambda t: (t.x.clamp(-1, 1), t.x.clamp(min=0), t.x.clamp(max=0)),
     "where": lambda t: torch.where(t.mask, t.x, t.y),
@@ -535,6 +554,7 @@ NO_FORM: dict[str, Case] = {
     "pointers and the whole table": lambda t: t.w3x200[:, t.p].T + t.x200[:, :3] @ t.w3x200[:, :3],
     "few bits": lambda t: (t.i + 300).to(torch.uint8).long(),
     "bits": lambda t: t.i ^ t.j,
+    "a derivative that is zero": lambda t: radial_lookup(t.s, t.radial, -0.8, 1.3, 6),
 }
 
 
