@@ -28,6 +28,7 @@ def compile(
     world: World | None = None,
     lowering: Lowering = "auto",
     memory: int | None = None,
+    radial_error: float | None = None,
     validate: bool = True,
 ) -> DistributedModel:
     """Compile a model's call for any number of ranks.
@@ -49,6 +50,11 @@ def compile(
             By default little is held, of what is free, divided among the ranks of a machine. A graph that would need
             more than there is stores less and computes more again; if that does not suffice, it is refused before it
             starts.
+        radial_error: let functions of one number a row (the radial networks that edge lengths go through) be looked up
+            in tables that are made when the model is compiled, and whose error, of values and of slopes relative to the
+            largest, is tested to be below this: 1e-6. None, the default, computes them. Tables hold from half of the
+            shortest distance of the example to the cutoff; graphs with others are refused. They are made of weights:
+            if these change, the next call compiles again, and gradients by them are refused.
         validate: compare the program with the stock model on the example (if it has at most 128 atoms) and on a
             smaller graph cut out of it.
 
@@ -61,7 +67,7 @@ def compile(
         UnsupportedOp: an operator touches a distributed dimension in a way that no rule covers.
         ValidationError: the program does not reproduce the stock model.
     """
-    settings = Settings(default_world() if world is None else world, memory, lowering)
+    settings = Settings(default_world() if world is None else world, memory, lowering, radial_error)
     compiled, executor = compiled_for(model, example_graph, settings, model_kwargs)
     args = arguments(example_graph)
     with normally():

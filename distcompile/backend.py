@@ -20,7 +20,7 @@ from .model import DistributedModel, Settings
 
 trace_rules.add("distcompile")  # what runs a compiled graph is not for Dynamo to trace, also not in a backward pass
 
-OPTIONS = ("world", "lowering", "memory")
+OPTIONS = ("world", "lowering", "memory", "radial_error")
 
 
 def distmlip(

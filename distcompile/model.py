@@ -23,7 +23,7 @@ from .errors import CaptureError, GuardError, NoIndexSpaceError, OutOfMemory, Un
 from .few_rows import differs_in_few_rows, fitted, has_more_rows
 from .ir import Normal, Runnable, Tiled, grown
 from .ir.tree import Leaf, Tree, flatten
-from .passes import STAGES, Lowering, lowering, run
+from .passes import STAGES, Lowering, Stage, lowering, run, simplifying
 from .passes.lower.lower import compiler, get_ready, lower
 from .predict.account import collectives, stretches
 from .predict.fit import Fit, free_here, needs, rows_of_ranks
@@ -42,6 +42,7 @@ class Settings:
     world: World = dataclasses.field(default_factory=default_world)
     memory: int | None = None
     lowering: Lowering = "auto"
+    radial_error: float | None = None
     without: tuple[str, ...] = ()
     """Names of passes to leave out."""
     after: Callable[[str, Any], None] | None = None
@@ -54,6 +55,10 @@ class Settings:
             raise TypeError(f"world must be LocalWorld(n) or ProcessGroupWorld(), not {self.world!r}")
         if not isinstance(self.memory, int | None):
             raise TypeError(f"memory must be a number of bytes (2 * 10**9), not {self.memory!r}")
+        if not isinstance(self.radial_error, float | int | None):
+            raise TypeError(f"radial_error must be a relative error (1e-6), not {self.radial_error!r}")
+        if self.radial_error is not None and not 0 < self.radial_error < 1:
+            raise ValueError(f"radial_error must be a relative error above zero (1e-6), not {self.radial_error!r}")
         if self.memory is not None and self.memory <= 0:
             raise ValueError(f"memory must be a number of bytes above zero (2 * 10**9), not {self.memory}")
 
@@ -296,7 +301,8 @@ class DistributedModel:
             captured = capture(self._call, self._module, graph, [leaf.path for leaf in leaves])
             normal = Normal(captured, captured.graph_module)
             with as_written(), quiet(), told_in_words():
-                program: Tiled = run(normal, STAGES[:-1], without=settings.without, after=settings.after)
+                stages = self._stages([leaf.tensor for leaf in leaves])
+                program: Tiled = run(normal, stages, without=settings.without, after=settings.after)
             self.captures += 1
             _warn_of_whole(program)
             faster = self._faster if settings.lowering == "auto" else None
@@ -306,6 +312,11 @@ class DistributedModel:
                 executor.run_as(fit.runnable())
         self._executors.append(executor)
         return executor
+
+    def _stages(self, leaves: Sequence[Tensor]) -> list[Stage]:
+        """The stages before lowering, for an example with these tensors."""
+        tables = simplifying(self.settings.radial_error, leaves)
+        return [tables if stage.name == tables.name else stage for stage in STAGES[:-1]]
 
     def _lowered(self, program: Tiled) -> Runnable:
         """A program in the form in which it runs."""

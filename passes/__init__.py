@@ -14,6 +14,6 @@ holds of the program after it (`spec`).
 from __future__ import annotations
 
 from .lower.lower import Lowering
-from .pipeline import NAMES, STAGES, Pass, Stage, lowering, name_of, run, scheduling
+from .pipeline import NAMES, STAGES, Pass, Stage, lowering, name_of, run, scheduling, simplifying
 
-__all__ = ["NAMES", "STAGES", "Lowering", "Pass", "Stage", "lowering", "name_of", "run", "scheduling"]
+__all__ = ["NAMES", "STAGES", "Lowering", "Pass", "Stage", "lowering", "name_of", "run", "scheduling", "simplifying"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from ..ir.writer import making
 from . import spec
@@ -27,6 +29,7 @@ from .simplify.join_parts import join_parts
 from .simplify.linear_through_gather import linear_through_gather
 from .simplify.reassociate import reassociate
 from .simplify.sparse_constants import sparse_constants
+from .simplify.tabulate import tabulate
 from .spaces.choose_owners import choose_owners
 from .spaces.hoist import hoist
 from .spaces.infer_spaces import infer_spaces
@@ -44,6 +47,13 @@ class Stage:
     passes: tuple[Pass, ...]
     ensures: Callable[[Any], None]
     """Raises AssertionError, which names the node, if a property does not hold after the stage."""
+
+
+def simplifying(radial_error: float | None = None, leaves: Sequence[Tensor] = ()) -> Stage:
+    """The stage that finds cheaper forms of the same values; arguments as of `tabulate`."""
+    tables = functools.partial(tabulate, error=radial_error, leaves=leaves)
+    passes = (clean, join_parts, linear_through_gather, sparse_constants, reassociate, tables)
+    return Stage("simplify", passes, spec.functional)
 
 
 def scheduling(hold: float = HOLD, in_step: bool = False) -> Stage:
@@ -66,7 +76,7 @@ def name_of(compiler_pass: Pass) -> str:
 
 STAGES = (
     Stage("normalize", (normalize,), spec.functional),
-    Stage("simplify", (clean, join_parts, linear_through_gather, sparse_constants, reassociate), spec.functional),
+    simplifying(),
     Stage("spaces", (hoist, infer_spaces, choose_owners, place), spec.placed),
     Stage(
         "halos",

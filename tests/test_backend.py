@@ -188,7 +188,7 @@ def test_a_piece_without_pointers_runs_as_it_is() -> None:
 
 def test_unknown_options_are_refused_by_name() -> None:
     """The message names the option and those that exist."""
-    with pytest.raises(ValueError, match=r"unknown option ranks.*world, lowering, memory"):
+    with pytest.raises(ValueError, match=r"unknown option ranks.*world, lowering, memory, radial_error"):
         distmlip(torch.fx.symbolic_trace(nn.Identity()), [], options={"ranks": 2})
     compiled = torch.compile(EnergyOnly(), backend="distmlip", options={"ranks": 2})
     graph = graphs()[0]

@@ -262,6 +262,8 @@ WRONG = [
     case("a world by its size", compiling(Gnn(), world=2), TypeError, "LocalWorld(n)", "not 2"),
     case("memory in words", compiling(Gnn(), memory="2GB"), TypeError, "number of bytes", "'2GB'"),
     case("less than no memory", compiling(Gnn(), memory=-5), ValueError, "above zero", "-5"),
+    case("an error in words", compiling(Gnn(), radial_error="1e-6"), TypeError, "relative error", "'1e-6'"),
+    case("no error at all", compiling(Gnn(), radial_error=0.0), ValueError, "above zero", "0.0"),
     case("an unknown lowering", compiling(Gnn(), lowering="cuda"), ValueError, "unknown lowering 'cuda'", "eager"),
     case("a world without ranks", lambda: LocalWorld(0), ValueError, "at least one rank, not 0"),
     case("no process group", ProcessGroupWorld, RankError, "not initialised", "torchrun"),

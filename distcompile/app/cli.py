@@ -71,6 +71,10 @@ def run(
     memory: Annotated[
         float | None, typer.Option(min=0.001, help="GB that a rank may use.", rich_help_panel=SPEED)
     ] = None,
+    radial_error: Annotated[
+        float | None,
+        typer.Option(help="Allow tables of radial functions with this relative error: 1e-6.", rich_help_panel=SPEED),
+    ] = None,
     max_restarts: Annotated[
         int, typer.Option(min=0, help="Start all ranks again if one fails, from --checkpoint.", rich_help_panel=FILES)
     ] = 0,
@@ -84,7 +88,9 @@ def run(
     # Where code takes over from operators differs from run to run: a trajectory that is resumed must not depend on it.
     how: Lowering = "kernels" if lowering is None and checkpoint is not None else (lowering or How.auto).value
     budget = None if memory is None else int(memory * 1e9)
-    job = Job(structure, calculator, task, repeat, check, output, relaxation, md, files, resume, how, budget)
+    job = Job(
+        structure, calculator, task, repeat, check, output, relaxation, md, files, resume, how, budget, radial_error
+    )
     problem = problem_of(job, pressure is not None, max_restarts)
     if problem:
         stop(problem)

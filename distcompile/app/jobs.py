@@ -51,6 +51,7 @@ class Job:
     lowering: Lowering = "auto"
     memory: int | None = None
     """Bytes that a rank may use."""
+    radial_error: float | None = None
 
 
 def problem_of(job: Job, pressed: bool, max_restarts: int) -> str:
@@ -121,7 +122,7 @@ def perform(job: Job) -> None:
         print(note, flush=True)
     with _explained(job.md.checkpoint):
         try:
-            distribute(calculator, memory=job.memory, lowering=job.lowering)
+            distribute(calculator, memory=job.memory, lowering=job.lowering, radial_error=job.radial_error)
         except TypeError as error:  # no model inside
             stop(str(error))
         if job.resume and job.md.checkpoint is not None:  # before anything is compiled

@@ -38,7 +38,11 @@ def load_calculator(name: str) -> Any:
 
 
 def distribute(
-    calculator: Any, world: World | None = None, memory: int | None = None, lowering: Lowering = "auto"
+    calculator: Any,
+    world: World | None = None,
+    memory: int | None = None,
+    lowering: Lowering = "auto",
+    radial_error: float | None = None,
 ) -> Any:
     """Switch every model that an ASE calculator holds to a compiled one; compiled at its first call.
 
@@ -51,6 +55,7 @@ def distribute(
         world: the ranks that execute; the default process group if there is one, else one rank.
         memory: bytes that a rank may use for one evaluation.
         lowering: as for `distcompile.compile`.
+        radial_error: as for `distcompile.compile`.
 
     Returns:
         The same calculator. Energies, forces, stresses and moments are whole on every rank.
@@ -58,7 +63,7 @@ def distribute(
     Raises:
         TypeError: the calculator holds no ``nn.Module``.
     """
-    options = Options(world, memory, lowering)
+    options = Options(world, memory, lowering, radial_error)
     if not _switch(calculator, options):
         raise TypeError(
             f"{type(calculator).__name__} holds no torch.nn.Module in its attributes, so there is no model to "

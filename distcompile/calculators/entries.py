@@ -39,6 +39,7 @@ class Options:
     """None for the world that exists when the method is called, perhaps in another process."""
     memory: int | None
     lowering: Lowering
+    radial_error: float | None = None
 
 
 class _State(threading.local):

@@ -73,9 +73,16 @@ def _check(stock: _Stock, executor: Executor, leaves: list[Leaf], tree: Tree, wh
                 f"The stock model fails {where}, where the captured program does not: {type(error).__name__}: {error}. "
                 "Does it keep tensors from an earlier call (caches), of the sizes of that call?"
             ) from error
-        compare([Leaf(e.path, f) for e, f in zip(expected, found, strict=True)], expected, where, leaves)
+        compare(
+            [Leaf(e.path, f) for e, f in zip(expected, found, strict=True)], expected, where, leaves, _allowed(executor)
+        )
         if outside and not any(bool(e.tensor.isnan().any()) for e in expected):
             _check_gradients(stock, executor, given, expected, where, asked.whether_required)
+
+
+def _allowed(executor: Executor) -> float:
+    """The largest error of the tables of a program."""
+    return max((t.error for entry in executor.program.tabulated for t in entry.tables), default=0.0)
 
 
 class _Asked(TorchFunctionMode):
@@ -115,7 +122,7 @@ def _check_gradients(
         return
     inputs = len(stock) - len(weights)  # which come first
     compared = [i for i, s in enumerate(stock) if not asked or i >= inputs or bool(s.tensor.any())]
-    compare([found[i] for i in compared], [stock[i] for i in compared], where, given)
+    compare([found[i] for i in compared], [stock[i] for i in compared], where, given, _allowed(executor))
 
 
 def _differentiable(leaves: Sequence[Leaf], every: bool) -> list[Leaf]:

@@ -27,6 +27,8 @@ CHECKED = 64
 """Atoms of the graph on which a large example's program is checked: the stock model on all atoms may not fit."""
 UNDER_AUTOCAST = 5e-2
 """The allowed difference where autocast rounds intermediates to 8 or 11 bits, whatever the type of the results."""
+CANCELLED = 100.0
+"""How much more of a small result the error of radial functions may be."""
 ABSOLUTE = {torch.float64: 1e-10, torch.float32: 2e-4}
 
 
@@ -36,8 +38,13 @@ def coarsest(tensors: Iterable[Tensor]) -> torch.dtype:
     return max(found, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64)
 
 
-def compare(found: Sequence[Leaf], expected: Sequence[Leaf], where: str, given: Sequence[Leaf] = ()) -> None:
-    """Raise `ValidationError` if two results of a model for the inputs `given` differ by more than rounding."""
+def compare(
+    found: Sequence[Leaf], expected: Sequence[Leaf], where: str, given: Sequence[Leaf] = (), error: float = 0.0
+) -> None:
+    """Raise `ValidationError` if two results of a model for the inputs `given` differ by more than rounding.
+
+    With an `error` that radial functions may have, by more than that: where large contributions cancel, it counts more.
+    """
     dtype = coarsest([leaf.tensor for leaf in (*given, *expected)])
     for ours, stock in zip(found, expected, strict=True):
         a, b = ours.tensor.detach(), stock.tensor.detach()
@@ -56,6 +63,7 @@ def compare(found: Sequence[Leaf], expected: Sequence[Leaf], where: str, given: 
             relative, absolute = RELATIVE.get(dtype, 1e-2), ABSOLUTE.get(dtype, 1e-2)
             if precision():
                 relative, absolute = UNDER_AUTOCAST, 1e-2
+            relative, absolute = relative + CANCELLED * error, absolute + error
             same = worst <= relative * scale + absolute
         if not same:
             raise ValidationError(

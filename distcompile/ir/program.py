@@ -15,6 +15,7 @@ from torch import fx
 
 from .captured import Captured
 from .graphs import graph_module
+from .radial import Tabulated
 from .spaces import Pointer, Space
 
 
@@ -95,7 +96,12 @@ class Normal:
     merged: tuple[tuple[sympy.Symbol, sympy.Expr], ...] = ()
     """Symbols that were found to be the size of one space, with its representative."""
     compiled_in: tuple[tuple[torch.Tensor, int], ...] = ()
-    """(buffer, version): buffers of the model whose values the graph was made for."""
+    """(buffer, version): buffers of the model whose values the graph was made for, and weights that tables are of."""
+    tabulated: tuple[Tabulated, ...] = ()
+    """What is looked up in tables. For each, the graph returns the numbers that are outside of its range, after the
+    tensors of the result."""
+    untabulated: tuple[str, ...] = ()
+    """What could have been looked up, and why it is not."""
 
     @property
     def is_current(self) -> bool:

@@ -33,6 +33,7 @@ def explain(program: Tiled, detail: bool = False) -> str:
         *("", "Pointers", *_pointers(program)),
         *("", "Collectives of one evaluation", *_collectives(crossing)),
         *_whole(program),
+        *_radial(program),
         *_narrowest(program, crossing),
         *("", "Regions, which run block by block, and messages (>>), in order", *_schedule(program)),
     ]
@@ -99,6 +100,24 @@ def _whole(program: Tiled) -> list[str]:
     for s in found:
         cost = f"{s.work.moved:.3g} bytes moved, {s.work.flops:.3g} operations of products"
         lines += [f"  {s.operator}: {s.why}", f"    {s.line}", f"    {s.operators} operators, {cost}"]
+    return lines
+
+
+def _radial(program: Tiled) -> list[str]:
+    """The functions of one number a row that are looked up in tables, and those that are not."""
+    lines = (
+        ["", "Radial functions in tables; errors relative to the largest value and slope"] if program.tabulated else []
+    )
+    for entry in program.tabulated:
+        until = f"{entry.high:.6g}, constant from there on" if entry.ends else f"{entry.high:.6g}"
+        lines.append(f"  of {entry.line}, from {entry.low:.6g} to {until}")
+        lines += [
+            f"    {t.functions:>6} functions of {t.line}: {t.intervals} intervals, {t.nbytes / 2**20:.1f} MB, "
+            f"error {t.error:.1e}"
+            for t in entry.tables
+        ]
+    if program.untabulated:
+        lines += ["", "Radial functions that are computed, and why", *(f"  {why}" for why in program.untabulated)]
     return lines
 
 

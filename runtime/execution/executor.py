@@ -35,6 +35,7 @@ from .grouping import grouped
 from .inputs import bind_number, bind_sizes, check_branches, check_guards, check_leaves, counted, number_in
 from .memory import Free, free, share
 from .precision import as_written
+from .tables import refuse_gradients_of_tables, weights_of_tables, within_tables
 from .tiles import OfNothing
 
 
@@ -195,7 +196,7 @@ class Executor:
 
         if not wanted:
             return self.world.run(work)[0]
-        if self.world.virtual or later:
+        if self.world.virtual or later or weights_of_tables(self.program):  # what is asked for is known later
             return Lockstep(self.world, work)(list(wanted.values()))
         return self.world.run(lambda comm: work(comm, list(wanted.values())))[0]
 
@@ -220,6 +221,7 @@ class Executor:
         found: dict[str | int, Tensor] = {
             name: p for name, p in self.program.graph.named_parameters() if p.requires_grad
         }
+        found |= weights_of_tables(self.program)
         for position, leaf in self._leaf_of.items():
             if leaves[leaf].tensor.requires_grad:
                 found[position] = leaves[leaf].tensor
@@ -229,6 +231,7 @@ class Executor:
         self, comm: Communicator, prepared: Prepared, layout: Layout, given: Mapping[str | int, Tensor]
     ) -> list[Tensor]:
         """One rank's part; `given` are the values of `_differentiated`, empty if there is nothing to differentiate."""
+        refuse_gradients_of_tables(given)
         plans = layout.division.for_rank(comm.rank)
         values = list(prepared.values)
         for position, tensor in given.items():
@@ -257,7 +260,8 @@ class Executor:
         handed_back = {o.position for o in self.program.outputs if o.source == "index"} & given.keys()
         for position in handed_back:
             values[position] = leave(values[position], everywhere, layout.orders)
-        return [whole[o.position] if o.source == "graph" else values[o.position] for o in self.program.outputs]
+        results = [whole[o.position] if o.source == "graph" else values[o.position] for o in self.program.outputs]
+        return within_tables(self.program, results)
 
     def layout(self, prepared: Prepared) -> Layout:
         """The division of a graph object among the ranks; the last one if its pointers still hold.

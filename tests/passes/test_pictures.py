@@ -60,6 +60,7 @@ _ELEMENTS = "numbers of one row: tests of component code run bodies"
 SCHEMATIC = {
     "simplify/reassociate": "operators of gradients: tests of the pass run forward and backward",
     "simplify/sparse_constants": "a buffer of a model: tests of the pass have one",
+    "simplify/tabulate": "a choice by numbers that weights decide: tests of the pass have models",
     "spaces/choose_owners": _PROGRAM,
     "spaces/flat_lists": _PROGRAM,
     "spaces/infer_spaces": _PROGRAM,
