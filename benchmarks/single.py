@@ -8,7 +8,8 @@ size to the last that memory holds (memory is the growth of the resident set ove
 Modes: ``stock`` (the package, eager), ``compile`` (the stock model under torch.compile), ``package`` (the package's own
 fastest path: symmetrix-xl for MACE, neighbour list included, if it is installed; the compiled modes of NequIP and
 Allegro; fairchem's fast backend under torch.compile), ``eager`` (ours, tiled), ``kernels`` (ours, component code),
-``inductor`` (ours, regions compiled by torch). matgl takes its Warp kernels where nvalchemi-toolkit-ops is installed.
+``tables`` (kernels, radial functions in tables with an error of 1e-6), ``inductor`` (ours, regions compiled by torch).
+matgl takes its Warp kernels where nvalchemi-toolkit-ops is installed.
 The last column is the part of the time for which the mode's matrix products alone, those computed again too, would keep
 this machine busy at its peak, what one large product reaches: near 100 %, they bound the speed. Those of kernels are
 counted where the same program runs operator by operator. Writes a table and, with --plot, a picture.
@@ -36,7 +37,8 @@ from torch.utils.flop_counter import flop_registry
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-MODES = ("stock", "compile", "package", "eager", "kernels", "inductor")
+MODES = ("stock", "compile", "package", "eager", "kernels", "tables", "inductor")
+RADIAL_ERROR = 1e-6
 
 ENOUGH = 60.0
 """Seconds after which an evaluation is not repeated."""
@@ -74,12 +76,15 @@ def way(name: str, mode: str, example: Any) -> Way:
         return model(*args, **case.kwargs)
 
     def ours(lowering: Any) -> Any:
-        graph = prepare(example)
-        return distcompile.compile(model, graph, model_kwargs=case.kwargs, validate=False, lowering=lowering)
+        options = {"model_kwargs": case.kwargs, "validate": False, "lowering": lowering}
+        error = RADIAL_ERROR if mode == "tables" else None
+        return distcompile.compile(model, prepare(example), radial_error=error, **options)
 
     if mode in ("stock", "compile"):
         return Way(prepare, torch.compile(stock) if mode == "compile" else stock)
-    return Way(prepare, ours(mode), by_operators=(lambda: ours("eager")) if mode == "kernels" else None)
+    if mode in ("kernels", "tables"):
+        return Way(prepare, ours("kernels"), by_operators=lambda: ours("eager"))
+    return Way(prepare, ours(mode))
 
 
 def measure(name: str, sizes: list[int], mode: str, threads: int, constant: float) -> Iterator[dict[str, Any]]:
