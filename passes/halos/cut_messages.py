@@ -17,15 +17,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import networkx as nx
-import sympy
 import torch
 from torch import fx
 
-from ...ir import META, Distributed, Placement, Space, is_random
+from ...ir import META, Distributed, Placement, Space
 from ...rules.cost import bytes_per_row, work_per_row
-from ...rules.levels import Work, is_size, rows_of, tables_of
+from ...rules.levels import Work, is_size, rows_of
 from ...rules.linear import is_linear
 from ...rules.messages import message
+from ..spaces.other_rows import works_on_other_rows
 from .thin_messages import read_through, written_through
 
 aten = torch.ops.aten
@@ -69,22 +69,7 @@ class HaloRows:
 
     def is_computable(self, node: fx.Node) -> bool:
         """True if an operator can work on halo rows: it is row-local, and its sizes are known there."""
-        found = self.work.get(node)
-        if found is None or found.kind != "row" or found.space != self.space or is_random(node):
-            return False
-        if any(isinstance(p, Placement) and p.sharded for t in tables_of(node) for p in [t.meta.get(META)]):
-            return False
-        return all(self.size(n) is not None for n in node.all_input_nodes if is_size(n))
-
-    def size(self, node: fx.Node) -> sympy.Expr | None:
-        """A size, counted in halo rows; None if the operator that has it cannot work there."""
-        value = node.meta["val"]
-        expr = self.program.size(value) if isinstance(value, torch.SymInt) else sympy.Integer(0)
-        if self.space.symbol not in expr.free_symbols:
-            return expr
-        number = next((i for i in self.program.inputs if i.name == node.name and i.kind == "number"), None)
-        factor = sympy.cancel(expr / self.space.symbol)
-        return None if number is not None or not factor.is_Integer else factor * self.space.symbol
+        return works_on_other_rows(self.program, node, self.work, self.space)
 
     def width(self, node: fx.Node) -> float:
         """Bytes of a row of a value that can be sent as it is; infinite for others."""

@@ -16,22 +16,17 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
-from typing import Any
 
-import sympy
 import torch
 from torch import fx
-from torch._dynamo.source import ConstantSource
-from torch.fx.experimental.symbolic_shapes import DimDynamic
 
 from ...ir import META, Distributed, Input, Placement, Space, halo_name, replace_graph
-from ...ir.graphs import copy_graph, copy_node
-from ...ir.sizes import size_nodes
+from ...ir.graphs import copy_graph
 from ...ir.writer import described, write
-from ...rules.levels import is_size, levels
+from ...rules.levels import levels
 from ...rules.messages import Message, is_message
 from ...runtime.operators.halo import halo_join
+from ..spaces.other_rows import Inputs, OtherRows, new_symbol
 from .cut_messages import Cut, HaloRows, factors
 
 aten = torch.ops.aten
@@ -72,15 +67,14 @@ class _Rewriter:
     def __init__(self, halos: HaloRows, cut: Cut) -> None:
         self.halos, self.cut = halos, cut
         self.program, self.graph = halos.program, halos.module.graph
-        env = self.program.captured.shape_env
-        self.symbol = env.create_symbol(1009, ConstantSource(f"halo_of_{halos.space}"), DimDynamic.DYNAMIC)
-        self.space = Space(halo_name(halos.space.name), self.symbol, halo_of=halos.space)
-        self.inputs = list(self.program.inputs)
+        symbol = new_symbol(self.program, f"halo_of_{halos.space}", 1009)
+        self.space = Space(halo_name(halos.space.name), symbol, halo_of=halos.space)
+        self.inputs = Inputs(self.program, self.graph)
         first = halos.here[(halos.exchanges or halos.reductions)[0]]
         assert first.halo_rows is not None
         self.send_rows, self.splits, self.rows = first.send_rows, first.splits, first.halo_rows
-        self.rows.meta["val"] = self._symint(self.symbol)
-        self.last = [n for n in self.graph.nodes if n.op == "placeholder"][-1]
+        self.other = OtherRows(self.program, self.graph, halos.space, self.space, self.rows)
+        self.rows.meta["val"] = self.other.symint(symbol)
         self.there: dict[fx.Node, fx.Node] = {}
         """For each value, its halo rows."""
         self.apart: dict[fx.Node, fx.Node] = {}
@@ -102,7 +96,7 @@ class _Rewriter:
             if is_message(node, "exchange", "reduce") and not node.users:
                 self.graph.erase_node(node)
         spaces = (*self.program.halo_spaces, self.space)
-        return replace_graph(self.program, self.halos.module, inputs=tuple(self.inputs), halo_spaces=spaces)
+        return replace_graph(self.program, self.halos.module, inputs=tuple(self.inputs.all), halo_spaces=spaces)
 
     def _kept(self) -> set[fx.Node]:
         """Exchanged tables that no computation on halo rows needs: their exchange stays as it is."""
@@ -122,66 +116,16 @@ class _Rewriter:
                 new = Message("gather", node, self.send_rows, self.splits, dim, self.rows).written(
                     self.graph, like=node
                 )
-            self.there[node] = self._like(new, node)
+            self.there[node] = self.other.like(new, node)
         else:
-            self.there[node] = self._copy(node, self.there)
+            self.there[node] = self.other.copy(node, self.there)
 
     def _given(self, node: fx.Node) -> fx.Node:
         """The same input of the graph, for halo rows."""
-        given = next(i for i in self.inputs if i.name == node.name)
+        given = next(i for i in self.inputs.all if i.name == node.name)
         if given.kind == "owned":
             given = dataclasses.replace(given, space=self.space)
-        return self._like(self._placeholder(f"{node.name}_halo", given), node)
-
-    def _placeholder(self, name: str, given: Input) -> fx.Node:
-        """A further input of the program."""
-        with self.graph.inserting_after(self.last):
-            new = self.graph.placeholder(name)
-        new.target = new.name
-        self.last = new
-        self.inputs.append(dataclasses.replace(given, name=new.name))
-        return new
-
-    def _copy(self, node: fx.Node, operands: Mapping[fx.Node, fx.Node]) -> fx.Node:
-        """The same operator on halo rows, after `node`."""
-        sizes = {n: self._size(node, n) for n in node.all_input_nodes if is_size(n)}
-        with self.graph.inserting_after(node):
-            new = copy_node(self.graph, node, lambda n: sizes.get(n) or operands.get(n, n))
-        return self._like(new, node)
-
-    def _size(self, node: fx.Node, size: fx.Node) -> fx.Node:
-        """A size of `node`, counted in halo rows."""
-        expr = self.halos.size(size)
-        assert expr is not None
-        if self.halos.space.symbol not in expr.free_symbols:
-            return size
-        with self.graph.inserting_before(node):
-            new: fx.Node = size_nodes(self.graph, self._counted(expr), lambda _: self.rows)  # type: ignore[arg-type,return-value]
-        new.meta.setdefault(META, Placement(rule="size"))
-        return new
-
-    def _counted(self, expr: sympy.Expr) -> sympy.Expr:
-        return expr.xreplace({self.halos.space.symbol: self.symbol})
-
-    def _like(self, new: fx.Node, node: fx.Node) -> fx.Node:
-        """Describe `new` as `node` is described, with halo rows in place of owned rows."""
-        place, value = _mapped(node.meta[META], self._placed), _mapped(node.meta["val"], self._value)
-        return described(new, like=node, value=value, place=place)
-
-    def _placed(self, place: Placement) -> Placement:
-        dims = tuple(tuple(self.space if f == self.halos.space else f for f in dim) for dim in place.dims)
-        return dataclasses.replace(place, dims=dims)
-
-    def _value(self, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        shape = [self._symint(self._counted(self.program.size(n))) for n in value.shape]
-        with value.fake_mode:  # type: ignore[attr-defined]
-            return torch.empty(shape, dtype=value.dtype, device=value.device)
-
-    def _symint(self, expr: sympy.Expr) -> Any:
-        env = self.program.captured.shape_env
-        return int(expr) if expr.is_Integer else env.create_symintnode(expr, hint=None)
+        return self.other.like(self.inputs.add(f"{node.name}_halo", given), node)
 
     def _dim(self, node: fx.Node) -> int:
         return node.meta[META].dims.index((self.halos.space,))  # type: ignore[no-any-return]
@@ -222,7 +166,7 @@ class _Rewriter:
         with self.graph.inserting_before(node):
             mine = write(self.graph, aten.slice.Tensor, (table, dim, 0, owned), like=node)
             others = write(self.graph, aten.slice.Tensor, (table, dim, owned, sys.maxsize), like=node)
-        self.apart[mine] = self._like(others, node)
+        self.apart[mine] = self.other.like(others, node)
         for user in [u for u in node.users if u in self.cut.pushed]:
             user.replace_input_with(node, mine)
         return mine
@@ -233,19 +177,14 @@ class _Rewriter:
         if node.target is aten.add.Tensor and sum(n in self.apart for n in node.args) == 1:  # not x + x
             self.apart[node] = self.apart[apart[0]]
             return node
-        self.apart[node] = self._copy(node, {**self.there, **{n: self.apart[n] for n in apart}})
+        self.apart[node] = self.other.copy(node, {**self.there, **{n: self.apart[n] for n in apart}})
         return self.apart[node]
 
     def _owned(self) -> fx.Node:
         """The number of owned rows."""
-        given = next((i for i in self.inputs if i.kind == "size" and i.space == self.halos.space), None)
+        given = next((i for i in self.inputs.all if i.kind == "size" and i.space == self.halos.space), None)
         if given is not None:
             return next(n for n in self.graph.nodes if n.name == given.name)
         name = f"n_{self.halos.space}"
-        new = self._placeholder(name, Input(name, "size", space=self.halos.space))
-        return described(new, value=self._symint(self.halos.space.symbol), place=Placement(rule="size"))
-
-
-def _mapped(value: Any, function: Any) -> Any:
-    """A function of each of several values, or of one."""
-    return type(value)(map(function, value)) if isinstance(value, list | tuple) else function(value)
+        new = self.inputs.add(name, Input(name, "size", space=self.halos.space))
+        return described(new, value=self.other.symint(self.halos.space.symbol), place=Placement(rule="size"))
