@@ -18,7 +18,7 @@ from ...ir import Distributed, Space
 from ...ir.operators import facts
 from ...rules.cost import load_per_row, work_per_row
 from ...rules.levels import is_fresh, is_size, levels, near_accesses, source_of, tables_of
-from .store_or_recompute import choose
+from ..spaces.store_or_recompute import choose
 
 
 class Choice:

@@ -20,7 +20,7 @@ import distcompile
 from distcompile import LocalWorld
 from distcompile.ir.tree import flatten
 from distcompile.passes.lower.inductor.body import Body
-from distcompile.passes.schedule.store_or_recompute import choose
+from distcompile.passes.spaces.store_or_recompute import choose
 from distcompile.rules.cost import load_per_row, work_per_row
 from distcompile.runtime.execution.tiles import Region, RegionSpec, Slice, Store
 

@@ -7,7 +7,7 @@ import math
 import pytest
 from torch import fx
 
-from distcompile.passes.schedule.store_or_recompute import choose
+from distcompile.passes.spaces.store_or_recompute import choose
 
 GRAPH = fx.Graph()
 R = GRAPH.placeholder("r")
