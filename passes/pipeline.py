@@ -33,6 +33,7 @@ from .simplify.tabulate import tabulate
 from .spaces.choose_owners import choose_owners
 from .spaces.hoist import hoist
 from .spaces.infer_spaces import infer_spaces
+from .spaces.once_per_kind import once_per_kind
 from .spaces.place import place
 
 Pass = Callable[[Any], Any]
@@ -77,7 +78,7 @@ def name_of(compiler_pass: Pass) -> str:
 STAGES = (
     Stage("normalize", (normalize,), spec.functional),
     simplifying(),
-    Stage("spaces", (hoist, infer_spaces, choose_owners, place), spec.placed),
+    Stage("spaces", (hoist, infer_spaces, choose_owners, place, once_per_kind), spec.placed),
     Stage(
         "halos",
         (

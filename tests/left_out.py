@@ -19,10 +19,11 @@ from distcompile.passes.schedule.overlap import overlap
 from distcompile.passes.simplify.join_parts import join_parts
 from distcompile.passes.simplify.reassociate import reassociate
 from distcompile.passes.simplify.sparse_constants import sparse_constants
+from distcompile.passes.spaces.once_per_kind import once_per_kind
 
 OPTIONAL = (
-    join_parts, sparse_constants, reassociate, merge_sums, bundle_all_reduces, share_exchanges, narrow_halos,
-    thin_messages, overlap, bucket_messages,
+    join_parts, sparse_constants, reassociate, once_per_kind, merge_sums, bundle_all_reduces, share_exchanges,
+    narrow_halos, thin_messages, overlap, bucket_messages,
 )  # fmt: skip
 
 

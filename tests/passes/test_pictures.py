@@ -66,6 +66,7 @@ SCHEMATIC = {
     "spaces/infer_spaces": _PROGRAM,
     "spaces/joined_spaces": _PROGRAM,
     "spaces/largest_row": _PROGRAM,
+    "spaces/once_per_kind": _PROGRAM,
     "spaces/other_rows": _PROGRAM,
     "spaces/pointers": _PROGRAM,
     "spaces/whole": _PROGRAM,
