@@ -16,6 +16,9 @@ channels, and nothing as large as `x` exists.
 
 Without channels both orders are as long. But `s` is often a one-hot, and then so is `o`: kernels leave out of a product
 what is zero. The features are multiplied with the weights of a species so.
+
+Where the small factor is made of species alone, an embedding perhaps, few of its rows are different, and of its product
+with the table, too. So that product comes first (`spaces.once_per_kind` has it for each kind of row), channels or not.
 """
 
 from __future__ import annotations
@@ -33,8 +36,12 @@ from torch import fx
 from ...ir import Normal, replace_graph
 from ...ir.graphs import copy_graph
 from ...ir.writer import write
+from .from_integers import is_from_integers
 
 aten = torch.ops.aten
+
+LOOKUP = 18
+"""Terms of a product in the time in which one number is looked up in a table."""
 
 
 def reassociate(program: Normal) -> Normal:
@@ -123,12 +130,9 @@ def _product_with_outer(build: _Build, node: fx.Node) -> fx.Node | None:
         return None
     for small, large in (factors, factors[::-1]):
         dims = _dims(build, outer, small, int(inner))
-        if dims is None or dims.channels == 1:
+        if dims is None or not _is_broadcast(build, small, len(dims.table)) or not _fills(build, large, dims):
             continue
-        if not _is_broadcast(build, small, len(dims.table)) or not _fills(build, large, dims):
-            continue
-        saved = dims.channels * dims.n_others * dims.n_wide * (1 + int(width))
-        if 2 * (dims.n_others * int(width) * (dims.n_wide + dims.channels)) > saved:
+        if not _is_cheaper(build, small, dims, int(width)):
             continue
         n, j, k = build.rows(small), int(width), len(dims.table)
         matrix = build.table(table, (*dims.table, j), (*dims.wide, *dims.others, k), dims.n_wide)
@@ -177,7 +181,7 @@ def _gradient(
     channels = {d for d in range(1, first) if shape[d] != 1}
     matrix_shape = (int(j), *dims.table)
     order = (*[1 + d for d in dims.wide], 0, *[1 + d for d in dims.others])
-    if dims.channels == 1:
+    if dims.channels == 1 and not _is_cheaper(build, small, dims, int(j)):
         if summed != wide or int(j) > dims.n_others:
             return None
         n = build.rows(small)
@@ -240,6 +244,17 @@ def _dims(build: _Build, product: fx.Node, small: fx.Node, inner: int) -> _Dims 
     others = tuple(d for d in range(len(table)) if part[first + d] == 1)
     dims = _Dims(channels, table, wide, others)
     return dims if dims.n_wide > 1 else None
+
+
+def _is_cheaper(build: _Build, small: fx.Node, dims: _Dims, width: int) -> bool:
+    """True if the small factor with the table first is half the work, or less."""
+    made = dims.n_wide
+    if (dims.channels == 1 or made > LOOKUP) and is_from_integers(build.program, small):
+        made = LOOKUP  # once for each kind of row
+    elif dims.channels == 1:
+        return False
+    saved = dims.channels * dims.n_others * dims.n_wide * (1 + width)
+    return 2 * (dims.n_others * width * (made + dims.channels)) <= saved
 
 
 def _is_broadcast(build: _Build, small: fx.Node, k: int) -> bool:
