@@ -9,6 +9,9 @@ from torch import Tensor
 
 from ...ir.operators import Facts, register
 
+_LARGEST = 2**62
+"""No code of a row is larger: it is one number made of the row's integers."""
+
 
 @torch.library.custom_op("distcompile::kinds", mutates_args=())
 def _kinds(columns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -22,28 +25,37 @@ def _kinds(columns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         the kind of each row              # Shape: [n], int64
     """
     n, device = columns[0].shape[0], columns[0].device
-    kind = torch.zeros(n, dtype=torch.int64, device=device)
-    count = min(n, 1)
-    for column in columns:
-        for values in column.reshape(n, -1).unbind(1) if n else ():
-            numbers, among = _numbered(values.long())
-            kind, count = _numbered(kind * among + numbers)
+    code = torch.zeros(n, dtype=torch.int64, device=device)
+    among = 1
+    for column in columns if n else ():
+        table = column.reshape(n, -1).long()
+        each = zip(table.unbind(1), table.amin(0).tolist(), table.amax(0).tolist(), strict=True)
+        for values, low, high in each:
+            if low == high:
+                continue
+            span = high - low + 1
+            if among * span > _LARGEST:
+                code, among = _numbered(code, among)
+            if among * span > _LARGEST:
+                values, span = torch.unique(values, return_inverse=True)[1], n
+            else:
+                values = values - low
+            code, among = code * span + values, among * span
+    kind, count = _numbered(code, among) if n else (code, 0)
     example = torch.empty(count, dtype=torch.int64, device=device)
     example[kind] = torch.arange(n, device=device)
     return example, kind
 
 
-def _numbered(values: Tensor) -> tuple[Tensor, int]:
-    """Each value's number among the different ones, and how many these are."""
-    low = int(values.min())
-    span = int(values.max()) - low + 1
-    if span > 4 * len(values) + 1024:
-        found, numbers = torch.unique(values, return_inverse=True)
+def _numbered(codes: Tensor, among: int) -> tuple[Tensor, int]:
+    """Each code's number among the different ones, and how many these are. Codes are below `among`."""
+    if among > 4 * len(codes) + 1024:
+        found, numbers = torch.unique(codes, return_inverse=True)
         return numbers, len(found)
-    is_there = torch.zeros(span, dtype=torch.bool, device=values.device)  # much faster than to sort them
-    is_there[values - low] = True
+    is_there = torch.zeros(among, dtype=torch.bool, device=codes.device)  # much faster than to sort them
+    is_there[codes] = True
     numbers = is_there.cumsum(0)
-    return numbers[values - low] - 1, int(numbers[-1])
+    return numbers[codes] - 1, int(numbers[-1])
 
 
 @_kinds.register_fake
