@@ -22,6 +22,7 @@ from torch import fx
 
 from ...ir import META, Input, Placed, Placement, Space, replace_graph
 from ...ir.graphs import copy_graph
+from ...ir.operators import facts
 from ...ir.writer import described, write
 from ...rules.cost import load_per_row, work_per_row
 from ...rules.levels import Rows, levels, rows_of
@@ -67,7 +68,9 @@ def _made_of_integers(
 ) -> dict[fx.Node, frozenset[fx.Node]]:
     """Values of which each row is made of the same row of the graph's integers, and which inputs these are."""
     found: dict[fx.Node, frozenset[fx.Node]] = {}
-    given = {i.name for i in program.inputs if i.kind == "rows"}
+    (results,) = [n for n in program.index_program.graph.nodes if n.op == "output"]
+    sources: Any = results.args[0]
+    given = {i.name for i in program.inputs if i.kind == "rows" and not _counts_rows(sources[i.source])}
     for node in graph.nodes:
         if node.op == "placeholder":
             if node.name in given and rows_of(node) == Rows(space, 0) and _holds_integers(program, node):
@@ -86,6 +89,20 @@ def _holds_integers(program: Placed, node: fx.Node) -> bool:
     value = node.meta["val"]
     is_integral = not (value.is_floating_point() or value.is_complex())
     return is_integral and all(size.is_Integer for size in program.shape(node)[1:])
+
+
+def _counts_rows(result: fx.Node) -> bool:
+    """True if a result of the index program is made of row numbers, or of a grid's: all of its rows differ."""
+    pending, seen = [result], {result}
+    while pending:
+        node = pending.pop()
+        value: Any = node.meta.get("val")
+        if facts(node).progression is not None and not isinstance(value.shape[0], int):
+            return True
+        new = [n for n in node.all_input_nodes if n not in seen]
+        seen.update(new)
+        pending += new
+    return False
 
 
 def _looked_up(
@@ -133,7 +150,7 @@ class _Rewriter:
         number = self.inputs.add(f"n_{kind_space}".replace(" ", "_"), Input("", "size", space=kind_space))
         other = OtherRows(self.program, self.graph, self.space, kind_space, number)
         described(number, value=other.symint(symbol), place=Placement(rule="size"))
-        there, kind = self._found(integers, other)
+        there, kind = self._found(integers, other, number)
         for node in self._needed(wanted):
             there[node] = other.copy(node, there)
         for node in wanted:
@@ -145,22 +162,27 @@ class _Rewriter:
             self.graph.erase_node(number)
             self.inputs.all = [i for i in self.inputs.all if i.name != number.name]
 
-    def _found(self, integers: list[fx.Node], other: OtherRows) -> tuple[dict[fx.Node, fx.Node], fx.Node]:
+    def _found(
+        self, integers: list[fx.Node], other: OtherRows, number: fx.Node
+    ) -> tuple[dict[fx.Node, fx.Node], fx.Node]:
         """The integers of each kind, and the kind of each row: further inputs, found in the index program."""
         given = {i.name: i for i in self.inputs.all}
         outputs: list[Any] = list(self.results.args[0])  # type: ignore[arg-type]
         columns = [outputs[given[n.name].source] for n in integers]
         values = [n.meta["val"] for n in integers]
         with values[0].fake_mode:
-            kind_of = torch.empty([values[0].shape[0]], dtype=torch.int64, device=values[0].device)
+            kind_of, number_of = (
+                torch.empty([n], dtype=torch.int64, device=values[0].device)
+                for n in (values[0].shape[0], number.meta["val"])
+            )
         label = ", ".join(given[n.name].label for n in integers)
         kind = self.inputs.add(f"kind_of_{self.space}", Input("", "rows", source=len(outputs), label=label))
         described(kind, value=kind_of, place=Placement(((self.space,),), rule="input"))
         there: dict[fx.Node, fx.Node] = {}
         with self.index_program.graph.inserting_before(self.results):
             graph = self.index_program.graph
-            found = write(graph, kinds, (columns,), value=None)
-            example = write(graph, operator.getitem, (found, 0), value=None)
+            found = write(graph, kinds, (columns,), value=(number_of, kind_of))
+            example = write(graph, operator.getitem, (found, 0), value=number_of)
             outputs.append(write(graph, operator.getitem, (found, 1), value=kind_of))
             for node, column in zip(integers, columns, strict=True):
                 source = Input("", "rows", source=len(outputs), label=given[node.name].label)

@@ -21,6 +21,7 @@ from distcompile.capture.trace import capture
 from distcompile.passes.halos.bundle_all_reduces import bundle_all_reduces
 from distcompile.passes.halos.narrow_halos import narrow_halos
 from distcompile.passes.halos.thin_messages import thin_messages
+from distcompile.passes.spaces.once_per_kind import once_per_kind
 from distcompile.predict.account import Collective, collectives
 from distcompile.testing import check_model
 
@@ -129,8 +130,10 @@ def test_values_and_gradients_cross_where_they_are_narrowest() -> None:
 
 
 def test_what_is_dear_to_compute_is_sent() -> None:
+    """Unless it is computed for each kind of atom only."""
     model = Dear().eval()
-    program = compiled(model, random_graph(14, 1))
+    assert crossing(compiled(model, random_graph(14, 1)), False) == []
+    program = compiled(model, random_graph(14, 1), once_per_kind)
     assert [c.row_bytes for c in crossing(program, False)] == [6 * 8]
     check(model, program, plain())
 

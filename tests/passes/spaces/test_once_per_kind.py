@@ -53,6 +53,19 @@ def test_what_costs_no_more_than_a_lookup_stays() -> None:
     assert operators(programs(narrow)["once_per_kind"]) == operators(programs(narrow)["place"])
 
 
+def numbered(x: Tensor, k: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """A page of work for each row, made of its number."""
+    number = torch.arange(len(x), dtype=torch.int64)
+    features = number[:, None].to(x.dtype) @ torch.ones(1, 64, dtype=x.dtype)
+    weighted = x * (features.tanh() @ torch.ones(64, 64, dtype=x.dtype)).sum(1, keepdim=True)
+    return torch.zeros_like(x).index_add(0, q, weighted[p])
+
+
+def test_row_numbers_are_no_kinds() -> None:
+    """They all differ, and a rank would compute the rows of all others."""
+    assert operators(programs(numbered)["once_per_kind"]) == operators(programs(numbered)["place"])
+
+
 class OfSpecies(Toy):
     """Weights of an atom from its species, and of an edge from the species at both ends, by integers."""
 
