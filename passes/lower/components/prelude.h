@@ -175,13 +175,25 @@ static void add(const V* from, const int* at, long width, E* base, const int64_t
 }
 
 // Rows of values, added to rows of a table.
-template <class E> INLINE void add_rows(const E* values, const int64_t* numbers, int64_t count, int64_t width, E* to) {
-    for (int64_t i = 0; i < count; ++i)
-        for (int64_t f = 0; f < width; ++f) to[numbers[i] * width + f] += values[i * width + f];
+template <class V> INLINE void add_rows(
+    const entry_t<V>* values, const int64_t* numbers, int64_t count, int64_t width, entry_t<V>* to) {
+    for (int64_t i = 0; i < count; ++i) {
+        const entry_t<V>* from = values + i * width;
+        entry_t<V>* row = to + numbers[i] * width;
+        int64_t f = 0;
+        for (; f + LANES <= width; f += LANES) {
+            V part, sum;
+            memcpy(&part, from + f, sizeof part);
+            memcpy(&sum, row + f, sizeof sum);
+            sum += part;
+            memcpy(row + f, &sum, sizeof sum);
+        }
+        for (; f < width; ++f) row[f] += from[f];
+    }
 }
-extern "C" void add_floats(const float* v, const int64_t* n, int64_t c, int64_t w, float* to) { add_rows(v, n, c, w, to); }
+extern "C" void add_floats(const float* v, const int64_t* n, int64_t c, int64_t w, float* to) { add_rows<F>(v, n, c, w, to); }
 extern "C" void add_doubles(const double* v, const int64_t* n, int64_t c, int64_t w, double* to) {
-    add_rows(v, n, c, w, to);
+    add_rows<D>(v, n, c, w, to);
 }
 
 // ---- Products with a matrix that is the same for all rows.
