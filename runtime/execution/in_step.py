@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 
 from ...ir.graphs import runnable
 from .blocks import in_order
-from .kernels import Kernel, address, extent
+from .kernels import ALIGNED, Kernel, address, extent
 from .tiles import Add, Collected, Region, Store, add_rows
 
 NEAR_BYTES = 2**20
@@ -71,6 +71,28 @@ class Member:
     """Results that are added at the rows that this region's rows follow."""
     near_results: frozenset[int]
     """Those of them to whose table nothing else is added: no two stretches add to one row."""
+
+
+class _Memory:
+    """Memory of a stretch, which a later one uses again: a system clears what it hands out."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Memory that is not used yet in this stretch."""
+        size, start = math.prod(shape) * dtype.itemsize, self._used
+        self._used += -(-size // ALIGNED) * ALIGNED
+        if self._used > self._memory.numel():
+            return torch.empty(shape, dtype=dtype)
+        return self._memory[start : start + size].view(dtype).view(shape)
+
+    def clear(self) -> None:
+        """The stretch is done. The next one is about as long."""
+        if self._used > self._memory.numel():
+            self._memory = torch.empty(self._used, dtype=torch.uint8)
+        self._used = 0
 
 
 class InStep(nn.Module):
@@ -123,8 +145,13 @@ class _Run:
     kernels: list[Kernel | None]
     given: list[list[Any]]
     """Per region, its inputs that are arguments of the group, as its code takes them."""
+    addresses: list[list[int | None]]
+    extents: list[list[int]]
+    """Of these, what kernels are told."""
     collected: list[Collected]
     """Per region, its results of which all rows are needed after the group."""
+    spare: list[_Memory]
+    """Memory of stretches that are done."""
 
     @staticmethod
     def of(group: InStep, args: tuple[Any, ...]) -> _Run | None:
@@ -144,7 +171,11 @@ class _Run:
             given.append(kernel.laid_out(inputs) if kernel is not None else list(member.region.laid_out(inputs)))
         atoms = next((t for _, t in group.follows.values() if t not in group.follows), "")
         bounds, threads = _stretches(group, args, kernels, given, pointers, atoms)
-        run = _Run(group, args, atoms, bounds, threads, kernels, given, [])
+        addresses = [
+            [address(v) if k is not None else None for v in each] for each, k in zip(given, kernels, strict=True)
+        ]
+        extents = [[extent(v) if k is not None else 0 for v in each] for each, k in zip(given, kernels, strict=True)]
+        run = _Run(group, args, atoms, bounds, threads, kernels, given, addresses, extents, [], [])
         for member, kernel in zip(group.members, kernels, strict=True):
             run.collected.append(run._collected(member, kernel))
         return run
@@ -179,8 +210,9 @@ class _Run:
         """The rows of a space in a stretch: the first, and the one after the last."""
         return self.bounds[space][stretch], self.bounds[space][stretch + 1]
 
-    def work(self, stretch: int) -> list[tuple[int, list[Any]]]:
+    def work(self, stretch: int) -> tuple[_Memory, list[tuple[int, list[Any]]]]:
         """Run all regions on a stretch. Returns, per region, what is to be taken in the order of stretches."""
+        memory = self.spare.pop() if self.spare else _Memory()
         passed: dict[tuple[int, int], Tensor] = {}
         kept: list[tuple[int, list[Any]]] = []
         for i, member in enumerate(self.group.members):
@@ -188,17 +220,19 @@ class _Run:
             first, end = self.rows(space, stretch)
             low, high = self.rows(self.group.follows[space][1], stretch) if space in self.group.follows else (0, 0)
             for j in member.near_results:
-                passed[i, j] = self._sums(i, j, passed, low, high)
+                passed[i, j] = self._sums(i, j, passed, low, high, memory)
             if first == end:
                 continue
             kernel = self.kernels[i]
             if kernel is not None:
-                kept.append((i, self._kernel(i, kernel, passed, (first, end), (low, high))))
+                kept.append((i, self._kernel(i, kernel, passed, (first, end), (low, high), memory)))
             else:
                 kept.append((i, self._operators(i, passed, (first, end), (low, high))))
-        return kept
+        return memory, kept
 
-    def _sums(self, i: int, j: int, passed: Mapping[tuple[int, int], Tensor], low: int, high: int) -> Tensor:
+    def _sums(
+        self, i: int, j: int, passed: Mapping[tuple[int, int], Tensor], low: int, high: int, memory: _Memory
+    ) -> Tensor:
         """The rows of a table that a stretch adds to. No other stretch does."""
         member = self.group.members[i]
         result, more, at = member.region.spec.results[j], member.more[j], member.results[j]
@@ -208,7 +242,10 @@ class _Run:
         if at is not None:
             return self.collected[i].so_far[j].narrow(0, low, high - low)  # type: ignore[no-any-return]
         assert isinstance(more, Sums)
-        return torch.full((high - low, *more.shape), more.fill, dtype=more.dtype, device=more.device)
+        shape = (high - low, *more.shape)
+        if more.device.type != "cpu":
+            return torch.full(shape, more.fill, dtype=more.dtype, device=more.device)
+        return memory.empty(shape, more.dtype).fill_(more.fill)
 
     def _operators(
         self, i: int, passed: dict[tuple[int, int], Tensor], own: tuple[int, int], followed: tuple[int, int]
@@ -251,54 +288,45 @@ class _Run:
         passed: dict[tuple[int, int], Tensor],
         own: tuple[int, int],
         followed: tuple[int, int],
+        memory: _Memory,
     ) -> list[Any]:
         """Run a kernel on some rows. It is told where the first rows of memory would be if all of them existed."""
         member, (first, end), (low, high) = self.group.members[i], own, followed
         spec = member.region.spec
-        addresses: list[int | None] = []
-        extents: list[int] = []
+        addresses, extents = list(self.addresses[i]), self.extents[i]  # no row that is passed is counted from the end
         alive: list[Tensor] = []
         for k, source in enumerate(member.inputs):
-            value = self.given[i][k]
             if isinstance(source, Passed):
-                value = passed[source.member, source.result]
-                value = value.movedim(kernel.rows[k] or 0, 0).contiguous()
-                alive.append(value)
+                alive.append(passed[source.member, source.result].movedim(kernel.rows[k] or 0, 0).contiguous())
                 begins, n = (first, end - first) if spec.inputs[k] is not None else (low, high - low)
-                addresses.append(_as_if_whole(value, begins, n))
-                extents.append(0)  # rows that are passed are not counted from the end
-            else:
-                addresses.append(address(value))
-                extents.append(extent(value))
+                addresses[k] = _as_if_whole(alive[-1], begins, n)
         to: list[int] = []
         numbers: list[int | None] = []
         kept: list[Any] = []
         sums: list[tuple[int, Add, list[Tensor]]] = []
         each = zip(spec.results, member.results, kernel.by_result, strict=True)
         for j, (result, at, (value, *more)) in enumerate(each):
+            numbers.append(None)
+            collected = self.collected[i]
             if value.kind == "store":
                 entries = value.shape[0]
                 if at is None:
-                    passed[i, j] = value.empty(end - first)
+                    passed[i, j] = value.empty(end - first, take=memory.empty)
                 else:
-                    whole: Tensor = self.collected[i].so_far[j]
+                    whole: Tensor = collected.so_far[j]
                     passed[i, j] = whole.narrow(0, first * entries, (end - first) * entries)
                 to.append(_as_if_whole(passed[i, j], first, end - first))
-                numbers.append(None)
             elif value.kind == "add" and value.where is not None and j in member.near_results:
                 to.append(_as_if_whole(passed[i, j], low, high - low))
-                numbers.append(None)
+            elif value.kind == "add" and j not in member.near_results and self._adds_at_once(collected, j):
+                to.append(collected.so_far[j].data_ptr())
             else:
-                found = [value.empty(end - first)]
-                to.append(found[0].data_ptr())
-                numbers.append(None)
+                found = [v.empty(end - first, take=memory.empty) for v in (value, *more)]
+                to += [f.data_ptr() for f in found]
+                numbers += [None] * len(more)
                 if value.kind == "add":
-                    found.insert(0, torch.empty(end - first, dtype=torch.int64))
+                    found.insert(0, memory.empty((end - first,), torch.int64))
                     numbers[-1] = found[0].data_ptr()
-                for other in more:
-                    found.append(other.empty(end - first))
-                    to.append(found[-1].data_ptr())
-                    numbers.append(None)
                 if isinstance(result, Add) and j in member.near_results:
                     sums.append((j, result, found))
                 else:
@@ -308,12 +336,19 @@ class _Run:
             add_rows(result, passed[i, j], where - low, what, kernel)
         return kept
 
-    def take(self, stretch: int, kept: list[tuple[int, list[Any]]]) -> None:
+    def _adds_at_once(self, collected: Collected, j: int) -> bool:
+        """True if the only thread adds to a table of all rows as it goes."""
+        return self.threads == 1 and not collected.in_double(j)
+
+    def take(self, stretch: int, done: tuple[_Memory, list[tuple[int, list[Any]]]]) -> None:
         """Take what regions keep of a stretch into the results of the group."""
+        memory, kept = done
         for i, found in kept:
             first, end = self.rows(self.group.members[i].region.spec.space, stretch)
             for j, values in found:
                 self.collected[i].take(j, iter(values), first, end - first)
+        memory.clear()
+        self.spare.append(memory)
 
 
 def _as_if_whole(part: Tensor, first: int, rows: int) -> int:

@@ -45,12 +45,15 @@ class Value:
         """Numbers of a row."""
         return torch.Size(self.shape).numel()
 
-    def empty(self, rows: int, room: int = 0) -> Tensor:
-        """Memory for some rows, and room for more entries after them."""
+    def empty(
+        self, rows: int, room: int = 0, take: Callable[[Sequence[int], torch.dtype], Tensor] | None = None
+    ) -> Tensor:
+        """Memory for some rows, and room for more entries after them; new memory unless it is taken from elsewhere."""
         if not self.rows:
             return torch.empty(self.shape, dtype=self.dtype)
         entries, *rest = self.shape
-        return torch.empty((rows * entries + room, *rest), dtype=self.dtype)
+        shape = (rows * entries + room, *rest)
+        return torch.empty(shape, dtype=self.dtype) if take is None else take(shape, self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
