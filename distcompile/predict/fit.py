@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import threading
@@ -18,6 +19,7 @@ from ..runtime.division.plan import Division
 from ..runtime.execution.memory import free, share
 from ..runtime.world import World
 from .account import peak_bytes
+from .in_step import pays
 
 CHEAPER = (HOLD / 4, HOLD / 2)
 """The cost of memory, see `passes.tile`, if a user says how much may be used: what is held is not computed again."""
@@ -45,7 +47,7 @@ class Fit:
         lowered: Callable[[Tiled], Runnable],
         without: Collection[str] = (),
         faster: Callable[[Tiled], Runnable] | None = None,
-        in_step: bool = False,
+        alone: bool = False,
     ) -> None:
         """
         Args:
@@ -54,7 +56,7 @@ class Fit:
             lowered: makes a tiling ready to run.
             without: names of passes to leave out when it is tiled once more.
             faster: makes a faster form of a tiling, beside other work, once evaluations have taken a while.
-            in_step: the tiling that is expected to be needed runs groups of regions in step, as one rank alone does.
+            alone: one rank is expected. Then groups of regions run in step, if that pays.
         """
         self.program, self.memory = program, memory
         self._lowered, self._without = lowered, without
@@ -62,7 +64,7 @@ class Fit:
         self._runnable: dict[Tiling, Runnable] = {}
         self._faster = faster
         self._making: dict[Tiling, _Making] = {}
-        self._running: Tiling = (HOLD, in_step)
+        self._running: Tiling = (HOLD, alone and self._pays)
         self._seconds = 0.0
 
     def __call__(self, sizes: dict[str, int], division: Division, free: int | None) -> Runnable:
@@ -88,15 +90,24 @@ class Fit:
         limit = self.memory
         if limit is None and free is not None:
             limit = int((1 - SPARED) * free)
-        alone = division.parts == 1
-        best, least = (HOLD, alone), math.inf
-        for hold in (*(CHEAPER if self.memory is not None else ()), HOLD, *DEARER):
-            need = max(needs(self.tiling((hold, alone)), sizes, division))
+        in_step = division.parts == 1 and self._pays
+        holds = (*(CHEAPER if self.memory is not None else ()), HOLD, *DEARER)
+        tilings: list[Tiling] = [(hold, in_step) for hold in holds]
+        if division.parts == 1 and not in_step:  # it needs less memory in any case
+            tilings += [(hold, True) for hold in holds]
+        best, least = (HOLD, in_step), math.inf
+        for tiling in tilings:
+            need = max(needs(self.tiling(tiling), sizes, division))
             if need < least:
-                best, least = (hold, alone), need
+                best, least = tiling, need
             if limit is None or least <= limit:
                 break
         return best, int(least)
+
+    @functools.cached_property
+    def _pays(self) -> bool:
+        """True if one rank alone runs groups of regions in step by choice."""
+        return pays(self.tiling((HOLD, True)))
 
     def tiling(self, which: Tiling) -> Tiled:
         """The program in a tiling."""

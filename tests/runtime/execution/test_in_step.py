@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,15 +12,26 @@ from torch import Tensor, nn
 
 import distcompile
 from distcompile import LocalWorld
+from distcompile.ir import Tiled
 from distcompile.ir.tree import flatten
+from distcompile.passes.schedule.tile import HOLD
+from distcompile.predict import in_step as predicted
 from distcompile.predict.account import peak_bytes
+from distcompile.predict.fit import Fit
+from distcompile.runtime.division.plan import Division
 from distcompile.runtime.execution import in_step, tiles
 from distcompile.runtime.execution.grouping import grouped
 from distcompile.runtime.execution.in_step import InStep
 
 
 @pytest.fixture
-def stretches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups run in step even if that does not pay."""
+    monkeypatch.setattr(predicted, "NEAR", 0.0)
+
+
+@pytest.fixture
+def stretches(always: None, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of stretches of each group that ran in step."""
     found: list[int] = []
     real = in_step.in_order
@@ -112,3 +124,24 @@ def test_ranks_that_wait_for_messages_run_regions_one_by_one() -> None:
     two = distcompile.compile(model, toys.random_graph(14, 1), world=LocalWorld(2), validate=False, lowering="eager")
     assert largest_difference(two(graph), model(graph)) < 1e-12
     assert "in step" not in two.explain()
+
+
+def test_in_step_where_it_pays_or_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What angles add to edges of other atoms is kept, and is more than what is passed on; not so without angles."""
+    fits = []
+    for name in ("Gnn", "ThreeBody"):
+        dmodel = compiled(getattr(toys, name)().eval(), angles=name == "ThreeBody")
+        fit = dmodel._executors[-1].fit
+        assert isinstance(fit, Fit)
+        fits.append(fit)
+    assert [predicted.pays(fit.tiling((HOLD, True))) for fit in fits] == [True, False]
+
+    def needs(program: Tiled, sizes: dict[str, int], division: Division) -> list[int]:
+        return [100 if any(r.spec.group is not None for r in program.tiled.children()) else 200]
+
+    monkeypatch.setattr("distcompile.predict.fit.needs", needs)
+    one, two = [cast(Division, SimpleNamespace(parts=n)) for n in (1, 2)]
+    chosen = [fit.choose({}, one, None) for fit in fits]
+    assert chosen == [((HOLD, True), 100), ((HOLD, False), 200)]
+    assert fits[1].choose({}, one, 180) == ((HOLD, True), 100)
+    assert fits[1].choose({}, two, 180)[1] == 200
