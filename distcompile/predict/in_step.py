@@ -7,10 +7,10 @@ sums at other atoms (senders)     the rows of a stretch are kept until it is its
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from ..ir import Tiled
+from ..rules.cost import bytes_per_row
 from ..runtime.execution.grouping import grouped
 from ..runtime.execution.in_step import InStep, Member, Sums
 from ..runtime.execution.tiles import Add, Store
@@ -29,19 +29,21 @@ def pays(program: Tiled) -> bool:
 
 def _moved(program: Tiled, group: InStep, member: Member) -> Iterator[tuple[float, float]]:
     """Bytes that each result of a region spares, and bytes that are kept for it, of the example."""
-    region = member.region
-    size = {space.name: space.symbol for space in program.spaces}
-    outputs = iter(list(region.graph_module.graph.nodes)[-1].args[0])
-    for j, (result, at) in enumerate(zip(region.spec.results, member.results, strict=True)):
+    spec = member.region.spec
+    outputs = iter(list(member.region.graph_module.graph.nodes)[-1].args[0])
+    for result, more, at, j in zip(spec.results, member.more, member.results, range(len(spec.results)), strict=True):
         value = next(outputs)
         value = next(outputs) if isinstance(result, Add) else value
-        space = region.spec.space
-        width = math.prod(int(n) for n in program.shape(value) if n.is_Integer) * value.meta["val"].element_size()
-        more = member.more[j]
+        width = bytes_per_row(program, value)
         if isinstance(more, Sums):
-            _, followed = group.follows[space]
-            yield program.captured.hint(size[followed]) * width, 0.0
+            _, followed = group.follows[spec.space]
+            yield _rows(program, followed) * width, 0.0
         elif isinstance(result, Store) and at is None:
-            yield program.captured.hint(size[space]) * width, 0.0
+            yield _rows(program, spec.space) * width, 0.0
         elif isinstance(result, Add) and j not in member.near_results:
-            yield 0.0, program.captured.hint(size[space]) * width
+            yield 0.0, _rows(program, spec.space) * width
+
+
+def _rows(program: Tiled, space: str) -> int:
+    """Rows of a space in the example."""
+    return program.captured.hint(program.space(space).symbol)

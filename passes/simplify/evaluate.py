@@ -12,7 +12,7 @@ from torch._decomp import decomposition_table
 from ...ir import Normal
 from ...ir.constants import attribute
 from ...runtime.execution.precision import as_written
-from .one_scalar import Linear
+from .one_scalar import Linear, is_gradient
 
 LINEAR = 1e-9
 """How near a value is to the sum of its sources times factors, relative to the largest, if it is linear in them."""
@@ -74,7 +74,8 @@ class Evaluation:
                 values[node] = self._size(value, rows)
             else:
                 target: Any = node.target
-                run = decomposition_table.get(target, target) if _is_gradient(node) else target
+                # Torch does not differentiate each operator of a backward pass, but what it is made of.
+                run = decomposition_table.get(target, target) if is_gradient(node) else target
                 values[node] = run(*self._of(node.args, values), **self._of(node.kwargs, values))
         return {n: values[n] for n in wanted}
 
@@ -98,11 +99,6 @@ class Evaluation:
         """A size, where there are so many rows."""
         symbol = self.program.size(self.root.meta["val"].shape[0])
         return int(self.program.size(value).xreplace({symbol: rows}))
-
-
-def _is_gradient(node: fx.Node) -> bool:
-    """True for operators of backward passes. Torch does not differentiate each of them, but what it is made of."""
-    return "_backward" in str(node.target)
 
 
 def on_example(program: Normal, node: fx.Node, leaves: Iterable[Tensor]) -> Tensor:

@@ -168,7 +168,7 @@ class Stretches:
         if not others:
             return ()
         places = [i for i, a in enumerate(node.args) if any(n in others for n in _nodes(a))]
-        if "_backward" in str(node.target):  # a gradient is linear in the one that it is made of
+        if is_gradient(node):  # linear in the one that it is made of
             return others if places == [0] else ()
         row = facts(node).linear
         if row is None or not all(i in row.operands for i in places):
@@ -210,6 +210,11 @@ class Stretches:
                 sources.add(node)
         place = self.order.__getitem__
         return Linear(result, tuple(sorted(sources, key=place)), tuple(sorted(inside, key=place)))
+
+
+def is_gradient(node: fx.Node) -> bool:
+    """True for operators of backward passes."""
+    return "_backward" in str(node.target)
 
 
 def _nodes(argument: Any) -> list[fx.Node]:
