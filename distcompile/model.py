@@ -58,7 +58,9 @@ class Settings:
         if not isinstance(self.radial_error, float | int | None):
             raise TypeError(f"radial_error must be a relative error (1e-6), not {self.radial_error!r}")
         if self.radial_error is not None and not 0 < self.radial_error < 1:
-            raise ValueError(f"radial_error must be a relative error above zero (1e-6), not {self.radial_error!r}")
+            raise ValueError(
+                f"radial_error must be a relative error above zero and below one (1e-6), not {self.radial_error!r}"
+            )
         if self.memory is not None and self.memory <= 0:
             raise ValueError(f"memory must be a number of bytes above zero (2 * 10**9), not {self.memory}")
 
