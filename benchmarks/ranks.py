@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["chgnet", "mace:medium", "matgl:TensorNet"])
     parser.add_argument("--cells", nargs=3, type=int, default=[8, 8, 8], help="cubic cells of 8 atoms")
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--lowering", choices=["eager", "inductor"], default="eager")
+    parser.add_argument("--lowering", choices=["eager", "kernels", "inductor"], default="eager")
     parser.add_argument("--network", nargs=2, type=float, default=[0, 0], metavar=("SECONDS", "BYTES_PER_SECOND"))
     parser.add_argument("--without", nargs="+", default=[], metavar="PASS", help="run again without these passes")
     parser.add_argument("--one", help=argparse.SUPPRESS)
