@@ -27,6 +27,7 @@ from .passes import STAGES, Lowering, Stage, lowering, run, simplifying
 from .passes.lower.lower import compiler, get_ready, lower
 from .predict.account import collectives, stretches
 from .predict.fit import Fit, free_here, needs, rows_of_ranks
+from .runtime.division.plan import Division, Tally
 from .runtime.execution.autograd import Lockstep
 from .runtime.execution.executor import Executor, Prepared, agree, device_of
 from .runtime.execution.precision import as_written, precision
@@ -86,10 +87,12 @@ class DistributedModel:
         """Graphs in which there was nothing to divide: of a few atoms, or for a branch of the model without edges."""
         self._undivided_calls = 0
         self._names = _parameter_names(call)
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         """Lets one thread evaluate at a time: programs keep the division of the last graph for the next."""
         self.trains = True
         """True if gradients are expected to be taken of the results of a module in training mode."""
+        self.made_of = ""
+        """How the graph objects of a calculator are made, for `explain`."""
         self.captures = 0
         """The number of captured programs: one, and one more for each other branch of the model that graphs took."""
         self.derived: dict[Any, DistributedModel] = {}
@@ -107,8 +110,13 @@ class DistributedModel:
             return self._transformed(graph)
         with normally() as finished:
             leaves, tree = self._flatten(graph)
-            with self._lock:
+            with self.lock:
                 return finished(self._result(graph, leaves, tree))
+
+    def on_leaves(self, leaves: list[Leaf], tree: Tree) -> Any:
+        """Evaluate the model on the tensors of a graph object, and the tree that they belong to."""
+        with normally() as finished, self.lock:
+            return finished(self._result(tree.unflatten([leaf.tensor for leaf in leaves]), leaves, tree))
 
     def _transformed(self, graph: tuple[Any, ...]) -> Any:
         """A call within ``torch.func.grad``, ``jvp``, ``vmap`` and their like.
@@ -164,7 +172,7 @@ class DistributedModel:
     def _serving(self, graph: tuple[Any, ...]) -> tuple[Executor, list[Leaf], Prepared | None]:
         """A program, the graph object's leaves, and the results of the index program if the choice needed them."""
         leaves, tree = self._flatten(graph)
-        with self._lock:
+        with self.lock:
             for executor in self._matching(leaves, tree):
                 given = fitted(executor.program, leaves)
                 try:
@@ -218,7 +226,7 @@ class DistributedModel:
         """
         if not self._executors and self._undividable:
             return f"The stock model runs whole on every rank.\n{self._undividable[-1].why}\n"
-        return explain(self.program, detail)
+        return explain(self.program, detail) + (f"\n{self.made_of}\n" if self.made_of else "")
 
     def stats(self, *graph: Any) -> list[dict[str, Any]]:
         """The cost of an evaluation of this graph object for each rank, without running it.
@@ -235,22 +243,10 @@ class DistributedModel:
         prepared = found or executor.prepare(leaves)
         free = free_here(self.world, device_of(leaves))
         assert isinstance(executor.fit, Fit)  # it keeps the tilings that it made
-        with self._lock:
+        with self.lock:
             division = executor.layout(prepared).division
             program = executor.fit.tiling(executor.fit.choose(prepared.sizes, division, free)[0])
-        moved = [c for c in collectives(program) if c.space]
-        predicted = needs(program, prepared.sizes, division)
-        return [
-            {
-                "rank": rank,
-                "owned": rows,
-                "halo": halos,
-                "bytes": sum(c.row_bytes * c.rows(rows, halos, prepared.sizes) for c in moved),
-                "peak_memory": predicted[rank],
-                "partition": division.partition.method,
-            }
-            for rank, (rows, halos) in enumerate(rows_of_ranks(division))
-        ]
+        return costs(program, prepared.sizes, division, division.partition.method)
 
     def _flatten(self, graph: tuple[Any, ...]) -> tuple[list[Leaf], Tree]:
         leaves, tree = flatten(graph, counts=True)
@@ -372,6 +368,23 @@ class DistributedModel:
             "as it is; set it to what a rank really has, and graphs that need more store less, or are refused before "
             "they start."
         )
+
+
+def costs(program: Tiled, sizes: dict[str, int], division: Division | Tally, method: str) -> list[dict[str, Any]]:
+    """The cost of an evaluation for each rank, as `DistributedModel.stats` gives it."""
+    moved = [c for c in collectives(program) if c.space]
+    predicted = needs(program, sizes, division)
+    return [
+        {
+            "rank": rank,
+            "owned": rows,
+            "halo": halos,
+            "bytes": sum(c.row_bytes * c.rows(rows, halos, sizes) for c in moved),
+            "peak_memory": predicted[rank],
+            "partition": method,
+        }
+        for rank, (rows, halos) in enumerate(rows_of_ranks(division))
+    ]
 
 
 def _warn_of_whole(program: Tiled) -> None:

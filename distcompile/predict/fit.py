@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..ir import Runnable, Tiled
 from ..passes import run, scheduling
 from ..passes.schedule.tile import HOLD
-from ..runtime.division.plan import Division
+from ..runtime.division.plan import Division, Tally
 from ..runtime.execution.memory import free, share
 from ..runtime.world import World
 from .account import peak_bytes
@@ -67,7 +67,7 @@ class Fit:
         self._running: Tiling = (HOLD, alone and self._pays)
         self._seconds = 0.0
 
-    def __call__(self, sizes: dict[str, int], division: Division, free: int | None) -> Runnable:
+    def __call__(self, sizes: dict[str, int], division: Division | Tally, free: int | None) -> Runnable:
         """The program to run for a division, the same on every rank.
 
         Args:
@@ -85,7 +85,7 @@ class Fit:
             raise InputError(_refusal(need, free, "what is free there ", ", or a machine with more memory", division))
         return self.runnable(tiling)
 
-    def choose(self, sizes: dict[str, int], division: Division, free: int | None) -> tuple[Tiling, int]:
+    def choose(self, sizes: dict[str, int], division: Division | Tally, free: int | None) -> tuple[Tiling, int]:
         """The first tiling that fits, else that which needs least, and the bytes it needs."""
         limit = self.memory
         if limit is None and free is not None:
@@ -158,7 +158,7 @@ class _Making:
             warnings.warn(f"No kernels were made, so operators go on one by one: {error}", stacklevel=1)
 
 
-def _refusal(need: int, limit: int, what: str, otherwise: str, division: Division) -> str:
+def _refusal(need: int, limit: int, what: str, otherwise: str, division: Division | Tally) -> str:
     return (
         f"This graph needs about {need / 1e9:.2f} GB on the fullest of {division.parts} ranks, more than {what}"
         f"({limit / 1e9:.2f} GB), storing as little as possible. Use {-(-need // max(limit, 1)) * division.parts} "
@@ -172,12 +172,12 @@ def free_here(world: World, device: torch.device) -> int | None:
     return share([free(device)] * ranks)
 
 
-def needs(program: Tiled, sizes: dict[str, int], division: Division) -> list[int]:
+def needs(program: Tiled, sizes: dict[str, int], division: Division | Tally) -> list[int]:
     """Per rank, the bytes that an evaluation is predicted to take at its peak."""
     return [peak_bytes(program, {**sizes, **rows}, halos) for rows, halos in rows_of_ranks(division)]
 
 
-def rows_of_ranks(division: Division) -> list[tuple[dict[str, int], dict[str, int]]]:
+def rows_of_ranks(division: Division | Tally) -> list[tuple[dict[str, int], dict[str, int]]]:
     """Per rank, the rows owned and the halo rows of every space."""
     owned = {name: division.counts(name) for name in division.ranks}
     halo = {name: division.halo_counts(name) for name in division.halo_keys}

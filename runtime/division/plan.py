@@ -97,6 +97,27 @@ class Division:
         return turns * len(turns) + self.places[space]
 
 
+@dataclasses.dataclass(frozen=True)
+class Tally:
+    """Rows of each rank, as much of a division as predictions need."""
+
+    graph_bytes: list[int]
+    """Bytes of each rank's rows of the graph object."""
+    parts: int
+    ranks: Mapping[str, list[int]]
+    """Owned rows of each space, by rank."""
+    halo_keys: Mapping[str, list[int]]
+    """Halo rows, likewise."""
+
+    def counts(self, space: str) -> list[int]:
+        """Rows owned by each rank."""
+        return self.ranks[space]
+
+    def halo_counts(self, space: str) -> list[int]:
+        """Halo rows of each rank."""
+        return self.halo_keys[space]
+
+
 def divide(
     spaces: Sequence[Space],
     pointers: Sequence[Pointer],
@@ -126,6 +147,20 @@ def divide(
         if name != atoms.name:
             work += torch.bincount(atom, minlength=sizes[atoms.name])
     found = partition(sizes[atoms.name], _pairs(atoms, pointers, values), work, coordinates, parts, last)
+    return follow(spaces, pointers, sizes, values, found, parts, some)
+
+
+def follow(
+    spaces: Sequence[Space],
+    pointers: Sequence[Pointer],
+    sizes: Mapping[str, int],
+    values: Mapping[str, Tensor],
+    found: Partition,
+    parts: int,
+    some: Sequence[Space] = (),
+) -> Division:
+    """The division of all rows among ranks that own these atoms; arguments as of `divide`."""
+    follows = _atoms_followed(spaces, pointers, sizes, values)
     ranks = {name: found.ranks[atom] for name, atom in follows.items()}
     away = {p.name: _away(p, values, ranks) for p in pointers if p.leaves_rank}
     halo_keys = {s.name: _halo_keys(s, pointers, values, ranks, sizes, away) for s in spaces}

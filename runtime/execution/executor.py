@@ -26,7 +26,7 @@ from ...ir.operators import facts
 from ...ir.sizes import as_traced
 from ...ir.tree import Leaf
 from ..division.partition import Partition
-from ..division.plan import Division, divide
+from ..division.plan import Division, SpacePlan, Tally, divide
 from ..division.shard import Order, gather_output, shard_inputs
 from ..world import Communicator, World, active, communicator
 from .autograd import Lockstep, enter, leave
@@ -83,7 +83,7 @@ class _Report:
 class Fitting(Protocol):
     """Chooses the tiling that runs, see `Executor`."""
 
-    def __call__(self, sizes: dict[str, int], division: Division, free: int | None, /) -> Tiled:
+    def __call__(self, sizes: dict[str, int], division: Division | Tally, free: int | None, /) -> Tiled:
         """The tiling for a division (sizes of all spaces, bytes free for each rank), the same on every rank."""
 
     def took(self, seconds: float) -> None:
@@ -123,10 +123,10 @@ class Executor:
         self._is_quadratic = compares_all_with_all(program)
         placeholders = [n for n in program.graph.graph.nodes if n.op == "placeholder"]
         by_name = {n.name: n for n in placeholders}
-        self._inputs = [next(i for i in program.inputs if i.name == n.name) for n in placeholders]
-        self._shapes = [program.shape(by_name[i.name]) if i.kind in ("rows", "pointer") else () for i in self._inputs]
+        self.inputs = [next(i for i in program.inputs if i.name == n.name) for n in placeholders]
+        self._shapes = [program.shape(by_name[i.name]) if i.kind in ("rows", "pointer") else () for i in self.inputs]
         (output,) = [n for n in program.graph.graph.nodes if n.op == "output"]
-        self._places = [placement(n) for n in output.args[0]]
+        self.places = [placement(n) for n in output.args[0]]
         self._spaces = {s.symbol: s for s in program.row_spaces}
         (output,) = [n for n in self._index_program.graph.nodes if n.op == "output"]
         # First the sizes as they are, then the sizes that they equal in the example: a guard compares the two.
@@ -212,6 +212,20 @@ class Executor:
             self.running, self._steps = program, grouped(program)
             self._constants = _constants(program, self._steps)
 
+    def inputs_without_rows(self) -> list[int]:
+        """Outputs of the index program that inputs of the graph are, and that have no rows: numbers, fixed shapes."""
+        given = zip(self.inputs, self._shapes, strict=True)
+        return [
+            i.source
+            for i, shape in given
+            if i.kind == "number" or (i.kind == "rows" and not any(s.free_symbols for s in shape))
+        ]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the example."""
+        return device_of(self.program.captured.leaves)
+
     def constants(self) -> list[Leaf]:
         """Parameters and constant tensors of the program, by name."""
         return [Leaf(name, value) for name, value in sorted(self._constants.items()) if isinstance(value, Tensor)]
@@ -237,31 +251,49 @@ class Executor:
         for position, tensor in given.items():
             if isinstance(position, int):
                 values[position] = enter(tensor)
-        parameters = {name: enter(tensor) for name, tensor in given.items() if isinstance(name, str)}
-        # Virtual ranks take turns within the graph, so none may set its parameters on the module that all share.
-        tiled = None if given else self._steps
-        graph = runnable(tiled or self.running.differentiated)
-        module = SimpleNamespace(**{**self._constants, **parameters})
-        with torch.set_grad_enabled(bool(given) and torch.is_grad_enabled()), as_written():
-            local = shard_inputs(self._inputs, self._shapes, values, self._spaces, plans, layout.sizes, layout.orders)
-            # Regions handle a rank without rows. Values of all rows are empty only if no rank has any.
-            some = layout.sizes.values() if graph is tiled else (len(p.owned) for p in plans.values())
-            if self._has_limits and not all(some):
-                results = OfNothing(graph, vars(module)).run(*local)
-            else:
-                results = type(graph).forward(module, *local)  # type: ignore[arg-type]
-            del local
-            finish = leave if given else _gather
-            whole = [
-                finish(value, place, layout.orders) if isinstance(place, Placement) else value
-                for value, place in zip(results, self._places, strict=True)
-            ]
+        finish = leave if given else _gather
+        whole = [
+            finish(value, place, layout.orders) if isinstance(place, Placement) else value
+            for value, place in zip(
+                self.results_here(values, plans, layout.sizes, layout.orders, given), self.places, strict=True
+            )
+        ]
         everywhere = Placement()  # an input that is a result, too, is the caller's: its gradient counts once
         handed_back = {o.position for o in self.program.outputs if o.source == "index"} & given.keys()
         for position in handed_back:
             values[position] = leave(values[position], everywhere, layout.orders)
         results = [whole[o.position] if o.source == "graph" else values[o.position] for o in self.program.outputs]
         return within_tables(self.program, results)
+
+    def results_here(
+        self,
+        values: Sequence[Any],
+        plans: Mapping[str, SpacePlan],
+        sizes: Mapping[str, int],
+        orders: Mapping[str, Order],
+        given: Mapping[str | int, Tensor],
+    ) -> Sequence[Any]:
+        """What the graph returns on this rank: its rows of each result.
+
+        Args:
+            values: the outputs of the index program.
+            plans: this rank's rows.
+            sizes: rows that `values` have, of every space.
+            orders: as for `runtime.division.shard.shard_inputs`.
+            given: see `_run`.
+        """
+        parameters = {name: enter(tensor) for name, tensor in given.items() if isinstance(name, str)}
+        # Virtual ranks take turns within the graph, so none may set its parameters on the module that all share.
+        tiled = None if given else self._steps
+        graph = runnable(tiled or self.running.differentiated)
+        module = SimpleNamespace(**{**self._constants, **parameters})
+        with torch.set_grad_enabled(bool(given) and torch.is_grad_enabled()), as_written():
+            local = shard_inputs(self.inputs, self._shapes, values, self._spaces, plans, sizes, orders)
+            # Regions handle a rank without rows. Values of all rows are empty only if no rank has any.
+            some = sizes.values() if graph is tiled else (len(p.owned) for p in plans.values())
+            if self._has_limits and not all(some):
+                return OfNothing(graph, vars(module)).run(*local)  # type: ignore[no-any-return]
+            return type(graph).forward(module, *local)  # type: ignore[no-any-return, arg-type]
 
     def layout(self, prepared: Prepared) -> Layout:
         """The division of a graph object among the ranks; the last one if its pointers still hold.
@@ -301,8 +333,11 @@ class Executor:
         with active(comm):
             return self._run(comm, prepared, layout, {})
 
-    def prepare(self, leaves: Sequence[Leaf]) -> Prepared:
-        """Check a graph object and run the index program on it."""
+    def prepare(self, leaves: Sequence[Leaf], whole: bool = True) -> Prepared:
+        """Check a graph object and run the index program on it.
+
+        With `whole` false, it is one rank's rows of one: how many rows there are altogether is checked elsewhere.
+        """
         check_leaves(self.program, leaves)
         known = bind_sizes(self.program, leaves)
         with torch.no_grad(), as_written():
@@ -324,21 +359,22 @@ class Executor:
                     known.setdefault(size, n)
         for symbol, position in self.program.conditions:
             bind_number(self.program, known, symbol, number_in(values[position]))
-        check_guards(self.program, known, counted(values, self._counted))
+        if whole:
+            check_guards(self.program, known, counted(values, self._counted))
         sizes = {s.name: int((s.all_of or s).symbol.xreplace(known)) for s in self.program.spaces}
-        pointers = {i.name: values[i.source] for i in self._inputs if i.kind == "pointer"}
+        pointers = {i.name: values[i.source] for i in self.inputs if i.kind == "pointer"}
         self._check_ranges(values, sizes, known)
         atoms = self.program.spaces[0]
         coordinates = tuple(
             values[i.source]
-            for i, shape in zip(self._inputs, self._shapes, strict=True)
+            for i, shape in zip(self.inputs, self._shapes, strict=True)
             if i.kind == "rows" and shape == (atoms.symbol, 3) and values[i.source].is_floating_point()
         )
         return Prepared(values, sizes, pointers, coordinates)
 
     def _check_ranges(self, values: Sequence[Any], sizes: Mapping[str, int], known: dict[sympy.Symbol, Any]) -> None:
         """Every pointer points at rows that exist, every lookup in a whole table finds its row."""
-        for given in self._inputs:
+        for given in self.inputs:
             if given.kind == "pointer":
                 assert given.space is not None
                 _check_range(

@@ -1,0 +1,292 @@
+"""Run a program on rows that ranks make themselves: no rank has the whole graph object, nor the division of all rows.
+
+    positions ──> the rank of each atom ──> a rank's rows ──index program──> pointers ──> plan ──> graph on its rows
+                                                                               └── keys of halo rows ──> their owners
+
+What has no rows (the number of atoms, the volume) comes out of the index program as it runs on all atoms, without
+edges.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ...errors import DistcompileError, RankError
+from ...ir import Placement, Space
+from ...ir.graphs import runnable
+from ...ir.tree import Leaf
+from ..division.plan import SpacePlan, Tally
+from ..division.shard import gather_output
+from ..division.shares import LocalPlan, Share, Shares, completed, local_plan, requested
+from ..world import Communicator
+from .executor import Executor, Prepared
+from .inputs import check_guards, number_in
+from .memory import Free, free, share
+from .precision import as_written
+from .tables import within_tables
+
+GROWN = 1.05
+"""A tiling is chosen again when a rank has so many times the rows for which it was."""
+
+
+class NotDivisibleError(DistcompileError):
+    """A program needs something of all rows that ranks which make their rows themselves do not have."""
+
+
+@dataclasses.dataclass
+class _Rank:
+    """What one rank keeps from one evaluation to the next."""
+
+    bytes: int = 0
+    """Of its rows of the graph object."""
+    pointers: dict[str, Tensor] | None = None
+    plan: LocalPlan | None = None
+    requests: dict[str, tuple[Tensor, Tensor]] | None = None
+    plans: dict[str, SpacePlan] | None = None
+
+
+class OwnRows:
+    """Runs one program of an executor on rows that ranks make themselves."""
+
+    def __init__(self, executor: Executor, paths: Sequence[str], has_rows_of: Sequence[str | None]) -> None:
+        """
+        Args:
+            executor: of the program.
+            paths: of the graph object's leaves.
+            has_rows_of: for each leaf, the space of its rows; None if it has none.
+
+        Raises:
+            NotDivisibleError: the program needs all rows of something.
+        """
+        self.executor, self.paths = executor, paths
+        self._calls = 0
+        self.sizes: dict[str, int] = {}
+        """Rows of each space in the last evaluation, of all ranks."""
+        self._ranks: torch.Tensor | None = None
+        self._kept: dict[int, _Rank] = {}
+        self._fitted: Tally | None = None
+        self.tally: Tally | None = None
+        """Rows of each rank in the last evaluation."""
+        program = executor.program
+        for given in executor.inputs:
+            if given.kind in ("owned", "order", "counts") or any(s.all_of is not None for s in program.spaces):
+                raise NotDivisibleError("a part of the model runs on all rows on every rank")
+        self._spaces: list[Space] = [s for s in program.spaces if s.sharded]
+        self._pointers = [p for p in program.pointers if p.source.sharded and p.target.sharded]
+        self._without_rows = executor.inputs_without_rows()
+        self._wanted = sorted({*self._without_rows, *(at for _, at in program.conditions)})
+        self._of_atoms, self._leaves_of_atoms = _only(program.index_program, self._wanted)
+        for at in self._leaves_of_atoms:
+            if has_rows_of[at] not in (None, self._spaces[0].name):
+                raise NotDivisibleError(f"the model counts, or adds up, {paths[at]} of all {has_rows_of[at]}")
+
+    def __call__(self, shares: Shares, results: Collection[int]) -> list[Tensor | None]:
+        """Evaluate the program; of the tensors of its result, those at these places are returned, whole.
+
+        Raises:
+            NotDivisibleError: one of them has rows of another space than atoms.
+        """
+        for at in results:
+            self._check(at)
+        self._calls += 1
+        ranks = shares.divided(self.executor.world.size)
+        if self._ranks is None or not torch.equal(ranks, self._ranks):
+            self._ranks, self._kept = ranks, {}
+        order = ranks.argsort(stable=True)
+        counts = torch.bincount(ranks, minlength=self.executor.world.size).tolist()
+        orders = {self._spaces[0].name: (order, counts)}
+        whole = self._values_of_all_atoms(shares)
+        run: dict[str, Any] = {}
+
+        def work(comm: Communicator) -> list[Tensor | None]:
+            kept = self._kept.setdefault(comm.rank, _Rank())
+            problem: DistcompileError | None = None
+            prepared: Prepared | None = None
+            stays = False
+            try:
+                prepared, stays = self._prepared(shares, ranks, comm, kept)
+            except DistcompileError as error:
+                problem = error
+            everyone = self._agree(comm, shares, kept, stays, problem)
+            if problem is not None:
+                raise problem
+            assert prepared is not None and kept.plan is not None
+            if not all(report["stays"] for report in everyone):
+                kept.requests, kept.plans = requested(kept.plan, comm), None
+            if kept.plans is None:
+                assert kept.requests is not None
+                kept.plans = completed(kept.plan, kept.requests)
+            if not run:  # virtual ranks share what the first one chose
+                self._choose(everyone, prepared, whole)
+                run["chosen"] = True
+            values = list(prepared.values)
+            for at in self._without_rows:
+                values[at] = whole[at]
+            given = self.executor.results_here(values, kept.plans, prepared.sizes, {}, {})
+            return self._gathered(given, whole, results, orders, comm)
+
+        begun = time.perf_counter()
+        found = self.executor.world.run(work)[0]
+        if self.executor.fit is not None:
+            self.executor.fit.took(time.perf_counter() - begun)
+        return found
+
+    def _check(self, at: int) -> None:
+        output = self.executor.program.outputs[at]
+        if output.source == "index":
+            raise NotDivisibleError("a result is an input of the model, of all rows")
+        place = self.executor.places[output.position]
+        if isinstance(place, Placement):
+            spaces = {f for dim in place.dims for f in dim if isinstance(f, Space)}
+            if spaces - {self._spaces[0]}:
+                raise NotDivisibleError(f"a result has rows of {', '.join(s.name for s in spaces)}")
+
+    def _values_of_all_atoms(self, shares: Shares) -> dict[int, Any]:
+        """The outputs of the index program that have no rows."""
+        given = [shares.of_all_atoms(at) for at in self._leaves_of_atoms]
+        with torch.no_grad(), as_written():
+            found = runnable(self._of_atoms).forward(*given)
+        return dict(zip(self._wanted, found, strict=True))
+
+    def _prepared(self, shares: Shares, ranks: Tensor, comm: Communicator, kept: _Rank) -> tuple[Prepared, bool]:
+        """A rank's rows after the index program, with their plan; and true if it reads the same rows as before."""
+        mine = shares.share(comm.rank, ranks)
+        kept.bytes = sum(t.untyped_storage().nbytes() for t in mine.tensors)
+        prepared = self._indexed(mine)
+        if kept.pointers is not None and _same(kept.pointers, prepared.pointers):
+            return prepared, True
+        plan = self._planned(mine, prepared, ranks, comm.rank, comm.size)
+        stays = plan.reads_the_same(kept.plan)
+        kept.pointers, kept.plan, kept.plans = prepared.pointers, plan, None
+        return prepared, stays
+
+    def _indexed(self, mine: Share) -> Prepared:
+        leaves = [Leaf(path, tensor) for path, tensor in zip(self.paths, mine.tensors, strict=True)]
+        return self.executor.prepare(leaves, whole=False)
+
+    def _planned(self, mine: Share, prepared: Prepared, ranks: Tensor, rank: int, parts: int) -> LocalPlan:
+        given = prepared.sizes, prepared.pointers, mine, ranks, rank, parts
+        return local_plan(self._spaces, self._pointers, *given, self.executor.program.thinned_spaces)
+
+    def has_all_rows(self, shares: Shares) -> bool:
+        """True if each atom, on a rank of its own, gets the rows that follow it in the whole structure."""
+        n = len(shares)
+        everyone, alone = torch.arange(n), torch.zeros(n, dtype=torch.int64)
+        whole = shares.share(0, alone)
+        expected = self._planned(whole, self._indexed(whole), alone, 0, 1).owned
+        found: dict[str, list[Tensor]] = {name: [] for name in expected}
+        for rank in range(n):
+            mine = shares.share(rank, everyone)
+            try:
+                owned = self._planned(mine, self._indexed(mine), everyone, rank, n).owned
+            except DistcompileError:
+                return False
+            for name, keys in owned.items():
+                found[name].append(keys)
+        return all(
+            torch.equal(torch.cat(found[name]).sort().values, keys.sort().values) for name, keys in expected.items()
+        )
+
+    def _agree(
+        self, comm: Communicator, shares: Shares, kept: _Rank, stays: bool, problem: DistcompileError | None
+    ) -> list[dict[str, Any]]:
+        """The reports of all ranks, if they evaluate the same."""
+        plans = kept.plan.plans if kept.plan is not None else {}
+        left = free(self.executor.device)
+        report = {
+            "call": self._calls, "graph": shares.digest, "stays": stays, "problem": str(problem or ""),
+            "owned": {s.name: len(plans[s.name].owned) for s in self._spaces if s.name in plans},
+            "halo": {name: len(plan.halo) for name, plan in plans.items()},
+            "bytes": kept.bytes, "free": dataclasses.astuple(left) if left is not None else None,
+            "ready": self.executor.fit is not None and self.executor.fit.is_faster_ready,
+        }  # fmt: skip
+        everyone: list[dict[str, Any]] = comm.all_gather_objects(report)
+        for what in ("call", "graph"):
+            if len({r[what] for r in everyone}) > 1:
+                raise RankError(
+                    f"Ranks disagree on the {'number of the call' if what == 'call' else 'structure'}: every rank must "
+                    "evaluate the same structures in the same order; check random seeds and that no rank reads or "
+                    "moves atoms on its own."
+                )
+        failed = [(rank, r["problem"]) for rank, r in enumerate(everyone) if r["problem"]]
+        if failed and problem is None:
+            raise RankError(f"Rank {failed[0][0]} refused its part of the structure: {failed[0][1]}")
+        return everyone
+
+    def _choose(self, everyone: Sequence[Mapping[str, Any]], prepared: Prepared, whole: Mapping[int, Any]) -> None:
+        """Check the branches of the model for all rows together, and choose how the program runs."""
+        executor, program = self.executor, self.executor.program
+        owned = {s.name: [int(r["owned"][s.name]) for r in everyone] for s in self._spaces}
+        known = {s.symbol: sum(owned[s.name]) for s in self._spaces}
+        sizes = dict(known)
+        for symbol, at in program.conditions:
+            known[symbol] = number_in(whole[at])
+        check_guards(program, known, sizes)
+        fit = executor.fit
+        halo = {name: [int(r["halo"][name]) for r in everyone] for name in everyone[0]["halo"]}
+        self.tally = tally = Tally([int(r["bytes"]) for r in everyone], len(everyone), owned, halo)
+        self.sizes = {**prepared.sizes, **{name: sum(counts) for name, counts in owned.items()}}
+        if fit is None:
+            return
+        if self._fitted is None or _has_grown(tally, self._fitted):
+            given = [Free(*r["free"]) if r["free"] else None for r in everyone]
+            executor.run_as(fit(self.sizes, tally, share(given)))
+            self._fitted = tally
+        elif all(r["ready"] for r in everyone):
+            executor.run_as(fit.switch())
+
+    def _gathered(
+        self, given: Sequence[Any], whole: Mapping[int, Any], results: Collection[int], orders: Any, comm: Communicator
+    ) -> list[Tensor | None]:
+        """The results that are wanted, whole; and what tables were asked outside of their range."""
+        program = self.executor.program
+        n_results = len(program.outputs) - len(program.tabulated)
+        found: list[Any] = []
+        for at, output in enumerate(program.outputs):
+            if at < n_results and at not in results:
+                found.append(None)
+                continue
+            value, place = given[output.position], self.executor.places[output.position]
+            found.append(gather_output(value, place, orders, comm) if isinstance(place, Placement) else value)
+        return within_tables(program, found)  # type: ignore[return-value]
+
+
+def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return all(one[name] is value or torch.equal(one[name], value) for name, value in other.items())
+
+
+def _has_grown(now: Tally, then: Tally) -> bool:
+    pairs = [(now.ranks[n], then.ranks[n]) for n in now.ranks] + [
+        (now.halo_keys[n], then.halo_keys[n]) for n in now.halo_keys
+    ]
+    return any(max(a) > GROWN * max(b) + 8 for a, b in pairs)
+
+
+def _only(program: fx.GraphModule, wanted: Sequence[int]) -> tuple[fx.GraphModule, list[int]]:
+    """A program that gives some outputs of another one, and the numbers of the inputs that it takes."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    (output,) = [n for n in program.graph.nodes if n.op == "output"]
+    outputs = [output.args[0][at] for at in wanted]
+    needed: set[fx.Node] = set()
+    pending = list(outputs)
+    while pending:
+        node = pending.pop()
+        if node not in needed:
+            needed.add(node)
+            pending += node.all_input_nodes
+    taken = []
+    placeholders = [n for n in program.graph.nodes if n.op == "placeholder"]
+    for node in program.graph.nodes:
+        if node in needed:
+            copies[node] = graph.node_copy(node, lambda n: copies[n])
+            if node.op == "placeholder":
+                taken.append(placeholders.index(node))
+    graph.output([copies[n] for n in outputs])
+    return fx.GraphModule(program, graph), taken
