@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
+from ase import Atoms
+from ase.calculators.calculator import all_changes
 from torch import nn
 
 from ..errors import in_one_line
@@ -13,7 +15,19 @@ from ..model import DistributedModel
 from ..passes import Lowering
 from ..runtime.world import World
 from .aliases import ALIASES
-from .entries import Options, Received, Watch, enter, entries, now, only_receiving, warn_undistributed, watching
+from .entries import (
+    Options,
+    Received,
+    Watch,
+    enter,
+    entries,
+    is_receiving,
+    now,
+    only_receiving,
+    warn_undistributed,
+    watching,
+)
+from .graphs import Graphs
 from .holders import calculators_in, models_in
 from .load import load
 
@@ -43,6 +57,7 @@ def distribute(
     memory: int | None = None,
     lowering: Lowering = "auto",
     radial_error: float | None = None,
+    graphs: Literal["learned", "stock"] = "learned",
 ) -> Any:
     """Switch every model that an ASE calculator holds to a compiled one; compiled at its first call.
 
@@ -56,6 +71,11 @@ def distribute(
         memory: bytes that a rank may use for one evaluation.
         lowering: as for `distcompile.compile`.
         radial_error: as for `distcompile.compile`.
+        graphs: what makes the graph objects of structures. With ``"learned"``, what they are made of is learned from
+            what the package makes of small structures like the first ones; it is tested on them, and on the results.
+            From then on neighbours are found, and graph objects made, without the package. With ``lowering="auto"``
+            that is after three evaluations, so results change by rounding there; else within the first one. What
+            cannot be learned stays with the package, as all does with ``"stock"``.
 
     Returns:
         The same calculator. Energies, forces, stresses and moments are whole on every rank.
@@ -63,7 +83,9 @@ def distribute(
     Raises:
         TypeError: the calculator holds no ``nn.Module``.
     """
-    options = Options(world, memory, lowering, radial_error)
+    if graphs not in ("learned", "stock"):
+        raise ValueError(f'unknown graphs {graphs!r}: choose "learned" or "stock"')
+    options = Options(world, memory, lowering, radial_error, graphs == "learned")
     if not _switch(calculator, options):
         raise TypeError(
             f"{type(calculator).__name__} holds no torch.nn.Module in its attributes, so there is no model to "
@@ -107,6 +129,7 @@ class _Calculate:
 
     def __setstate__(self, state: Any) -> None:
         self._calculator, self._options, self._own = state
+        self.graphs = Graphs(self._calculator, self._options)
         self._known: list[nn.Module] = []
         """Models that were seen to compute nothing outside of their entries."""
 
@@ -118,6 +141,22 @@ class _Calculate:
         return type(self._calculator).calculate.__get__(self._calculator)  # type: ignore[no-any-return]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        asked = _asked(args, kwargs) if self._options.learns else None
+        if is_receiving() or asked is None or not isinstance(getattr(self._calculator, "results", None), dict):
+            return self._calculate(*args, **kwargs)
+        atoms, properties = asked
+        results = self.graphs.results(atoms, properties)
+        if results is None:
+            results = self.graphs.calculated(atoms, properties, self._results)
+        self._calculator.atoms, self._calculator.results = atoms.copy(), results
+        return None
+
+    def _results(self, atoms: Any, properties: list[str]) -> dict[str, Any]:
+        """What the package calculates for a structure."""
+        self._calculate(atoms, properties, all_changes)
+        return dict(self._calculator.results)
+
+    def _calculate(self, *args: Any, **kwargs: Any) -> Any:
         modules = _switch(self._calculator, self._options)
         result = self._run(modules, args, kwargs)
         made = _switch(self._calculator, self._options)
@@ -145,12 +184,25 @@ class _Calculate:
         return result
 
 
+def _asked(args: Any, kwargs: Any) -> tuple[Any, list[str]] | None:
+    """The atoms and the properties that a call of a ``calculate`` asks for, as ASE calls it; else None."""
+    given = dict(zip(("atoms", "properties", "system_changes"), args, strict=False)) | kwargs
+    atoms, properties = given.get("atoms"), given.get("properties")
+    if not isinstance(atoms, Atoms) or not isinstance(properties, list | tuple) or len(given) > 3:
+        return None
+    return atoms, list(properties)
+
+
 def _same(one: Sequence[nn.Module], other: Sequence[nn.Module]) -> bool:
     return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
 def statistics(calculator: Any) -> list[dict[str, Any]]:
     """`DistributedModel.stats` of a distributed calculator's last evaluation; empty before the first."""
+    around = getattr(getattr(calculator, "calculate", None), "graphs", None)
+    if around is not None and around.last is not None:
+        evaluator, structure = around.last
+        return evaluator.statistics(structure)  # type: ignore[no-any-return]
     ran = [entry.last for module in models_in(calculator) for entry in entries(module) if entry.last is not None]
     if not ran:
         return []

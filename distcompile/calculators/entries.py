@@ -40,6 +40,8 @@ class Options:
     memory: int | None
     lowering: Lowering
     radial_error: float | None = None
+    learns: bool = True
+    """True if graph objects are made without the package once it was learned what they are made of."""
 
 
 class _State(threading.local):
@@ -50,6 +52,8 @@ class _State(threading.local):
     looking: bool = False
     """True while a method is watched to find out if it computes."""
     only_receives = False
+    record: list[tuple[DistributedModel, tuple[Any, ...], Any]] | None = None
+    """Calls of compiled models, with what they returned, while someone wants to know them."""
 
 
 _state = _State()
@@ -132,13 +136,18 @@ class Entry:
             if _state.only_receives:
                 raise Received(model, graph)
             self.last = next(_order), model, graph
-            return model(*graph)
+            result = model(*graph)
+            if _state.record is not None:
+                _state.record.append((model, graph, result))
+            return result
 
     def _model(self, graph: tuple[Any, ...], options: dict[str, Any], with_tensors: bool) -> DistributedModel:
         key = repr((sorted(options.items()), with_tensors))
         with self._lock:
             if key not in self._models:
-                how = dataclasses.asdict(self._options) | {"world": self._options.world or default_world()}
+                o = self._options
+                how: dict[str, Any] = {"memory": o.memory, "lowering": o.lowering, "radial_error": o.radial_error}
+                how["world"] = o.world or default_world()
                 model = compile(_Stock(self, with_tensors), graph, model_kwargs=options, **how)
                 if self.name != "forward" and not model.captures:  # what computes may be what calls this method
                     raise NoIndexSpaceError(model.explain().splitlines()[1])
@@ -191,6 +200,21 @@ def only_receiving() -> Iterator[None]:
         yield
     finally:
         _state.only_receives = False
+
+
+@contextmanager
+def recording() -> Iterator[list[tuple[DistributedModel, tuple[Any, ...], Any]]]:
+    """Note the calls of compiled models, in this thread: model, arguments, result."""
+    before, _state.record = _state.record, []
+    try:
+        yield _state.record
+    finally:
+        _state.record = before
+
+
+def is_receiving() -> bool:
+    """True if entries raise `Received` in this thread."""
+    return _state.only_receives
 
 
 def now() -> int:
