@@ -15,16 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..calculators.calculator import calculate, distribute, load_calculator, received
+from ..calculators.calculator import Calculate, calculate, distribute, load_calculator, received
 from ..errors import SimulationError
 from ..ir.tree import Leaf, flatten
-from ..predict.account import work
+from ..layout.structure import structure_of
+from ..predict.account import Work, work
 from ..predict.calibrate import SIZES, this_machine, timed
 from ..predict.planning import DEVICES, Device, Host, Step, Traffic, step, traffic, weak
 from ..predict.rank_counts import RankCounts, rank_counts
 from ..runtime.execution.executor import Executor, Prepared, fingerprint
 from ..runtime.world import LocalWorld
 from .device_files import read_device, write_device
+from .forecast_shares import counted
 from .sanity import unknown_species
 
 EXAMPLE = 48
@@ -77,20 +79,20 @@ def forecast(atoms: Any, calculator: str, ranks: list[int], devices: list[str], 
     known = {**DEVICES}
     if measured is not None and measured.exists():
         known["cpu"] = read_device(measured)
-    loaded = distribute(load_calculator(calculator), LocalWorld(1))
+    here = "cpu" in devices or measured is not None
+    # What is learned of graph objects is learned in the first evaluation if results are not to change after it.
+    loaded = distribute(load_calculator(calculator), LocalWorld(1), lowering="kernels" if here else "eager")
     with _species_named(atoms, loaded):
         calculate(loaded, few(atoms))
+        found = _by_shares(atoms, loaded, ranks, devices, known, measured)
+        if found is not None:
+            return found
         (model, graph), graph_seconds = timed(lambda: received(loaded, atoms))
     (executor, prepared), checks = timed(lambda: model.prepared(*graph))
     leaves, _ = flatten(graph)
     _, digest = timed(lambda: fingerprint(leaves))
     needed = work(executor.program)
-    if "cpu" not in known and (measured is not None or "cpu" in devices):
-        smaller = (received(loaded, few(atoms, n)) for n in sorted({min(n, len(atoms)) for n in SIZES}))
-        known["cpu"] = this_machine((m.prepared(*given) for m, given in smaller), needed)
-        if measured is not None:
-            write_device(measured, known["cpu"])
-    chosen = tuple(known[name] for name in (["cpu"] if measured is not None else devices))
+    chosen = _devices(atoms, loaded, needed, devices, known, measured)
     columns = []
     for parts in sorted({1, *ranks}):
         held, seconds = _divided(executor, prepared, parts)
@@ -107,6 +109,40 @@ def forecast(atoms: Any, calculator: str, ranks: list[int], devices: list[str], 
         tuple(columns),
         tuple(tuple(weak(d, needed, last.ranks, last.host, numbers)) for d in chosen),
     )
+
+
+def _by_shares(
+    atoms: Any, calculator: Any, ranks: list[int], devices: list[str], known: dict[str, Device], measured: Path | None
+) -> Forecast | None:
+    """The forecast if ranks make their rows of the graph object themselves; else None."""
+    last = calculator.calculate.graphs.last if isinstance(calculator.calculate, Calculate) else None
+    own = last[0].own_rows() if last is not None else None
+    if last is None or own is None:
+        return None
+    structure, program = structure_of(atoms), own.executor.program
+    needed = work(program)
+    chosen = _devices(atoms, calculator, needed, devices, known, measured)
+    columns, graph_bytes = [], 0
+    for parts in sorted({1, *ranks}):
+        held, host, bytes_ = counted(last[0], own, structure, parts)
+        graph_bytes = graph_bytes or bytes_
+        columns.append(Column(held, traffic(needed, held), host, tuple(step(d, needed, held, host) for d in chosen)))
+    end, numbers = columns[-1], [c.ranks.parts for c in columns]
+    weakly = tuple(tuple(weak(d, needed, end.ranks, end.host, numbers)) for d in chosen)
+    formula = atoms.get_chemical_formula(empirical=True)
+    return Forecast(formula, len(atoms), graph_bytes + _bytes([], None, own.executor), chosen, tuple(columns), weakly)
+
+
+def _devices(
+    atoms: Any, calculator: Any, needed: Work, names: list[str], known: dict[str, Device], measured: Path | None
+) -> tuple[Device, ...]:
+    """The devices to predict for; this machine is measured if it is one of them."""
+    if "cpu" not in known and (measured is not None or "cpu" in names):
+        smaller = (received(calculator, few(atoms, n)) for n in sorted({min(n, len(atoms)) for n in SIZES}))
+        known["cpu"] = this_machine((m.prepared(*given) for m, given in smaller), needed)
+        if measured is not None:
+            write_device(measured, known["cpu"])
+    return tuple(known[name] for name in (["cpu"] if measured is not None else names))
 
 
 def few(atoms: Any, number: int = EXAMPLE) -> Any:
@@ -147,8 +183,8 @@ def _divided(executor: Executor, prepared: Prepared, parts: int) -> tuple[RankCo
     return rank_counts(executor.program, prepared.sizes, first), seconds
 
 
-def _bytes(leaves: list[Leaf], prepared: Prepared, executor: Executor) -> int:
+def _bytes(leaves: list[Leaf], prepared: Prepared | None, executor: Executor) -> int:
     tensors = [leaf.tensor for leaf in (*leaves, *executor.constants())]
-    tensors += [v for v in prepared.values if isinstance(v, torch.Tensor)]
+    tensors += [v for v in (prepared.values if prepared else ()) if isinstance(v, torch.Tensor)]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())

@@ -7,7 +7,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from ..predict.planning import Host
 from .forecast import Forecast
+from .forecast_shares import LOOKED_AT, STEPS
 
 
 def report_plan(found: Forecast) -> None:
@@ -29,9 +31,9 @@ def report_plan(found: Forecast) -> None:
     host = found.columns[-1].host
     console.print(
         "All figures are of the rank that has most. Assumed:\n"
-        f"- whole on every rank, measured on this machine: neighbours and graph {host.graph:.3g} s, checks "
-        f"{host.checks:.3g} s, who sends what {host.division:.3g} s on {found.columns[-1].ranks.parts} ranks;\n"
-        '- atoms stay on their ranks from step to step; operators run one by one (lowering="eager");\n'
+        f"{_graphs(host, found.columns[-1].ranks.parts)};\n"
+        "- atoms stay on their ranks from step to step;\n"
+        "- kernels run on cpu, operators one by one on published devices;\n"
         "- ranks wait for each other at each exchange, and nothing is taken off for what runs while messages travel;\n"
         "- sums take 2 log2(ranks) messages;\n"
         "- memory is that of the program's tensors; the graph and the parameters come on top, on every rank;"
@@ -40,16 +42,31 @@ def report_plan(found: Forecast) -> None:
         console.print(f"- {device.name}: {device.basis}.", soft_wrap=True)
 
 
+def _graphs(host: Host, ranks: int) -> str:
+    """Who makes graph objects, and how long that takes."""
+    if host.own_rows:
+        return (
+            f"- ranks make their rows of the graph object themselves, in {host.own_rows:.3g} s on {ranks} ranks, "
+            f"measured on this machine for {min(LOOKED_AT, ranks)} of them; neighbours are searched every {STEPS} "
+            f"steps;\n- compared on every rank: positions, {host.checks:.3g} s"
+        )
+    return (
+        f"- whole on every rank, measured on this machine: neighbours and graph {host.graph:.3g} s, checks "
+        f"{host.checks:.3g} s, who sends what {host.division:.3g} s on {ranks} ranks"
+    )
+
+
 def _steps(found: Forecast, i: int, name: str) -> Table:
     """Seconds of a step on one device, and the efficiency of more ranks against one."""
     table = Table(
-        *("ranks", "s/step", "whole graph", "operators", "halo", "sums, results", "efficiency", "without graph"),
+        *("ranks", "s/step", "whole graph", "own rows", "operators", "halo"),
+        *("sums, results", "efficiency", "without graph"),
         title=f"A step on {name}, in seconds",
     )
     one = found.columns[0].steps[i]
     for column in found.columns:
         now, parts = column.steps[i], column.ranks.parts
-        seconds = [f"{x:.3g}" for x in (now.total, now.host, now.local, now.halo, now.whole)]
+        seconds = [f"{x:.3g}" for x in (now.total, now.host, now.own_rows, now.local, now.halo, now.whole)]
         pairs = ((one.total, now.total), (one.evaluation, now.evaluation))
         table.add_row(str(parts), *seconds, *(f"{alone / shared / parts:.0%}" for alone, shared in pairs))
     return table

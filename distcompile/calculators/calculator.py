@@ -92,8 +92,8 @@ def distribute(
             "distribute. Pass the calculator that wraps the model itself; if it makes its model when it is first "
             "used, use it once before."
         )
-    if callable(getattr(type(calculator), "calculate", None)) and not isinstance(calculator.calculate, _Calculate):
-        calculator.calculate = _Calculate(calculator, options)
+    if callable(getattr(type(calculator), "calculate", None)) and not isinstance(calculator.calculate, Calculate):
+        calculator.calculate = Calculate(calculator, options)
         forget(calculator)  # the next results are of the switched models
     return calculator
 
@@ -115,7 +115,7 @@ def _switch(calculator: Any, options: Options) -> list[nn.Module]:
     return modules
 
 
-class _Calculate:
+class Calculate:
     """Takes the place of a calculator's ``calculate``.
 
     It switches new models, and warns of what was not distributed.

@@ -90,9 +90,12 @@ class Host:
     """Checks and index program, and the digest by which ranks compare their graphs."""
     division: float
     """The plan of reads and messages, with atoms that stay on their ranks; zero on one rank."""
+    own_rows: float = 0.0
+    """Where ranks make their rows themselves: all of this, for the rows of the fullest rank."""
 
     @property
     def total(self) -> float:
+        """Seconds of what grows with the whole system."""
         return self.graph + self.checks + self.division
 
 
@@ -117,14 +120,16 @@ class Step:
     halo: float
     whole: float
     """Sums over ranks, and results put together."""
+    own_rows: float = 0.0
+    """The rows of the graph object that a rank makes itself."""
 
     @property
     def total(self) -> float:
-        return self.host + self.evaluation
+        return self.host + self.own_rows + self.evaluation
 
     @property
     def evaluation(self) -> float:
-        """The step without the part that every rank does whole."""
+        """The step without the graph object."""
         return self.local + self.halo + self.whole
 
 
@@ -164,7 +169,7 @@ def step(device: Device, work: Work, ranks: RankCounts, host: Host) -> Step:
     for name, size in work.results:
         whole += (ranks.parts - 1) * device.latency
         whole += (ranks.parts > 1) * _gathered(ranks, name) * size * device.per_sent_byte
-    return Step(host.total, float(local.max()), halo, whole)
+    return Step(host.total, float(local.max()), halo, whole, host.own_rows)
 
 
 def moved(work: Work, rows: Mapping[str, np.ndarray], flops_per_byte: float) -> np.ndarray:
@@ -184,7 +189,7 @@ def weak(device: Device, work: Work, ranks: RankCounts, host: Host, parts: Seque
     here = step(device, work, ranks, host)
     grown = [n / ranks.parts for n in parts]
     return [
-        Step(here.host * g, here.local, here.halo if n > 1 else 0.0, here.whole * g if n > 1 else 0.0)
+        Step(here.host * g, here.local, here.halo if n > 1 else 0.0, here.whole * g if n > 1 else 0.0, here.own_rows)
         for n, g in zip(parts, grown, strict=True)
     ]
 

@@ -158,19 +158,21 @@ class OwnRows:
         """A rank's rows after the index program, with their plan; and true if it reads the same rows as before."""
         mine = shares.share(comm.rank, ranks)
         kept.bytes = sum(t.untyped_storage().nbytes() for t in mine.tensors)
-        prepared = self._indexed(mine)
+        prepared = self.indexed(mine)
         if kept.pointers is not None and _same(kept.pointers, prepared.pointers):
             return prepared, True
-        plan = self._planned(mine, prepared, ranks, comm.rank, comm.size)
+        plan = self.planned(mine, prepared, ranks, comm.rank, comm.size)
         stays = plan.reads_the_same(kept.plan)
         kept.pointers, kept.plan, kept.plans = prepared.pointers, plan, None
         return prepared, stays
 
-    def _indexed(self, mine: Share) -> Prepared:
+    def indexed(self, mine: Share) -> Prepared:
+        """A rank's rows after the index program."""
         leaves = [Leaf(path, tensor) for path, tensor in zip(self.paths, mine.tensors, strict=True)]
         return self.executor.prepare(leaves, whole=False)
 
-    def _planned(self, mine: Share, prepared: Prepared, ranks: Tensor, rank: int, parts: int) -> LocalPlan:
+    def planned(self, mine: Share, prepared: Prepared, ranks: Tensor, rank: int, parts: int) -> LocalPlan:
+        """The rows that a rank owns and reads."""
         given = prepared.sizes, prepared.pointers, mine, ranks, rank, parts
         return local_plan(self._spaces, self._pointers, *given, self.executor.program.thinned_spaces)
 
@@ -179,12 +181,12 @@ class OwnRows:
         n = len(shares)
         everyone, alone = torch.arange(n), torch.zeros(n, dtype=torch.int64)
         whole = shares.share(0, alone)
-        expected = self._planned(whole, self._indexed(whole), alone, 0, 1).owned
+        expected = self.planned(whole, self.indexed(whole), alone, 0, 1).owned
         found: dict[str, list[Tensor]] = {name: [] for name in expected}
         for rank in range(n):
             mine = shares.share(rank, everyone)
             try:
-                owned = self._planned(mine, self._indexed(mine), everyone, rank, n).owned
+                owned = self.planned(mine, self.indexed(mine), everyone, rank, n).owned
             except DistcompileError:
                 return False
             for name, keys in owned.items():

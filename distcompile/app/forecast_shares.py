@@ -1,0 +1,122 @@
+"""Forecasts where ranks make their rows of the graph object themselves: those of a few ranks are made and counted."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..ir import Tiled
+from ..layout.evaluate import Divided, Evaluator, divide
+from ..layout.structure import Structure
+from ..predict.fit import needs
+from ..predict.planning import Host
+from ..predict.rank_counts import RankCounts, SpaceCounts
+from ..runtime.division.partition import Partition
+from ..runtime.division.plan import SpacePlan, Tally
+from ..runtime.division.shares import completed
+from ..runtime.execution.shares import OwnRows
+
+T = TypeVar("T")
+
+LOOKED_AT = 4
+"""Ranks whose rows are made; the others are taken to have no more."""
+
+LARGEST = 50_000
+"""Atoms of a rank whose rows are made. Those of a rank with more are as many times the rows of one with so many."""
+
+STEPS = 20
+"""Steps between two searches for neighbours."""
+
+
+def counted(evaluator: Evaluator, own: OwnRows, structure: Structure, parts: int) -> tuple[RankCounts, Host, int]:
+    """The rows of the fullest ranks, seconds in which they are made in a step, and bytes of the graph object's rows."""
+    made = max(parts, math.ceil(len(structure) / LARGEST))
+    larger = made / parts
+    ranks = divide(structure, made)
+    evaluator.forget()
+    shares = Divided(evaluator, structure)
+    seconds: list[tuple[float, float, float]] = []
+    looked_at = sorted({round(i * (made - 1) / max(LOOKED_AT - 1, 1)) for i in range(LOOKED_AT)})[:parts]
+    owned: list[dict[str, float]] = []
+    halo: list[dict[str, float]] = []
+    peers: list[dict[str, int]] = []
+    held = 0
+    for rank in looked_at:
+        plans, times, bytes_ = _made(own, shares, ranks, rank, made)
+        seconds.append(times)
+        held = max(held, bytes_)
+        owned.append({name: len(plan.owned) * larger for name, plan in plans.items()})
+        halo.append({name: len(plan.halo) * larger ** (2 / 3) * (parts > 1) for name, plan in plans.items()})
+        peers.append({name: int((plan.splits[1] > 0).sum()) if parts > 1 else 0 for name, plan in plans.items()})
+    spaces = {name: _space(name, owned, halo, peers, parts) for name in owned[0]}
+    program = own.executor.program
+    here = Partition(ranks, "by positions", 0.0, _imbalance(ranks, made), 1.0)
+    counts = RankCounts(
+        parts, here, spaces, _memory(program, own, owned, halo), frozenset(s.name for s in program.thinned_spaces)
+    )
+    graph, checks, plan = np.max(np.array(seconds), axis=0) * larger
+    _, everywhere = timed(lambda: Divided(evaluator, structure).digest)
+    host = Host(
+        0.0, everywhere if parts > 1 else 0.0, 0.0, own_rows=float(graph + checks + (plan if parts > 1 else 0.0))
+    )
+    evaluator.forget()
+    return counts, host, int(held * larger)
+
+
+def _made(
+    own: OwnRows, shares: Divided, ranks: Tensor, rank: int, parts: int
+) -> tuple[dict[str, SpacePlan], tuple[float, float, float], int]:
+    """A rank's rows; seconds of a step for the graph object, checks, and the plan; bytes of the graph object."""
+    _, searching = timed(lambda: shares.share(rank, ranks), 1)
+    mine, again = timed(lambda: shares.share(rank, ranks))
+    prepared, checking = timed(lambda: own.indexed(mine))
+    plan, planning = timed(lambda: own.planned(mine, prepared, ranks, rank, parts))
+    asked = {name: (plan.owned[name][: len(keys)], plan.plans[name].splits[1]) for name, keys in plan.wanted.items()}
+    plans, sending = timed(lambda: completed(plan, asked))
+    held = sum(tensor.untyped_storage().nbytes() for tensor in mine.tensors)
+    return plans, (again + searching / STEPS, checking, planning + sending), held
+
+
+def _space(
+    name: str, owned: list[dict[str, float]], halo: list[dict[str, float]], peers: list[dict[str, int]], parts: int
+) -> SpaceCounts:
+    """The counts of the ranks that were looked at, and zeros for the others."""
+    of_owned, of_halo = np.zeros(parts, np.int64), np.zeros(parts, np.int64)
+    reads = np.zeros((parts, parts), bool)
+    for at in range(len(owned)):
+        of_owned[at], of_halo[at] = round(owned[at][name]), round(halo[at][name])
+        others = [p for p in range(parts) if p != at][: peers[at][name]]
+        reads[others, at] = reads[at, others] = True
+    return SpaceCounts(of_owned, of_halo, of_halo, reads)  # as many are sent as are received, but for chance
+
+
+def _memory(program: Tiled, own: OwnRows, owned: list[dict[str, float]], halo: list[dict[str, float]]) -> np.ndarray:
+    def by_rank(of: list[dict[str, float]], name: str) -> list[int]:
+        return [round(each[name]) for each in of]
+
+    names = [s.name for s in program.spaces if s.sharded]
+    tally = Tally(
+        [0] * len(owned), len(owned), {n: by_rank(owned, n) for n in names}, {n: by_rank(halo, n) for n in halo[0]}
+    )
+    return np.array(needs(own.executor.running, dict.fromkeys([s.name for s in program.spaces], 8), tally))
+
+
+def _imbalance(ranks: Tensor, parts: int) -> float:
+    counts = torch.bincount(ranks, minlength=parts).double()
+    return float(counts.max() / counts.mean())
+
+
+def timed(work: Callable[[], T], times: int = 3) -> tuple[T, float]:
+    """What a function gives, and the seconds of its fastest call."""
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        found = work()
+        seconds.append(time.perf_counter() - start)
+    return found, min(seconds)
