@@ -330,12 +330,13 @@ class DistributedModel:
     def _evaluate(self, executor: Executor, leaves: list[Leaf]) -> Any:
         carry, capture = self._carry(executor, leaves), executor.program.captured
         later = capture.differentiates and not (self.trains and self._is_training)
-        try:
+
+        def predicted() -> list[int]:
+            prepared = executor.prepare(leaves)
+            return needs(executor.running, prepared.sizes, executor.layout(prepared).division)
+
+        with memory_explained(self.world, predicted):
             results = executor(leaves, any(carry), later)
-        except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            raise OutOfMemory(self._explain_memory(executor, leaves)) from error
         given = zip(results, carry, strict=True)
         return capture.result.unflatten([r.detach() if isinstance(r, Tensor) and not c else r for r, c in given])
 
@@ -354,20 +355,6 @@ class DistributedModel:
         if self._is_training is not capture.training:
             return [self._is_training or not capture.differentiates] * len(capture.origins)
         return [o is not None and o.carry(leaves) for o in capture.origins]
-
-    def _explain_memory(self, executor: Executor, leaves: list[Leaf]) -> str:
-        """The message for an evaluation that ran out of memory: its predicted need, and what to do."""
-        prepared = executor.prepare(leaves)
-        predicted = needs(executor.running, prepared.sizes, executor.layout(prepared).division)
-        mine = getattr(self.world, "rank", None)
-        who = f"Rank {mine} of {self.world.size}" if mine is not None else "A rank"
-        need, most = predicted[mine] if mine is not None else max(predicted), max(predicted)
-        return (
-            f"{who} ran out of memory: its share of this graph needs about {need / 1e9:.2f} GB beside parameters and "
-            f"the graph itself. Use more ranks, or machines with more memory. memory={most} accepts this graph "
-            "as it is; set it to what a rank really has, and graphs that need more store less, or are refused before "
-            "they start."
-        )
 
 
 def costs(program: Tiled, sizes: dict[str, int], division: Division | Tally, method: str) -> list[dict[str, Any]]:
@@ -418,6 +405,38 @@ def normally() -> Iterator[Callable[[Any], Any]]:
 
     with torch.inference_mode(False), torch.no_grad():
         yield finished
+
+
+@contextmanager
+def memory_explained(world: World, predicted: Callable[[], Sequence[int]]) -> Iterator[None]:
+    """Say what to do if an evaluation runs out of memory.
+
+    Args:
+        world: the ranks that execute.
+        predicted: called for the bytes that each rank was expected to need.
+
+    Raises:
+        OutOfMemory: it does.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise OutOfMemory(_memory_of(world, predicted())) from error
+
+
+def _memory_of(world: World, predicted: Sequence[int]) -> str:
+    """The message for an evaluation that ran out of memory: its predicted need, and what to do."""
+    mine = getattr(world, "rank", None)
+    who = f"Rank {mine} of {world.size}" if mine is not None else "A rank"
+    need, most = predicted[mine] if mine is not None else max(predicted), max(predicted)
+    return (
+        f"{who} ran out of memory: its share of this graph needs about {need / 1e9:.2f} GB beside parameters and "
+        f"the graph itself. Use more ranks, or machines with more memory. memory={most} accepts this graph "
+        "as it is; set it to what a rank really has, and graphs that need more store less, or are refused before "
+        "they start."
+    )
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..errors import GuardError
 from ..ir.tree import Leaf, flatten
-from ..model import costs, normally
+from ..model import costs, memory_explained, normally
+from ..predict.fit import needs
 from ..runtime.division.partition import bisect
 from ..runtime.division.shares import Share
 from ..runtime.execution.executor import Executor
@@ -47,7 +48,7 @@ class Evaluator:
         if own is not None:
             wanted = {recipe.source for recipe in learned.results.values()}
             try:
-                with normally(), learned.model.lock:
+                with normally(), learned.model.lock, memory_explained(learned.model.world, self._predicted):
                     returned = own(Divided(self, structure), wanted)
             except NotDivisibleError as error:
                 self.why_whole = str(error)
@@ -59,6 +60,13 @@ class Evaluator:
         leaves = [Leaf(path, tensor) for path, tensor in zip(learned.paths, learned.layout.leaves(part), strict=True)]
         returned = [leaf.tensor for leaf in flatten(learned.model.on_leaves(leaves, learned.tree))[0]]
         return {name: recipe(structure, returned) for name, recipe in learned.results.items()}
+
+    def _predicted(self) -> list[int]:
+        """The bytes that each rank was expected to need in the last evaluation."""
+        own = self._own
+        if own is None or own.tally is None:
+            return [0] * self.learned.model.world.size
+        return needs(own.executor.running, own.sizes, own.tally)
 
     def statistics(self, structure: Structure) -> list[dict[str, Any]]:
         """`DistributedModel.stats` of the last evaluation, which was of this structure."""

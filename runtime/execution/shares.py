@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ...errors import DistcompileError, RankError
+from ...errors import DistcompileError, RankError, in_one_line
 from ...ir import Placement, Space
 from ...ir.graphs import runnable
 from ...ir.tree import Leaf
 from ..division.plan import SpacePlan, Tally
-from ..division.shard import gather_output
+from ..division.shard import Order, gather_output
 from ..division.shares import LocalPlan, Share, Shares, completed, local_plan, requested
 from ..world import Communicator
 from .executor import Executor, Prepared
@@ -51,6 +51,18 @@ class _Rank:
     plans: dict[str, SpacePlan] | None = None
 
 
+@dataclasses.dataclass
+class _Common:
+    """What is the same on all ranks in an evaluation."""
+
+    ranks: Tensor
+    """The rank of each atom.  # Shape: [n_atoms], int64"""
+    values: dict[int, Any]
+    """Outputs of the index program without rows."""
+    chosen: bool = False
+    """True once it is chosen how the program runs."""
+
+
 class OwnRows:
     """Runs one program of an executor on rows that ranks make themselves."""
 
@@ -68,7 +80,8 @@ class OwnRows:
         self._calls = 0
         self.sizes: dict[str, int] = {}
         """Rows of each space in the last evaluation, of all ranks."""
-        self._ranks: torch.Tensor | None = None
+        self._ranks: Tensor | None = None
+        self._orders: dict[str, Order] = {}
         self._kept: dict[int, _Rank] = {}
         self._fitted: Tally | None = None
         self.tally: Tally | None = None
@@ -95,47 +108,56 @@ class OwnRows:
         for at in results:
             self._check(at)
         self._calls += 1
-        ranks = shares.divided(self.executor.world.size)
-        if self._ranks is None or not torch.equal(ranks, self._ranks):
-            self._ranks, self._kept = ranks, {}
-        order = ranks.argsort(stable=True)
-        counts = torch.bincount(ranks, minlength=self.executor.world.size).tolist()
-        orders = {self._spaces[0].name: (order, counts)}
-        whole = self._values_of_all_atoms(shares)
-        run: dict[str, Any] = {}
+        common: list[_Common] = []  # virtual ranks share what the first one made, and chose
 
         def work(comm: Communicator) -> list[Tensor | None]:
-            kept = self._kept.setdefault(comm.rank, _Rank())
-            problem: DistcompileError | None = None
+            problem: Exception | None = None
             prepared: Prepared | None = None
-            stays = False
+            kept, stays = _Rank(), False
             try:
-                prepared, stays = self._prepared(shares, ranks, comm, kept)
-            except DistcompileError as error:
+                if not common:
+                    common.append(self._common(shares))
+                kept = self._kept.setdefault(comm.rank, _Rank())
+                prepared, stays = self._prepared(shares, common[0].ranks, comm, kept)
+            except Exception as error:  # the other ranks must hear of any error
                 problem = error
-            everyone = self._agree(comm, shares, kept, stays, problem)
-            if problem is not None:
-                raise problem
+            try:
+                everyone = self._agree(comm, shares, kept, stays, problem)
+                if problem is not None:
+                    raise problem
+            except Exception:
+                self._kept = {}  # no rank knows what others read of it now
+                raise
             assert prepared is not None and kept.plan is not None
             if not all(report["stays"] for report in everyone):
                 kept.requests, kept.plans = requested(kept.plan, comm), None
             if kept.plans is None:
                 assert kept.requests is not None
                 kept.plans = completed(kept.plan, kept.requests)
-            if not run:  # virtual ranks share what the first one chose
-                self._choose(everyone, prepared, whole)
-                run["chosen"] = True
+            if not common[0].chosen:
+                self._choose(everyone, prepared, common[0].values)
+                common[0].chosen = True
             values = list(prepared.values)
             for at in self._without_rows:
-                values[at] = whole[at]
+                values[at] = common[0].values[at]
             given = self.executor.results_here(values, kept.plans, prepared.sizes, {}, {})
-            return self._gathered(given, whole, results, orders, comm)
+            return self._gathered(given, results, comm)
 
         begun = time.perf_counter()
         found = self.executor.world.run(work)[0]
         if self.executor.fit is not None:
             self.executor.fit.took(time.perf_counter() - begun)
         return found
+
+    def _common(self, shares: Shares) -> _Common:
+        """What is the same on all ranks."""
+        size = self.executor.world.size
+        ranks = shares.divided(size)
+        if self._ranks is None or not torch.equal(ranks, self._ranks):
+            counts = torch.bincount(ranks, minlength=size).tolist()
+            self._orders = {self._spaces[0].name: (ranks.argsort(stable=True), counts)}
+            self._ranks, self._kept = ranks, {}
+        return _Common(ranks, self._values_of_all_atoms(shares))
 
     def _check(self, at: int) -> None:
         output = self.executor.program.outputs[at]
@@ -196,13 +218,14 @@ class OwnRows:
         )
 
     def _agree(
-        self, comm: Communicator, shares: Shares, kept: _Rank, stays: bool, problem: DistcompileError | None
+        self, comm: Communicator, shares: Shares, kept: _Rank, stays: bool, problem: Exception | None
     ) -> list[dict[str, Any]]:
         """The reports of all ranks, if they evaluate the same."""
         plans = kept.plan.plans if kept.plan is not None else {}
         left = free(self.executor.device)
         report = {
-            "call": self._calls, "graph": shares.digest, "stays": stays, "problem": str(problem or ""),
+            "call": self._calls, "graph": shares.digest, "stays": stays,
+            "problem": in_one_line(problem) if problem is not None else "",
             "owned": {s.name: len(plans[s.name].owned) for s in self._spaces if s.name in plans},
             "halo": {name: len(plan.halo) for name, plan in plans.items()},
             "bytes": kept.bytes, "free": dataclasses.astuple(left) if left is not None else None,
@@ -243,9 +266,7 @@ class OwnRows:
         elif all(r["ready"] for r in everyone):
             executor.run_as(fit.switch())
 
-    def _gathered(
-        self, given: Sequence[Any], whole: Mapping[int, Any], results: Collection[int], orders: Any, comm: Communicator
-    ) -> list[Tensor | None]:
+    def _gathered(self, given: Sequence[Any], results: Collection[int], comm: Communicator) -> list[Tensor | None]:
         """The results that are wanted, whole; and what tables were asked outside of their range."""
         program = self.executor.program
         n_results = len(program.outputs) - len(program.tabulated)
@@ -255,7 +276,7 @@ class OwnRows:
                 found.append(None)
                 continue
             value, place = given[output.position], self.executor.places[output.position]
-            found.append(gather_output(value, place, orders, comm) if isinstance(place, Placement) else value)
+            found.append(gather_output(value, place, self._orders, comm) if isinstance(place, Placement) else value)
         return within_tables(program, found)  # type: ignore[return-value]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import structures
 import torch
+import torch.distributed as dist
 from ase import Atoms
 from ase.neighborlist import neighbor_list
 from layout.toys import CUTOFF, Package, within
@@ -17,6 +18,7 @@ from springs import SpringCalculator
 
 import distcompile
 from distcompile import LocalWorld
+from distcompile.layout import evaluate
 
 
 def distributed(calculator: Any, ranks: int = 1, **options: Any) -> Any:
@@ -277,6 +279,46 @@ def _script() -> tuple[float, np.ndarray, int]:
         atoms.positions += 0.1 * np.sin(step + np.arange(3 * len(atoms)).reshape(-1, 3))
         forces = atoms.get_forces()
     return atoms.get_potential_energy(), forces, package.made - made
+
+
+def _drifted(rank_with_another: int, far: float) -> None:
+    atoms = structures.crystal((3, 2, 2))
+    atoms.calc = distcompile.distribute(Package(within(CUTOFF)), lowering="eager")
+    atoms.get_forces()
+    atoms.positions[0] += 0.1
+    if dist.get_rank() == rank_with_another:
+        atoms.positions[5, 1] += far
+    atoms.get_forces()
+
+
+@pytest.mark.parametrize("far", [1e-12, 1.0])
+def test_processes_with_other_structures(far: float) -> None:
+    """Ranks that have drifted apart, by rounding or by more, are told so."""
+    for found in run_ranks(2, _drifted, 1, far):
+        assert isinstance(found, distcompile.RankError), found
+        assert "Ranks disagree on the structure" in str(found)
+
+
+def _without_memory() -> None:
+    atoms = structures.crystal((3, 2, 2))
+    atoms.calc = distcompile.distribute(Package(within(CUTOFF)), lowering="eager")
+    atoms.get_forces()
+    atoms.positions[5, 1] += 0.1
+    with pytest.MonkeyPatch.context() as patch:
+        if dist.get_rank() == 1:
+            patch.setattr(evaluate.Divided, "share", _fails)
+        atoms.get_forces()
+
+
+def _fails(*_: Any) -> Any:
+    raise MemoryError("no room for pairs")
+
+
+def test_a_process_that_fails_to_make_its_rows() -> None:
+    """The other one does not wait for it."""
+    one, two = run_ranks(2, _without_memory)
+    assert isinstance(one, distcompile.RankError) and "Rank 1 refused its part" in str(one)
+    assert isinstance(two, distcompile.OutOfMemory)
 
 
 def test_processes() -> None:
