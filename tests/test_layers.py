@@ -30,6 +30,7 @@ LAYERS = (
     "api",
     "backend",
     "testing",
+    "layout",
     "calculators",
     "derivatives",
     "app",

@@ -150,9 +150,7 @@ def outside_of_a_world() -> Any:
     layout = executor.layout(prepared)
     spaces = {s.symbol: s for s in compiled.program.row_spaces}
     plans = layout.division.for_rank(0)
-    given = shard_inputs(
-        executor._inputs, executor._shapes, prepared.values, spaces, plans, layout.sizes, layout.orders
-    )
+    given = shard_inputs(executor.inputs, executor._shapes, prepared.values, spaces, plans, layout.sizes, layout.orders)
     return compiled.graph_module(*given)
 
 

@@ -6,8 +6,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from ase import Atoms
-from ase.calculators.calculator import all_changes
 from torch import nn
 
 from ..errors import in_one_line
@@ -153,6 +151,8 @@ class Calculate:
 
     def _results(self, atoms: Any, properties: list[str]) -> dict[str, Any]:
         """What the package calculates for a structure."""
+        from ase.calculators.calculator import all_changes
+
         self._calculate(atoms, properties, all_changes)
         return dict(self._calculator.results)
 
@@ -186,6 +186,8 @@ class Calculate:
 
 def _asked(args: Any, kwargs: Any) -> tuple[Any, list[str]] | None:
     """The atoms and the properties that a call of a ``calculate`` asks for, as ASE calls it; else None."""
+    from ase import Atoms
+
     given = dict(zip(("atoms", "properties", "system_changes"), args, strict=False)) | kwargs
     atoms, properties = given.get("atoms"), given.get("properties")
     if not isinstance(atoms, Atoms) or not isinstance(properties, list | tuple) or len(given) > 3:

@@ -173,11 +173,12 @@ from springs import SpringCalculator
 class Fails(SpringCalculator):
     left = 0
 
-    def calculate(self, *args, **options):
-        self.left -= 1
+    def calculate(self, atoms, *args, **options):
+        self.left -= len(atoms) > 12  # smaller ones are looked at to learn from
         if self.left < 0:
             raise ValueError("no such table")
-        super().calculate(*args, **options)
+        super().calculate(atoms, *args, **options)
+        self.results["energy"] += 1e-6 * atoms.positions[0, 0]  # so it is not learned, but calculated here
 
 
 class FailsLater(Fails):

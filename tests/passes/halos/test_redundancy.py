@@ -62,7 +62,7 @@ def run_recorded(model: DistributedModel, graph: Any) -> tuple[list[Recorder], A
         recorder = Recorder(model.graph_module)
         plans = layout.division.for_rank(comm.rank)
         given = shard_inputs(
-            executor._inputs, executor._shapes, prepared.values, spaces, plans, layout.sizes, layout.orders
+            executor.inputs, executor._shapes, prepared.values, spaces, plans, layout.sizes, layout.orders
         )
         with torch.no_grad():
             recorder.run(*given)
