@@ -120,7 +120,7 @@ def _by_shares(
     if last is None or own is None:
         return None
     structure, program = structure_of(atoms), own.executor.program
-    needed = work(program)
+    needed = work(program, {recipe.source for recipe in last[0].learned.results.values()})
     chosen = _devices(atoms, calculator, needed, devices, known, measured)
     columns, graph_bytes = [], 0
     for parts in sorted({1, *ranks}):

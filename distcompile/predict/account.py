@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import sympy
@@ -110,8 +110,13 @@ class Work:
     """Results that are put together on every rank: the space of their rows, and bytes of each."""
 
 
-def work(program: Tiled) -> Work:
-    """The work of an evaluation of a tiled program."""
+def work(program: Tiled, wanted: Collection[int] | None = None) -> Work:
+    """The work of an evaluation of a tiled program.
+
+    Args:
+        program: the program.
+        wanted: the places of the tensors of its result that are put together on every rank; None for all.
+    """
     rows = {s.name: RowWork(0.0, 0.0) for s in program.row_spaces if s.sharded}
     operators = sum(n.op == "call_function" and n.target is not wait for n in program.tiled.graph.nodes)
     for region in program.tiled.children():
@@ -125,7 +130,7 @@ def work(program: Tiled) -> Work:
                     found.moved + (0.0 if facts(node).view else moved), found.flops + product_flops(program, node)
                 )
     sums = tuple(c for c in collectives(program) if not c.space)
-    return Work(rows, operators, tuple(_messages(program)), sums, tuple(_results(program)))
+    return Work(rows, operators, tuple(_messages(program)), sums, tuple(_results(program, wanted)))
 
 
 def _messages(program: Tiled) -> Iterator[tuple[Collective, ...]]:
@@ -149,13 +154,15 @@ def _row(program: Tiled, node: fx.Node, space: str) -> float:
     return size if math.isfinite(size) else 0.0
 
 
-def _results(program: Tiled) -> Iterator[tuple[str, int]]:
+def _results(program: Tiled, wanted: Collection[int] | None) -> Iterator[tuple[str, int]]:
     """The values that are put together on every rank: results, and inputs of stretches that run whole."""
     for c in collectives(program):
         if c.to_all:
             yield c.space, c.row_bytes
     (output,) = [n for n in program.graph.graph.nodes if n.op == "output"]
-    for node in output.args[0]:
+    places = range(len(program.outputs)) if wanted is None else wanted
+    chosen = {program.outputs[at].position for at in places if program.outputs[at].source == "graph"}
+    for node in [n for at, n in enumerate(output.args[0]) if at in chosen]:
         found = placement(node) if isinstance(node, fx.Node) and META in node.meta else None
         if isinstance(found, Placement):
             for space in [f for dim in found.dims for f in dim if isinstance(f, Space)]:
