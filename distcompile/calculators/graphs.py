@@ -8,8 +8,8 @@ from typing import Any
 
 from ..errors import RankError, in_one_line
 from ..layout.evaluate import Evaluator
-from ..layout.fit import NoRecipeError
 from ..layout.learn import Call, check, learn
+from ..layout.observed import NoRecipeError
 from ..layout.structure import Structure, structure_of
 from ..model import DistributedModel
 from .entries import Options, Received, only_receiving, recording

@@ -20,12 +20,14 @@ from ..ir.tree import Leaf, flatten
 from ..model import DistributedModel
 from ..runtime.execution.executor import Executor
 from .evaluate import Evaluator
-from .fit import Described, Interval, NoRecipeError, Observation, fit, told_by_size
+from .fit import fit
 from .learned import Learned
 from .neighbours import find, vectors_of
+from .observed import Described, NoRecipeError, Observation, told_by_size
 from .probes import probes
 from .recipes import EDGES
 from .results import Outcome, fit_results
+from .rows import Interval
 from .structure import structure_of
 
 EXACT = 1e-6

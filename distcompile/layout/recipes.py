@@ -33,6 +33,8 @@ class Recipe:
     """The kind of the rows that the numbers are numbers of."""
     fixed: bool = False
     """True if the result stays the same while atoms move and pairs do not come or go."""
+    either_way: bool = False
+    """True if numbers are of edges, and the mirrored ones would do as well."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +129,8 @@ def of_edges(rows: Rows, others: Mapping[str, Rows]) -> Iterator[Recipe]:
     yield recipe("lengths", lambda part: part.lengths)
     yield recipe("mirrored edge", lambda part: part.pairs.mirror, EDGES, True)
     if not whole:
-        yield Recipe("edge", 1, lambda part: part.edge_of(rows)[:, None], EDGES, True)
+        either_way = rows.kind == "bonds"
+        yield Recipe("edge", 1, lambda part: part.edge_of(rows)[:, None], EDGES, True, either_way)
     for name, other in others.items():
         number = functools.partial(Part.number_of_edge, rows=other)
         yield recipe(f"number among {name}", number, other, not other.cutoff)
