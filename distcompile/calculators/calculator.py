@@ -90,9 +90,11 @@ def distribute(
             "distribute. Pass the calculator that wraps the model itself; if it makes its model when it is first "
             "used, use it once before."
         )
-    if callable(getattr(type(calculator), "calculate", None)) and not isinstance(calculator.calculate, Calculate):
-        calculator.calculate = Calculate(calculator, options)
-        forget(calculator)  # the next results are of the switched models
+    for one in calculators_in(calculator):  # of calculators within, each learns what its own graph objects are made of
+        calculates = callable(getattr(type(one), "calculate", None)) and not isinstance(one.calculate, Calculate)
+        if calculates and (one is calculator or models_in(one)):
+            one.calculate = Calculate(one, options)
+            forget(one)  # the next results are of the switched models
     return calculator
 
 

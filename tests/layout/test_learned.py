@@ -11,6 +11,8 @@ import structures
 import torch
 import torch.distributed as dist
 from ase import Atoms
+from ase.calculators.lj import LennardJones
+from ase.calculators.mixing import SumCalculator
 from ase.neighborlist import neighbor_list
 from layout.toys import CUTOFF, Package, within
 from processes import run_ranks
@@ -29,10 +31,9 @@ def distributed(calculator: Any, ranks: int = 1, **options: Any) -> Any:
 def same(atoms: Atoms, calculator: Any, stock: Any, most: float = 1e-9) -> None:
     """All properties are those of the stock calculator."""
     one, other = atoms.copy(), atoms.copy()
-    one.calc, other.calc = calculator, stock
     for name in ("energy", "forces", "stress") if atoms.cell.rank == 3 else ("energy", "forces"):
-        expected = np.asarray(other.get_properties([name])[name])
-        found = np.asarray(one.get_properties([name])[name])
+        expected = np.asarray(stock.get_property(name, other))
+        found = np.asarray(calculator.get_property(name, one))
         np.testing.assert_allclose(found, expected, rtol=0, atol=most * max(1.0, np.abs(expected).max()))
 
 
@@ -218,6 +219,21 @@ def test_a_setting_of_the_calculator() -> None:
         package.scale = stock.scale = scale
         atoms.positions[0] += 0.01
         same(atoms, calculator, stock)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_calculators_within_a_calculator(ranks: int) -> None:
+    """Each goes around its own package; what holds no model is as it was."""
+    atoms = structures.crystal((2, 1, 1))
+    one, two = Package(within(CUTOFF)), Package(within(3.0))
+    stock = SumCalculator([Package(within(CUTOFF)), Package(within(3.0)), LennardJones(sigma=1.5, rc=3.0)])
+    calculator = distributed(SumCalculator([one, two, LennardJones(sigma=1.5, rc=3.0)]), ranks)
+    same(atoms, calculator, stock)
+    made = one.made, two.made
+    for _ in range(3):
+        atoms.positions[0] += 0.05
+        same(atoms, calculator, stock)
+    assert (one.made, two.made) == made
 
 
 def test_graphs_stay_with_the_package_if_asked() -> None:
