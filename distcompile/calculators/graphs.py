@@ -42,18 +42,17 @@ class Graphs:
 
     def results(self, atoms: Any, properties: list[str]) -> dict[str, Any] | None:
         """The calculator's results for a structure; None if the package has to make them."""
-        for evaluator in self._holding(atoms):
+        if not self._learned:
+            return None
+        structure = structure_of(atoms)
+        for evaluator in self._holding(structure, self._options_of(atoms)):
             if evaluator.learned.results.keys() >= set(properties):
-                structure = structure_of(atoms)
                 self.last = evaluator, structure
                 return evaluator(structure)
         return None
 
-    def _holding(self, atoms: Any) -> list[Evaluator]:
+    def _holding(self, structure: Structure, options: str) -> list[Evaluator]:
         """What was learned and holds for a structure."""
-        if not self._learned:
-            return []
-        structure, options = structure_of(atoms), self._options_of(atoms)
         return [evaluator for evaluator in self._learned if evaluator.learned.holds(structure, options)]
 
     def _options_of(self, atoms: Any) -> str:
@@ -68,12 +67,13 @@ class Graphs:
             results = calculate(atoms, properties)
         self.last = None
         self._evaluations += 1
-        kind = (*_kind(atoms), self._options_of(atoms))
-        known = kind in self._failed or len(self._failed) >= ATTEMPTS or self._holding(atoms)
+        structure, options = structure_of(atoms), self._options_of(atoms)
+        kind = (*_kind(atoms), options)
+        known = kind in self._failed or len(self._failed) >= ATTEMPTS or self._holding(structure, options)
         if len(calls) != 1 or self._evaluations < self._due or known:
             return results
         model = calls[0][0]
-        evaluator, why = _learned(calculate, properties, atoms, results)
+        evaluator, why = _learned(calculate, properties, atoms, structure, results)
         self._changing |= {name for name, value in _settings(self._calculator) - before}
         if len(set(_everywhere(model, str(evaluator.learned.layout) if evaluator else why))) > 1:
             evaluator, why = None, "ranks learned different things"
@@ -87,18 +87,17 @@ class Graphs:
         model.made_of = f"Graph objects are made without the package{how}.\n{evaluator.learned.layout}"
         if self._due > 1:
             return results
-        structure = structure_of(atoms)
         self.last = evaluator, structure
         return results | evaluator(structure)  # as all calls after this one
 
 
 def _learned(
-    calculate: Calculate, properties: list[str], atoms: Any, results: dict[str, Any]
+    calculate: Calculate, properties: list[str], atoms: Any, structure: Structure, results: dict[str, Any]
 ) -> tuple[Evaluator | None, str]:
     """What is learned from structures like this one, whose results are known; else why nothing is."""
     try:
         found = Evaluator(learn(_ask(calculate, properties), atoms))
-        check(found.learned, found(structure_of(atoms)), results)
+        check(found.learned, found(structure), results)
     except NoRecipeError as error:
         return None, str(error)
     except RankError:
