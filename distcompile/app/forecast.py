@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,21 +93,30 @@ def forecast(atoms: Any, calculator: str, ranks: list[int], devices: list[str], 
     _, digest = timed(lambda: fingerprint(leaves))
     needed = work(executor.program)
     chosen = _devices(atoms, loaded, needed, devices, known, measured)
-    columns = []
+    found_for = []
     for parts in sorted({1, *ranks}):
         held, seconds = _divided(executor, prepared, parts)
-        host = Host(graph_seconds, checks + digest, seconds if parts > 1 else 0.0)
-        steps = tuple(step(d, needed, held, host) for d in chosen)
-        columns.append(Column(held, traffic(needed, held), host, steps))
+        found_for.append((held, Host(graph_seconds, checks + digest, seconds if parts > 1 else 0.0)))
+    return _assembled(atoms, _bytes(leaves, prepared.values, executor), needed, chosen, found_for)
+
+
+def _assembled(
+    atoms: Any, graph_bytes: int, needed: Work, devices: tuple[Device, ...], found: list[tuple[RankCounts, Host]]
+) -> Forecast:
+    """The forecast from what ranks hold, and seconds of graph objects, for each number of ranks."""
+    columns = [
+        Column(held, traffic(needed, held), host, tuple(step(d, needed, held, host) for d in devices))
+        for held, host in found
+    ]
     last = columns[-1]
     numbers = [c.ranks.parts for c in columns]
     return Forecast(
         atoms.get_chemical_formula(empirical=True),
         len(atoms),
-        _bytes(leaves, prepared, executor),
-        chosen,
+        graph_bytes,
+        devices,
         tuple(columns),
-        tuple(tuple(weak(d, needed, last.ranks, last.host, numbers)) for d in chosen),
+        tuple(tuple(weak(d, needed, last.ranks, last.host, numbers)) for d in devices),
     )
 
 
@@ -119,18 +128,12 @@ def _by_shares(
     own = last[0].own_rows() if last is not None else None
     if last is None or own is None:
         return None
-    structure, program = structure_of(atoms), own.executor.program
-    needed = work(program, {recipe.source for recipe in last[0].learned.results.values()})
+    structure = structure_of(atoms)
+    needed = work(own.executor.program, {recipe.source for recipe in last[0].learned.results.values()})
     chosen = _devices(atoms, calculator, needed, devices, known, measured)
-    columns, graph_bytes = [], 0
-    for parts in sorted({1, *ranks}):
-        held, host, bytes_ = counted(last[0], own, structure, parts)
-        graph_bytes = graph_bytes or bytes_
-        columns.append(Column(held, traffic(needed, held), host, tuple(step(d, needed, held, host) for d in chosen)))
-    end, numbers = columns[-1], [c.ranks.parts for c in columns]
-    weakly = tuple(tuple(weak(d, needed, end.ranks, end.host, numbers)) for d in chosen)
-    formula = atoms.get_chemical_formula(empirical=True)
-    return Forecast(formula, len(atoms), graph_bytes + _bytes([], None, own.executor), chosen, tuple(columns), weakly)
+    found = [counted(last[0], own, structure, parts) for parts in sorted({1, *ranks})]
+    graph_bytes = found[0][2] + _bytes([], (), own.executor)
+    return _assembled(atoms, graph_bytes, needed, chosen, [(held, host) for held, host, _ in found])
 
 
 def _devices(
@@ -183,8 +186,8 @@ def _divided(executor: Executor, prepared: Prepared, parts: int) -> tuple[RankCo
     return rank_counts(executor.program, prepared.sizes, first), seconds
 
 
-def _bytes(leaves: list[Leaf], prepared: Prepared | None, executor: Executor) -> int:
+def _bytes(leaves: list[Leaf], values: Sequence[Any], executor: Executor) -> int:
     tensors = [leaf.tensor for leaf in (*leaves, *executor.constants())]
-    tensors += [v for v in (prepared.values if prepared else ()) if isinstance(v, torch.Tensor)]
+    tensors += [v for v in values if isinstance(v, torch.Tensor)]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor
 from ..ir import Tiled
 from ..layout.evaluate import Divided, Evaluator, divide
 from ..layout.structure import Structure
+from ..predict.calibrate import timed
 from ..predict.fit import needs
 from ..predict.planning import Host
 from ..predict.rank_counts import RankCounts, SpaceCounts
@@ -21,8 +20,6 @@ from ..runtime.division.partition import Partition
 from ..runtime.division.plan import SpacePlan, Tally
 from ..runtime.division.shares import completed
 from ..runtime.execution.shares import OwnRows
-
-T = TypeVar("T")
 
 LOOKED_AT = 4
 """Ranks whose rows are made; the others are taken to have no more."""
@@ -73,7 +70,9 @@ def _made(
     own: OwnRows, shares: Divided, ranks: Tensor, rank: int, parts: int
 ) -> tuple[dict[str, SpacePlan], tuple[float, float, float], int]:
     """A rank's rows; seconds of a step for the graph object, checks, and the plan; bytes of the graph object."""
-    _, searching = timed(lambda: shares.share(rank, ranks), 1)
+    start = time.perf_counter()  # once: the pairs are kept for the next time
+    shares.share(rank, ranks)
+    searching = time.perf_counter() - start
     mine, again = timed(lambda: shares.share(rank, ranks))
     prepared, checking = timed(lambda: own.indexed(mine))
     plan, planning = timed(lambda: own.planned(mine, prepared, ranks, rank, parts))
@@ -110,13 +109,3 @@ def _memory(program: Tiled, own: OwnRows, owned: list[dict[str, float]], halo: l
 def _imbalance(ranks: Tensor, parts: int) -> float:
     counts = torch.bincount(ranks, minlength=parts).double()
     return float(counts.max() / counts.mean())
-
-
-def timed(work: Callable[[], T], times: int = 3) -> tuple[T, float]:
-    """What a function gives, and the seconds of its fastest call."""
-    seconds = []
-    for _ in range(times):
-        start = time.perf_counter()
-        found = work()
-        seconds.append(time.perf_counter() - start)
-    return found, min(seconds)
