@@ -19,7 +19,7 @@ from torch import Tensor, fx
 
 from ...errors import DistcompileError, RankError, in_one_line
 from ...ir import Placement, Space
-from ...ir.graphs import runnable
+from ...ir.graphs import copy_graph, runnable
 from ...ir.tree import Leaf
 from ..division.plan import SpacePlan, Tally
 from ..division.shard import Order, gather_output
@@ -293,23 +293,12 @@ def _has_grown(now: Tally, then: Tally) -> bool:
 
 def _only(program: fx.GraphModule, wanted: Sequence[int]) -> tuple[fx.GraphModule, list[int]]:
     """A program that gives some outputs of another one, and the numbers of the inputs that it takes."""
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    (output,) = [n for n in program.graph.nodes if n.op == "output"]
-    outputs = [output.args[0][at] for at in wanted]
-    needed: set[fx.Node] = set()
-    pending = list(outputs)
-    while pending:
-        node = pending.pop()
-        if node not in needed:
-            needed.add(node)
-            pending += node.all_input_nodes
-    taken = []
-    placeholders = [n for n in program.graph.nodes if n.op == "placeholder"]
-    for node in program.graph.nodes:
-        if node in needed:
-            copies[node] = graph.node_copy(node, lambda n: copies[n])
-            if node.op == "placeholder":
-                taken.append(placeholders.index(node))
-    graph.output([copies[n] for n in outputs])
-    return fx.GraphModule(program, graph), taken
+    module, _ = copy_graph(program)
+    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+    (output,) = [n for n in module.graph.nodes if n.op == "output"]
+    output.args = ([output.args[0][at] for at in wanted],)
+    for node in reversed(list(module.graph.nodes)):
+        if node is not output and not node.users:  # torch's own removal keeps operators that may have effects
+            module.graph.erase_node(node)
+    left = set(module.graph.nodes)
+    return module, [at for at, node in enumerate(placeholders) if node in left]
