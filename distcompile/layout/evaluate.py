@@ -44,6 +44,7 @@ class Evaluator:
     def __call__(self, structure: Structure) -> dict[str, Any]:
         """The calculator's results for a structure."""
         learned = self.learned
+        structure = structure.seen_as(learned.sees)
         own = self.own_rows()
         if own is not None:
             wanted = {recipe.source for recipe in learned.results.values()}
@@ -71,6 +72,7 @@ class Evaluator:
     def statistics(self, structure: Structure) -> list[dict[str, Any]]:
         """`DistributedModel.stats` of the last evaluation, which was of this structure."""
         own, model = self._own, self.learned.model
+        structure = structure.seen_as(self.learned.sees)
         if self.why_whole or own is None or own.tally is None:
             leaves = self.learned.layout.leaves(self.part(structure, None, None))
             return model.stats(*self.learned.tree.unflatten(leaves))

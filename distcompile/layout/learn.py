@@ -21,6 +21,7 @@ from ..model import DistributedModel
 from ..runtime.execution.executor import Executor
 from .evaluate import Evaluator
 from .fit import fit
+from .layout import Layout
 from .learned import Learned
 from .neighbours import find, vectors_of
 from .observed import Described, NoRecipeError, Observation, told_by_size
@@ -28,7 +29,7 @@ from .probes import probes
 from .recipes import EDGES
 from .results import Outcome, fit_results
 from .rows import Interval
-from .structure import structure_of
+from .structure import Structure, structure_of, views
 
 EXACT = 1e-6
 """A cutoff is known to this, relative; the rounding of single precision decides about pairs that are nearer to it."""
@@ -71,10 +72,14 @@ def learn(ask: Ask, atoms: Any) -> Learned:
         Observation(structure_of(probe), tuple(leaf.tensor.detach() for leaf in leaves))
         for probe, (leaves, _) in zip(given, flat, strict=True)
     ]
+    pbc = observed[0].structure.pbc
     executor = first.model.executor_for(*first.graph)
     leaves = told_by_size(_described(executor, [leaf.path for leaf in flat[0][0]]), observed)
-    layout, intervals = fit(leaves, observed)
-    cutoffs = {s: _cutoff(ask, given[-1], leaves, s, known, layout.kinds[s] == EDGES) for s, known in intervals.items()}
+    layout, intervals, observed = _as_the_package_sees_them(leaves, observed)
+    cutoffs = {
+        s: _cutoff(ask, given[-1], observed[-1].structure, leaves, s, known, layout.kinds[s] == EDGES)
+        for s, known in intervals.items()
+    }
     layout, _ = fit(leaves, observed, cutoffs)
     outcomes = [
         Outcome(o.structure, [leaf.tensor for leaf in flatten(call.returned)[0]], call.results)
@@ -84,7 +89,7 @@ def learn(ask: Ask, atoms: Any) -> Learned:
         first.model, layout, first.graph, tuple(o.structure for o in observed),
         tuple(leaf.path for leaf in flat[0][0]), tree, fit_results(outcomes),
         frozenset(z for o in observed for z in o.structure.numbers.tolist()),
-        observed[0].structure.pbc, frozenset(observed[0].structure.arrays),
+        pbc, observed[0].structure.pbc, frozenset(observed[0].structure.arrays),
     )  # fmt: skip
     for at, begin, end in layout.ignored:
         for o, call in zip(observed, calls, strict=True):
@@ -155,14 +160,34 @@ def _described(executor: Executor, paths: Sequence[str]) -> list[Described]:
     return found
 
 
-def _cutoff(ask: Ask, probe: Any, leaves: Sequence[Described], space: str, known: Interval, edges: bool) -> float:
+def _as_the_package_sees_them(
+    leaves: Sequence[Described], observed: Sequence[Observation]
+) -> tuple[Layout, dict[str, Interval], list[Observation]]:
+    """A layout that gives what was observed, what is known of its cutoffs, and the structures as it takes them.
+
+    Raises:
+        NoRecipeError: there is none, whichever directions the package takes to be periodic.
+    """
+    failed: NoRecipeError | None = None
+    for pbc in views(observed[0].structure):
+        seen = [dataclasses.replace(o, structure=o.structure.seen_as(pbc)) for o in observed]
+        try:
+            return *fit(leaves, seen), seen
+        except NoRecipeError as error:
+            failed = failed or error
+    assert failed is not None
+    raise failed
+
+
+def _cutoff(
+    ask: Ask, probe: Any, structure: Structure, leaves: Sequence[Described], space: str, known: Interval, edges: bool
+) -> float:
     """The exact cutoff of a space, from how many rows it has in a probe that is made larger and smaller.
 
     Of edges, it has to be that of each pair of species.
     """
     at = next(i for i, leaf in enumerate(leaves) if leaf.space == space)
     dim = leaves[at].spaces.index(space)
-    structure = structure_of(probe)
     pairs = find(structure, None, 1.3 * known[1])
     lengths = vectors_of(structure, pairs).norm(dim=1)
 

@@ -10,7 +10,7 @@ from ..ir.tree import Tree
 from ..model import DistributedModel
 from .layout import Layout
 from .results import ResultRecipe
-from .structure import Structure
+from .structure import Periodicity, Structure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,9 @@ class Learned:
     tree: Tree
     results: Mapping[str, ResultRecipe]
     species: frozenset[int]
-    pbc: tuple[bool, bool, bool]
+    pbc: Periodicity
+    sees: Periodicity
+    """The directions that the package takes to be periodic."""
     arrays: frozenset[str]
     options: str = ""
     """What else the user says, in the atoms and in settings of the calculator, as a text."""

@@ -10,6 +10,10 @@ import numpy as np
 SITES = ((2, 2, 3), (1, 2, 2), (3, 2, 2))
 """Sites along each vector of a probe. One of them is smaller than most cutoffs."""
 
+EMPTY = (12.0, 0.0, 12.0)
+"""Empty space along directions of each probe that are not periodic (A). A package that takes these to be periodic sees
+across it in one of them."""
+
 JUST_ATOMS = 14.0
 """Volume of an atom where no cell says how much it takes (A^3)."""
 
@@ -18,10 +22,13 @@ def probes(atoms: Any) -> list[Any]:
     """Structures to learn from, the same at each call."""
     kinds = len(set(atoms.numbers.tolist()))
     sites = [*SITES[:-1], (*SITES[-1][:2], max(SITES[-1][2], -(-kinds // 6)))]  # of every species an atom
-    return [_probe(atoms, each, np.random.default_rng(seed)) for seed, each in enumerate(sites)]
+    return [
+        _probe(atoms, each, empty, np.random.default_rng(seed))
+        for seed, (each, empty) in enumerate(zip(sites, EMPTY, strict=True))
+    ]
 
 
-def _probe(atoms: Any, sites: Sequence[int], chance: np.random.Generator) -> Any:
+def _probe(atoms: Any, sites: Sequence[int], empty: float, chance: np.random.Generator) -> Any:
     from ase import Atoms
 
     n = int(np.prod(sites))
@@ -33,7 +40,7 @@ def _probe(atoms: Any, sites: Sequence[int], chance: np.random.Generator) -> Any
     for axis in range(3):
         if not atoms.pbc[axis]:
             length = float(np.linalg.norm(atoms.cell[axis]))
-            cell[axis] = cell[axis] / np.linalg.norm(cell[axis]) * (sites[axis] * spacing + 12.0) if length else 0.0
+            cell[axis] = cell[axis] / np.linalg.norm(cell[axis]) * (sites[axis] * spacing + empty) if length else 0.0
     kinds = list(dict.fromkeys(atoms.numbers.tolist()))
     species = [kinds[i % len(kinds)] for i in range(n)]
     chance.shuffle(species)

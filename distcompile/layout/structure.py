@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+
+Periodicity = tuple[bool, bool, bool]
+"""Along which of the cell's vectors a structure repeats."""
 
 Frame = Literal["as given", "wrapped"]
 """Positions as they are, or brought into the cell along its periodic vectors."""
@@ -29,13 +32,17 @@ class Structure:
 
     positions: Tensor  # Shape: [n_atoms, 3], float64, A
     cell: Tensor  # Shape: [3, 3], float64, A
-    pbc: tuple[bool, bool, bool]
+    pbc: Periodicity
     numbers: Tensor  # Shape: [n_atoms], int64
     arrays: Mapping[str, Tensor]
     """What else the user says of each atom: tags, charges.  # Shape of each: [n_atoms, ...]"""
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    def seen_as(self, pbc: Periodicity) -> Structure:
+        """The structure, as a package sees it that takes other directions to be periodic."""
+        return self if pbc == self.pbc else dataclasses.replace(self, pbc=pbc)
 
     @functools.cached_property
     def full_cell(self) -> Tensor:
@@ -86,3 +93,15 @@ def structure_of(atoms: Any) -> Structure:
         torch.tensor(atoms.numbers, dtype=torch.int64),
         arrays,
     )
+
+
+def views(structure: Structure) -> Iterator[Periodicity]:
+    """The periodicities that a package may see in a structure: its own; none; all of them.
+
+    Some packages know only crystals and molecules: a film is one of these to them.
+    """
+    yield structure.pbc
+    if any(structure.pbc):
+        yield False, False, False
+    if not all(structure.pbc) and bool(structure.cell.any(1).all()):
+        yield True, True, True

@@ -106,6 +106,31 @@ def test_other_ways_to_say_it(change: Callable[[dict[str, Any], Atoms], dict[str
     assert package.made == made
 
 
+def _seen_as(pbc: bool) -> Callable[[Atoms], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """All pairs of a film, by a package that knows only molecules, or only crystals."""
+
+    def edges(atoms: Atoms) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        other = atoms.copy()
+        other.pbc = pbc
+        return within(CUTOFF)(other)
+
+    return edges
+
+
+@pytest.mark.parametrize("pbc", [False, True])
+def test_films_are_molecules_or_crystals_to_some_packages(pbc: bool) -> None:
+    """Nothing is periodic, or atoms see others across the empty space, as in the package."""
+    atoms = structures.film(vacuum=0.9)
+    package, stock = Package(_seen_as(pbc)), Package(_seen_as(pbc))
+    calculator = distributed(package, 2)
+    same(atoms, calculator, stock)
+    made = package.made
+    for _ in range(3):
+        atoms.positions += [1.1, 0.7, 0.3]
+        same(atoms, calculator, stock)
+    assert package.made == made
+
+
 def _nearest(atoms: Atoms) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The six nearest neighbours of each atom."""
     i, j, d, s = neighbor_list("ijdS", atoms, 8.0)
