@@ -75,7 +75,7 @@ class Cures:
             for module in _modules_with_torch():
                 stack.enter_context(_python_globals(vars(module), builtin, instead))
             for space in self.conversions.namespaces():
-                stack.enter_context(_python_globals(space, self.conversions.shadows(), {}))
+                stack.enter_context(_python_globals(space, builtin | self.conversions.shadows(), {}))
             stack.enter_context(symbolic_mathematics(instead))
             stack.enter_context(self.conversions.watched())
             self.comparisons.clear()

@@ -179,7 +179,7 @@ class Conversions:
         return bool(new)
 
     def namespaces(self) -> list[Namespace]:
-        """The namespaces that need shadows of ``int`` and ``float``."""
+        """The namespaces that need shadows of ``int``, ``float`` and ``len``: they may not use torch by name."""
         return [self._seen[key] for key in self._shadowed]
 
     def shadows(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from toys import Graph, random_graph
+from toys import Gnn, Graph, random_graph
 
 import distcompile
 from distcompile import LocalWorld, UnsupportedOp
@@ -220,3 +220,17 @@ def test_weights_under_a_transform_are_refused_rather_than_lost() -> None:
     forces = transforms.grad(of(compiled, OTHERS[1]))(OTHERS[1]["positions"])
     with pytest.raises(UnsupportedOp, match="Weights are not differentiated"):
         forces.sum().backward()
+
+
+def test_len_in_code_that_does_not_name_torch() -> None:
+    """As of a script that defines no more than a loss: its ``len(x)`` is no number of the example either."""
+    space: dict[str, Any] = {}
+    exec("def mean(x):\n    return x.sum() / len(x)", space)
+    model = Gnn()
+
+    def mean(graph: Graph) -> Any:
+        return space["mean"](model(graph)["energies"])
+
+    compiled = distcompile.compile(mean, EXAMPLE, world=LocalWorld(2))
+    for other in OTHERS:
+        torch.testing.assert_close(compiled(other), mean(other))
