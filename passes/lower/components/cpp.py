@@ -12,13 +12,17 @@ from typing import Literal
 import numpy as np
 import torch
 
-from .elements import Definition, Elements, Gather, Lookup, Product, Rows, Table, Unsupported, needed
+from .elements import Definition, Elements, Gather, Lookup, Pointwise, Product, Rows, Sum, Table, Unsupported, needed
 from .follow import Followed
 from .loops import Loop, Plan, plan
 from .memory import Memory, laid_out
+from .outer import Outer, Summed, summed
 from .recompute import recomputed
 from .statements import C_TYPES, LoopWriter, Texts
-from .values import Given, kind_of
+from .values import Given, check_size, kind_of
+
+FLUSHED = 32
+"""Blocks of lanes after which sums of outer products are added to those in double precision."""
 
 PRELUDE = Path(__file__).with_name("prelude.h").read_text()
 
@@ -60,14 +64,26 @@ class _Writer:
         self.table: Table = followed.table
         self.given, self.outputs = given, outputs
         self.values = [v.elements.numpy().reshape(-1) for v in followed.outputs]
+        self.widths = [len(v) for v in self.values]
         self.dtypes = [v.dtype for v in followed.outputs]
-        self.definitions = needed(self.table, self.table.definitions, self.values)
-        self.plan: Plan = plan(self.table, self.definitions, self.values)
+        self.sums: dict[int, Summed] = {}
+        """What is added up, by the number of the output. Its values are those that are in no outer product."""
+        for k, o in enumerate(outputs):
+            if o.kind == "sum":
+                self.sums[k] = summed(self.table, self.table.definitions, self.values[o.value])
+                self.values[o.value] = self.sums[k].rest
+        outers = [outer for s in self.sums.values() for outer in s.outers]
+        kept = [*self.values, *(e.reshape(-1) for o in outers for e in (o.left, o.right))]
+        self.definitions = needed(self.table, self.table.definitions, kept)
+        for d in self.definitions:
+            if isinstance(d.what, Pointwise | Sum):
+                check_size((len(d.elements),))
+        self.plan: Plan = plan(self.table, self.definitions, kept)
         again = recomputed(self.table, self.definitions, self.plan)
         if again is not None:
             definitions, earliest = again
-            self.definitions = needed(self.table, definitions, self.values)
-            self.plan = plan(self.table, self.definitions, self.values, earliest)
+            self.definitions = needed(self.table, definitions, kept)
+            self.plan = plan(self.table, self.definitions, kept, earliest)
         self.texts = Texts(self.table, given, self.definitions)
         self.owner = self.texts.owner
         self.constants: list[tuple[int, str]] = []
@@ -94,9 +110,18 @@ class _Writer:
                     kind = "I" if isinstance(block.what, Gather) else kind_of(block.dtype)
                     self._use(block.operands[0].reshape(-1), kind, number)
         for o in self.outputs:
-            for k in (o.value, o.index):
-                if k >= 0:
-                    self._use(self.values[k], kind_of(self.dtypes[k]), self._output_phase(o))
+            for elements, kind in self._read_by(o):
+                self._use(elements, kind, self._output_phase(o))
+
+    def _read_by(self, o: Output) -> Iterator[tuple[Elements, str]]:
+        """The elements that a result is made of, and their kind."""
+        for k in (o.value, o.index):
+            if k >= 0:
+                yield self.values[k], kind_of(self.dtypes[k])
+        if o.kind == "sum":
+            for outer in self.sums[self.outputs.index(o)].outers:
+                yield outer.left.reshape(-1), kind_of(self.dtypes[o.value])
+                yield outer.right.reshape(-1), kind_of(self.dtypes[o.value])
 
     def _use(self, elements: Elements, kind: str, phase: int) -> None:
         fixed = self.plan.phase_of[elements] < 0
@@ -162,9 +187,23 @@ class _Writer:
                 kind, width = self._sum_kind(o), len(self.values[o.value])
                 first.append(f"    {kind}* const sum{k} = ({kind}*)(scratch + {offset});")
                 first.append(f"    for (int j = 0; j < {width}; ++j) sum{k}[j] = {kind}{{}};")
-                c_type = C_TYPES[self.dtypes[o.value]]
-                last.append(f"    for (int j = 0; j < {width}; ++j) (({c_type}*)results[{k}])[j] = total(sum{k}[j]);")
                 offset += -(-width * self._size(kind) // 128) * 128
+                result = f"(({C_TYPES[self.dtypes[o.value]]}*)results[{k}])"
+                if not self.sums[k].outers:
+                    last.append(f"    for (int j = 0; j < {width}; ++j) {result}[j] = total(sum{k}[j]);")
+                    continue
+                first.append(f"    double* const total{k} = (double*)(scratch + {offset});")
+                first.append(f"    for (int j = 0; j < {self.widths[o.value]}; ++j) total{k}[j] = 0;")
+                offset += -(-self.widths[o.value] * 8 // 128) * 128
+                for number, outer in enumerate(self.sums[k].outers):
+                    lines, size = self._outer_memory(outer, kind_of(self.dtypes[o.value]), f"{k}_{number}", offset)
+                    first += lines
+                    offset += size
+                last += [f"    {line}" for number in range(len(self.sums[k].outers)) for line in self._flush(k, number)]
+                last.append(f"    for (int j = 0; j < {self.widths[o.value]}; ++j) {result}[j] = total{k}[j];")
+                if width:
+                    places = self.texts.static("int", self.sums[k].places.tolist())
+                    last.append(f"    for (int j = 0; j < {width}; ++j) {result}[{places}[j]] += total(sum{k}[j]);")
         self._end = offset
         return starts, first, last
 
@@ -251,9 +290,55 @@ class _Writer:
         ]
         return " ".join(lines)
 
+    # ---- Outer products.
+
+    def _outer_memory(self, outer: Outer, kind: str, name: str, offset: int) -> tuple[list[str], int]:
+        """Memory for the sum over some rows, and for the right side of a few rows: declarations and bytes."""
+        (m, terms), n = outer.left.shape, outer.right.shape[1]
+        vectors = -(-n // self.lanes)
+        size = self._size(kind)
+        lines = [
+            f"    {kind}* const outer{name} = ({kind}*)(scratch + {offset});",
+            f"    for (int j = 0; j < {m * vectors}; ++j) outer{name}[j] = {kind}{{}};",
+            f"    {kind}* const packed{name} = ({kind}*)(scratch + {offset + m * vectors * size});",
+        ]
+        return lines, (m + terms * self.lanes) * vectors * size
+
+    def _flush(self, k: int, number: int) -> Iterator[str]:
+        """Add what was summed over some rows to the sum over all of them, and begin anew."""
+        outer = self.sums[k].outers[number]
+        (m, _), n = outer.left.shape, outer.right.shape[1]
+        start, down, right = (int(outer.places[at]) for at in ((0, 0), (1, 0), (0, 1)))
+        down, right = down - start, right - start
+        even = start + down * np.arange(m)[:, None] + right * np.arange(n)
+        if (outer.places == even).all():
+            place = f"{start} + {down} * i + {right} * j"
+        else:
+            place = f"{self.texts.static('int', outer.places.reshape(-1).tolist())}[i * {n} + j]"
+        name = f"outer{k}_{number}"
+        vectors = -(-n // self.lanes)
+        entry = f"entries({name})[i * {vectors} * LANES + j]"
+        yield f"for (int i = 0; i < {m}; ++i)"
+        yield f"    for (int j = 0; j < {n}; ++j) total{k}[{place}] += {outer.factor!r} * {entry};"
+        yield f"memset({name}, 0, {m * vectors} * sizeof *{name});"
+
+    def _outer(self, k: int, number: int) -> Iterator[str]:
+        outer = self.sums[k].outers[number]
+        kind = kind_of(self.dtypes[self.outputs[k].value])
+        (m, terms), n = outer.left.shape, outer.right.shape[1]
+        left, right = (
+            self.texts.static("int", self.memory.places(e, kind).reshape(-1).tolist())
+            for e in (outer.left, outer.right)
+        )
+        memory, name = f"m.{kind.lower()}", f"{k}_{number}"
+        self.statements += m * n * terms // 64
+        yield f"add_outer({memory}, {left}, {m}, {right}, {n}, {terms}, packed{name}, outer{name}, lanes);"
+        yield f"if ((at - first) / LANES % {FLUSHED} == {FLUSHED - 1}) {{"
+        yield from (f"    {line}" for line in self._flush(k, number))
+        yield "}"
+
     def _output_phase(self, o: Output) -> int:
-        phases = [self._ready(self.values[k]) for k in (o.value, o.index) if k >= 0]
-        return max(phases)
+        return max(self._ready(elements) for elements, _ in self._read_by(o))
 
     def _output(self, o: Output) -> Iterator[str]:
         k = self.outputs.index(o)
@@ -263,7 +348,10 @@ class _Writer:
         at, width, memory = self.texts.static("int", places.tolist()), len(values), f"m.{kind.lower()}"
         if o.kind == "sum":
             term = f"as<{self._sum_kind(o)}>(where(valid, {memory}[{at}[j]], {kind}{{}}))"
-            yield f"for (int j = 0; j < {width}; ++j) sum{k}[j] += {term};"
+            if width:
+                yield f"for (int j = 0; j < {width}; ++j) sum{k}[j] += {term};"
+            for number in range(len(self.sums[k].outers)):
+                yield from self._outer(k, number)
         elif o.kind == "add":
             (index,) = self.memory.places(self.values[o.index], "I").tolist()
             yield f"for (int l = 0; l < LANES; ++l) target[l] = m.i[{index}][l];"

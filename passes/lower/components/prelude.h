@@ -238,6 +238,73 @@ static __attribute__((noinline)) void product(const V* x, const int* at, const e
         columns_of<V, row, column, width % columns>(x, kept, term, count, w + n * column, y + n);
 }
 
+// ---- Sums over rows of outer products.
+
+template <class V> struct __attribute__((may_alias)) Entry { entry_t<V> value; };
+template <class V> INLINE const entry_t<V>* entries(const V* x) { return &((const Entry<V>*)x)->value; }
+
+// sum[i][j] += x[i] g[j] of some i and j, added up over terms and lanes in registers.
+template <class V, int m, int n>
+INLINE void corner(
+    const V* x, const int* at, const int* kept, int terms, const V* rows, long vectors, V* sum, int lanes) {
+    V part[m][n];
+#pragma GCC unroll 8
+    for (int i = 0; i < m; ++i)
+#pragma GCC unroll 4
+        for (int j = 0; j < n; ++j) part[i][j] = sum[kept[i] * vectors + j];
+    for (int t = 0; t < terms; ++t) {
+        const entry_t<V>* left[m];
+        for (int i = 0; i < m; ++i) left[i] = entries(x + at[kept[i] * terms + t]);
+        const V* right = rows + t * LANES * vectors;
+        for (int l = 0; l < lanes; ++l, right += vectors)
+#pragma GCC unroll 8
+            for (int i = 0; i < m; ++i) {
+                const V factor = all<V>(left[i][l]);
+#pragma GCC unroll 4
+                for (int j = 0; j < n; ++j) part[i][j] += factor * right[j];
+            }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < m; ++i)
+#pragma GCC unroll 4
+        for (int j = 0; j < n; ++j) sum[kept[i] * vectors + j] = part[i][j];
+}
+
+// sum += x g, with x [m, terms] and g [terms, n] of each lane, whose rows `rows` has room for. What is zero in all lanes on
+// the left is left out.
+template <class V>
+static __attribute__((noinline)) void add_outer(
+    const V* x, const int* left, int m, const int* right, int n, int terms, V* rows, V* sum, int lanes) {
+    constexpr int registers = sizeof(V) / BYTES, high = BYTES >= 64 ? 6 : registers > 2 ? 2 : 4;
+    constexpr int wide = BYTES >= 64 ? (registers > 1 ? 2 : 4) : 1;
+    const long vectors = (n + LANES - 1) / LANES;
+    for (int t = 0; t < terms; ++t)
+        for (long j = 0; j < vectors; ++j) {
+            V square[LANES];
+            for (int l = 0; l < LANES; ++l) square[l] = j * LANES + l < n ? x[right[t * n + j * LANES + l]] : V{};
+            transpose(square);
+            for (int l = 0; l < LANES; ++l) rows[(t * LANES + l) * vectors + j] = square[l];
+        }
+    int kept[m], count = 0;
+    for (int i = 0; i < m; ++i) {
+        bool some = false;
+        for (int t = 0; t < terms && !some; ++t) some = any(x[left[i * terms + t]]);
+        kept[count] = i;
+        count += some;
+    }
+    for (long j = 0; j < vectors;) {
+        const bool is_wide = j + wide <= vectors;
+        int i = 0;
+        for (; i + high <= count; i += high)
+            if (is_wide) corner<V, high, wide>(x, left, kept + i, terms, rows + j, vectors, sum + j, lanes);
+            else corner<V, high, 1>(x, left, kept + i, terms, rows + j, vectors, sum + j, lanes);
+        for (; i < count; ++i)
+            if (is_wide) corner<V, 1, wide>(x, left, kept + i, terms, rows + j, vectors, sum + j, lanes);
+            else corner<V, 1, 1>(x, left, kept + i, terms, rows + j, vectors, sum + j, lanes);
+        j += is_wide ? wide : 1;
+    }
+}
+
 // ---- Functions of one number a row, in tables of polynomials: [intervals][6][functions].
 
 // The polynomials of the interval that each lane's number is in, and its place there.

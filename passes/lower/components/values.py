@@ -18,6 +18,8 @@ from .elements import Elements, Pointwise, Product, Rows, Sum, Table, Unsupporte
 
 LARGE = 2**20
 """Elements of a tensor of one row above which a body is left to other code generators."""
+PRODUCTS = 2**22
+"""The same for products of two values of a row, which may be no more than parts of a sum over rows (`outer`)."""
 WHOLE = 2**24
 """The same for tensors that are the same for all rows."""
 NARROW = (torch.int8, torch.int16, torch.uint8)
@@ -229,7 +231,7 @@ class Builder:
         (m, k), n = a.shape, b.shape[1]
         zero = self.table.value(b) == 0
         counts = k - zero.sum(0)
-        check_size((m, int(counts.sum())))
+        check_size((m, int(counts.sum())), LARGE if self.is_whole(b) else PRODUCTS)
         front = np.argsort(zero, axis=0, kind="stable")  # terms that are not zero come first
         result = np.full((m, n), self.zero)
         for count in np.unique(counts[counts > 0]).tolist():

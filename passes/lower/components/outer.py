@@ -1,0 +1,150 @@
+"""Sums over rows of outer products: gradients of weights.
+
+    dW[i, j] = sum over rows of x[i] * g[j]     =>     a product of matrices for each few rows, [i, lanes] x [lanes, j]
+
+Element by element each row would have a number for every weight. What is summed is instead followed back through
+scales, signs and additions to products of two factors. Where these form a full grid (every factor on the left with
+every one on the right), only the factors are computed for a row, and the grid is added up as a product of matrices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from .elements import Definition, Elements, Pointwise, Sum, Table, positions
+
+SMALLEST = 16
+"""Products of a grid below which it is not worth a call."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    """A full grid of products: ``sum over terms of left[i, term] * right[term, j]``, summed over rows."""
+
+    left: Elements
+    """Shape: [m, terms]."""
+    right: Elements
+    """Shape: [terms, n]."""
+    places: np.ndarray
+    """The entry of the result to which each product is added. Shape: [m, n]."""
+    factor: float
+    """By what each is multiplied before."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Summed:
+    """What is added up over rows for one result."""
+
+    outers: tuple[Outer, ...]
+    rest: Elements
+    """Elements that are in no grid."""
+    places: np.ndarray
+    """The entry of the result to which each of the rest is added."""
+
+
+def summed(table: Table, definitions: Sequence[Definition], values: Elements) -> Summed:
+    """What to add up for a result that is a sum over rows of `values`, flattened."""
+    if len(values) < SMALLEST:
+        return Summed((), values, np.arange(len(values)))
+    owner = positions(table, definitions)
+    outers: list[Outer] = []
+    rest: list[np.ndarray] = []
+    for contribution in _contributions(table, definitions, owner, values):
+        found, left_over = _grids(definitions, owner, contribution)
+        outers += found
+        rest.append(left_over)
+    if not outers or any(len(r) for r in rest):  # what is in no grid stays as it is, with all that it is part of
+        mixed = np.unique(np.concatenate([np.zeros(0, np.int64), *rest]))
+        outers = [o for o in outers if not np.isin(o.places, mixed).any()]
+        covered = np.zeros(len(values), bool)
+        for outer in outers:
+            covered[outer.places] = True
+        zero = table.value(values) == 0
+        places = np.flatnonzero(~covered & ~zero)
+        outers = [o for o in outers if not np.isin(o.places, places).any()]
+        return Summed(tuple(outers), values[places], places)
+    return Summed(tuple(outers), values[:0], np.zeros(0, np.int64))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Contribution:
+    """Some elements, times factors, that are added to places of a result."""
+
+    elements: Elements
+    factors: np.ndarray
+    places: np.ndarray
+
+    def part(self, chosen: np.ndarray) -> _Contribution:
+        return _Contribution(self.elements[chosen], self.factors[chosen], self.places[chosen])
+
+
+def _contributions(
+    table: Table, definitions: Sequence[Definition], owner: np.ndarray, values: Elements
+) -> Iterator[_Contribution]:
+    """What values are sums of, as products: followed back through scales, signs and additions."""
+    pending = [_Contribution(values, np.ones(len(values)), np.arange(len(values)))]
+    while pending:
+        this = pending.pop()
+        this = this.part(table.value(this.elements) != 0)  # NaN, which is computed, is not zero
+        for i in np.unique(owner[this.elements]).tolist():
+            part = this.part(owner[this.elements] == i)
+            what = definitions[i].what if i >= 0 else None
+            if not isinstance(what, Pointwise) or what.function not in ("mul", "add", "sub", "neg"):
+                yield part
+                continue
+            at = np.searchsorted(definitions[i].elements, part.elements)
+            operands = [o[at] for o in what.operands]
+            if what.function == "mul":
+                numbers = [table.value(o) for o in operands]
+                known = [bool(~np.isnan(n).any()) for n in numbers]
+                if not any(known):
+                    yield part
+                    continue
+                k = known.index(True)
+                pending.append(_Contribution(operands[1 - k], part.factors * numbers[k], part.places))
+                continue
+            signs = {"add": (1.0, 1.0), "sub": (1.0, -1.0), "neg": (-1.0,)}[what.function]
+            pending += [
+                _Contribution(o, sign * part.factors, part.places) for o, sign in zip(operands, signs, strict=True)
+            ]
+
+
+def _grids(definitions: Sequence[Definition], owner: np.ndarray, of: _Contribution) -> tuple[list[Outer], np.ndarray]:
+    """The grids of products that a contribution is made of, and the places of what is in none."""
+    if not len(of.elements):
+        return [], of.places
+    i = int(owner[of.elements[0]])
+    what = definitions[i].what if i >= 0 else None
+    at = np.searchsorted(definitions[i].elements, of.elements)
+    if isinstance(what, Sum) and len(what.factors) == 2:
+        left, right = (f[at] for f in what.factors)
+    elif isinstance(what, Pointwise) and what.function == "mul":
+        left, right = (o[at][:, None] for o in what.operands)
+    else:
+        return [], of.places
+    rows, row = np.unique(left, axis=0, return_inverse=True)
+    columns, column = np.unique(right, axis=0, return_inverse=True)
+    row, column = row.reshape(-1), column.reshape(-1)
+    edges = coo_array((np.ones(len(row)), (row, len(rows) + column)), (len(rows) + len(columns),) * 2)
+    _, component = connected_components(edges, directed=False)
+    found: list[Outer] = []
+    left_over = []
+    for c in np.unique(component).tolist():
+        mine = np.flatnonzero(component[row] == c)
+        r, c_ = np.unique(row[mine]), np.unique(column[mine])
+        grid = np.full((len(r), len(c_)), -1)
+        grid[np.searchsorted(r, row[mine]), np.searchsorted(c_, column[mine])] = mine
+        full = len(mine) == grid.size and bool((grid >= 0).all())
+        if not full or min(grid.shape) < 2 or grid.size < SMALLEST or np.ptp(of.factors[mine]):
+            left_over.append(of.places[mine])
+            continue
+        one, two = rows[r], columns[c_]
+        if len(r) > len(c_):  # the longer side is in the vectors
+            one, two, grid = two, one, grid.T
+        found.append(Outer(one, np.ascontiguousarray(two.T), of.places[grid], float(of.factors[mine[0]])))
+    return found, np.concatenate([np.zeros(0, np.int64), *left_over])
