@@ -22,7 +22,7 @@ from ..rules.levels import rows_of
 from ..rules.messages import message
 from ..runtime.execution.grouping import grouped
 from ..runtime.execution.in_step import InStep
-from ..runtime.execution.tiles import Region
+from ..runtime.execution.tiles import Reduce, Region
 from ..runtime.operators.messages import wait
 
 _KINDS: dict[str, Crossing] = {short_name(t): row.crosses for t, row in OPERATORS.items() if row.crosses is not None}
@@ -253,7 +253,12 @@ def peak_bytes(program: Tiled, sizes: Mapping[str, int], halos: Mapping[str, int
     for i, node in enumerate(nodes):
         block = 0
         if node.op == "call_module":
-            block = _block(steps.get_submodule(str(node.target)), rows_here)
+            called = steps.get_submodule(str(node.target))
+            block = _block(called, rows_here)
+            # A sum over rows exists in double precision too, and for the block of each thread.
+            block += (2 + torch.get_num_threads()) * sum(
+                _bytes(program, n, known, halos) for n in _summed(called, node)
+            )
             made = [n for n in _results_of(node) if storage(n) is n]  # they exist from the first block on
         else:
             made = [node] if storage(node) is node and not _is_result(node) else []
@@ -276,6 +281,16 @@ def _block(called: nn.Module, rows_here: Mapping[str, int]) -> int:
     rows = rows_here[called.spec.space]
     threads, length = called.schedule(rows)
     return int(min(threads * length, rows) * called.spec.row_bytes)
+
+
+def _summed(called: nn.Module, call: fx.Node) -> list[fx.Node]:
+    """The results of a region, or of a group, that are summed over its rows: gradients of weights."""
+    members = [(m.region, m.results) for m in called.members] if isinstance(called, InStep) else []
+    if isinstance(called, Region):
+        members = [(called, tuple(range(len(called.spec.results))))]
+    sums = {at for region, results in members for at, r in zip(results, region.spec.results, strict=True)
+            if isinstance(r, Reduce)}  # fmt: skip
+    return [n for n in _results_of(call) if n.args[1] in sums]
 
 
 def _results_of(call: fx.Node) -> list[fx.Node]:
