@@ -19,11 +19,13 @@ from .errors import (
     OutOfMemory,
     RankError,
     SimulationError,
+    TrainingError,
     UnsupportedOp,
     ValidationError,
 )
 from .model import DistributedModel
 from .runtime.world import LocalWorld, ProcessGroupWorld, is_first
+from .training import TrainingStep, training_step
 
 __version__ = "0.1.0"
 
@@ -41,10 +43,13 @@ __all__ = [
     "ProcessGroupWorld",
     "RankError",
     "SimulationError",
+    "TrainingError",
+    "TrainingStep",
     "UnsupportedOp",
     "ValidationError",
     "compile",
     "distribute",
     "hessian",
     "is_first",
+    "training_step",
 ]

@@ -69,13 +69,22 @@ def compile(
     """
     settings = Settings(default_world() if world is None else world, memory, lowering, radial_error)
     compiled, executor = compiled_for(model, example_graph, settings, model_kwargs)
-    args = arguments(example_graph)
+    if validate or executor is None:
+        checked(compiled, executor, arguments(example_graph))
+    return compiled
+
+
+def checked(compiled: DistributedModel, executor: Executor | None, args: tuple[Any, ...]) -> None:
+    """Compare the program of an example with the stock model; without a program, warn that there is none.
+
+    Raises:
+        ValidationError: the program does not reproduce the stock model.
+    """
     with normally():
         if executor is None:
             _warn_of_nothing(compiled, args)
-        elif validate:
+        else:
             check(compiled.stock, compiled.module, executor, *compiled._flatten(args))
-    return compiled
 
 
 def compiled_for(
@@ -83,15 +92,16 @@ def compiled_for(
     example_graph: Any,
     settings: Settings,
     model_kwargs: dict[str, Any] | None = None,
+    module: nn.Module | None = None,
 ) -> tuple[DistributedModel, Executor | None]:
     """A compiled model that was not checked, and the program of the example (None if there is nothing to divide in it).
 
-    Errors as of `compile`.
+    `module` holds the weights of a function that is no module and no method of one. Errors as of `compile`.
     """
     if not callable(model):
         raise TypeError(f"model must be a module or a function that takes a graph, not {type(model).__name__}")
     call = functools.partial(model, **(model_kwargs or {}))
-    module = model if isinstance(model, nn.Module) else _module_of(model)
+    module = module or (model if isinstance(model, nn.Module) else _module_of(model))
     compiled = DistributedModel(call, module, settings)
     with normally():
         return compiled, _compile_everywhere(compiled, arguments(example_graph))

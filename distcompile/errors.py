@@ -26,6 +26,10 @@ class DerivativeError(DistcompileError):
     """Second derivatives cannot be taken: energy or positions are not clear, or the energy carries no gradient."""
 
 
+class TrainingError(DistcompileError):
+    """A loss cannot be trained by: it is not one number, or no parameter has a part in it."""
+
+
 class InputError(DistcompileError, ValueError):
     """A graph given to a compiled model does not fit it (dtype, shape, pointer range, NaN, species)."""
 

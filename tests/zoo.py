@@ -328,6 +328,19 @@ def nequip(name: str = "NequIP", dtype: str = "float64", layers: int = 2, featur
     return Case(InDouble(model.eval(), ()), graph)
 
 
+def energy_and_forces(result: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The energy and the forces in what a model returns for one structure."""
+    if isinstance(result, tuple):
+        return result[0], result[1]
+    values = result if isinstance(result, dict) else vars(result) | dict(result)
+    energy, forces = (next(values[name] for name in names if name in values) for names in (ENERGY, FORCES))
+    return energy, forces[0] if isinstance(forces, list) else forces
+
+
+ENERGY = ("energy", "total_energy", "inferred_total_energy", "e")
+FORCES = ("forces", "inferred_force", "f")
+
+
 def periodic(atoms: Atoms) -> Atoms:
     """In a box that is periodic along all axes, with vacuum where there was none, for packages that want it so."""
     boxed = atoms.copy()
