@@ -23,6 +23,7 @@ from .errors import CaptureError, GuardError, NoIndexSpaceError, OutOfMemory, Un
 from .few_rows import differs_in_few_rows, fitted, has_more_rows
 from .ir import Normal, Runnable, Tiled, grown
 from .ir.tree import Leaf, Tree, flatten
+from .outside import Outside
 from .passes import STAGES, Lowering, Stage, lowering, run, simplifying
 from .passes.lower.lower import compiler, get_ready, lower
 from .predict.account import collectives, stretches
@@ -95,8 +96,8 @@ class DistributedModel:
         """How the graph objects of a calculator are made, for `explain`."""
         self.captures = 0
         """The number of captured programs: one, and one more for each other branch of the model that graphs took."""
-        self.derived: dict[Any, DistributedModel] = {}
-        """Functions of the model that were compiled for it, such as its derivatives."""
+        self.derived: dict[Any, Any] = {}
+        """Functions of the model that were compiled for it, such as its derivatives; None for those that cannot be."""
 
     def __call__(self, *graph: Any) -> Any:
         """Evaluate the model on a whole graph object; the result is whole on every rank.
@@ -143,14 +144,14 @@ class DistributedModel:
     def _result(self, graph: tuple[Any, ...], leaves: list[Leaf], tree: Tree) -> Any:
         for executor in self._matching(leaves, tree):
             try:
-                return self._evaluate(executor, fitted(executor.program, leaves))
+                return self._evaluate(executor, graph, fitted(executor.program, leaves))
             except GuardError:
                 continue
         try:
             executor = self._capture(graph)
         except NoIndexSpaceError:
             return self._undivided(graph)
-        return self._evaluate(executor, leaves)
+        return self._evaluate(executor, graph, leaves)
 
     def _undivided(self, graph: tuple[Any, ...]) -> Any:
         """The stock model's result, on every rank, for a graph in which there is nothing to divide."""
@@ -187,6 +188,20 @@ class DistributedModel:
         other.captures, other._undividable = self.captures, list(self._undividable)
         other._executors = [executor.on(world) for executor in self._executors]
         return other
+
+    def derive(self, function: Callable[..., Any]) -> DistributedModel:
+        """A function that calls this model's stock model, to be compiled in the same way."""
+        return DistributedModel(function, self._module, self.settings)
+
+    @property
+    def allowed(self) -> int | None:
+        """Bytes that a rank may use for one evaluation; None if the user did not say."""
+        return self.settings.memory
+
+    @property
+    def ranks(self) -> int:
+        """The number of ranks that execute."""
+        return self.world.size
 
     @property
     def world(self) -> World:
@@ -327,7 +342,7 @@ class DistributedModel:
         """The same with component code for bodies; called beside evaluations."""
         return lower(program, "components") if compiler() is not None else grown(program, Runnable)
 
-    def _evaluate(self, executor: Executor, leaves: list[Leaf]) -> Any:
+    def _evaluate(self, executor: Executor, graph: tuple[Any, ...], leaves: list[Leaf]) -> Any:
         carry, capture = self._carry(executor, leaves), executor.program.captured
         later = capture.differentiates and not (self.trains and self._is_training)
 
@@ -336,7 +351,7 @@ class DistributedModel:
             return needs(executor.running, prepared.sizes, executor.layout(prepared).division)
 
         with memory_explained(self.world, predicted):
-            results = executor(leaves, any(carry), later)
+            results = executor(leaves, any(carry), later, Outside(self, graph, leaves))
         given = zip(results, carry, strict=True)
         return capture.result.unflatten([r.detach() if isinstance(r, Tensor) and not c else r for r, c in given])
 

@@ -273,6 +273,13 @@ def peak_bytes(program: Tiled, sizes: Mapping[str, int], halos: Mapping[str, int
     return peak
 
 
+def untiled_bytes(program: Tiled, sizes: Mapping[str, int]) -> int:
+    """Bytes of all values that have rows, which autograd may keep of an evaluation of so many rows of every space."""
+    known = {s.symbol: sizes[s.halo_of.name if s.halo_of else s.name] for s in program.row_spaces}
+    nodes = [n for n in program.differentiated.graph.nodes if n.op == "call_function" and storage(n) is n]
+    return sum(_bytes(program, n, known) for n in nodes)
+
+
 def _block(called: nn.Module, rows_here: Mapping[str, int]) -> int:
     """Bytes of the values that exist for a block of rows, or for a stretch of a group, on all threads."""
     if isinstance(called, InStep):

@@ -109,6 +109,10 @@ Evaluation = Callable[[Communicator, Sequence[Tensor]], list[Tensor]]
 """One rank's evaluation: from the whole differentiable inputs to the whole outputs."""
 
 
+Gradients = Callable[[Sequence[Tensor], Sequence[int], Sequence[Tensor | None]], list[Tensor | None] | None]
+"""Whole gradients by some inputs (their positions), given those of the outputs; None if it has no way to them."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Lockstep:
     """An evaluation as one differentiable step. Nothing is kept for its gradient, which evaluates once more.
@@ -119,6 +123,8 @@ class Lockstep:
 
     world: World
     evaluation: Evaluation
+    gradients: Gradients | None = None
+    """Another way to the gradients, if these are not differentiated themselves."""
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         return list(_Lockstep.apply(self, *inputs))
@@ -170,10 +176,15 @@ class _Lockstep(Function):
                 "is_grads_batched does not reach a compiled model that takes its gradients later, or is on virtual "
                 "ranks. Take one gradient after the other, or use torch.func.jacrev or vmap."
             )
-        zeros = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.like]
-        gradients = tuple(zero if g is None else g for g, zero in zip(gradients, zeros, strict=True))
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
-        found = iter(ctx.step.gradient(wanted, len(inputs))([*inputs, *gradients]))
+        by_program = None
+        if ctx.step.gradients is not None and not torch.is_grad_enabled():
+            by_program = ctx.step.gradients(inputs, wanted, gradients)
+        if by_program is None:
+            zeros = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.like]
+            gradients = tuple(zero if g is None else g for g, zero in zip(gradients, zeros, strict=True))
+            by_program = ctx.step.gradient(wanted, len(inputs))([*inputs, *gradients])
+        found = iter(by_program)
         return None, *[next(found) if needed else None for needed in ctx.needs_input_grad[1:]]
 
     @staticmethod

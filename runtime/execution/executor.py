@@ -97,6 +97,18 @@ class Fitting(Protocol):
         """That form."""
 
 
+class Outside(Protocol):
+    """Another way to the gradients of an evaluation than to differentiate it."""
+
+    def pays(self, program: Tiled, sizes: Mapping[str, int], /) -> bool:
+        """True if it is to be taken for so many rows."""
+
+    def __call__(
+        self, inputs: Sequence[Tensor], wanted: Sequence[int], gradients: Sequence[Tensor | None], /
+    ) -> list[Tensor | None] | None:
+        """Gradients, see `autograd.Gradients`."""
+
+
 class Executor:
     """Runs one program on one world."""
 
@@ -142,11 +154,18 @@ class Executor:
         self._fitted: Layout | None = None
         self._standing: Partition | None = None
 
-    def __call__(self, leaves: Sequence[Leaf], differentiable: bool = False, later: bool = False) -> list[Tensor]:
+    def __call__(
+        self,
+        leaves: Sequence[Leaf],
+        differentiable: bool = False,
+        later: bool = False,
+        outside: Outside | None = None,
+    ) -> list[Tensor]:
         """Evaluate the program on a whole graph object, given as its leaves; return the result's tensors, whole.
 
         With `differentiable`, they carry gradients to the leaves and parameters that require them, to any order. With
         `later`, the work for gradients is done when they are asked for, which suits results that hardly ever need them.
+        `outside` has another way to gradients, which is taken where it pays.
 
         Raises:
             InputError: the graph object does not fit the program, or needs more memory than there is.
@@ -154,12 +173,14 @@ class Executor:
             RankError: ranks were given different graph objects, or another rank failed.
         """
         begun = time.perf_counter()
-        results = self._called(leaves, differentiable, later)
+        results = self._called(leaves, differentiable, later, outside)
         if self.fit is not None:
             self.fit.took(time.perf_counter() - begun)
         return results
 
-    def _called(self, leaves: Sequence[Leaf], differentiable: bool, later: bool) -> list[Tensor]:
+    def _called(
+        self, leaves: Sequence[Leaf], differentiable: bool, later: bool, outside: Outside | None
+    ) -> list[Tensor]:
         self.calls += 1
         problem: DistcompileError | None = None
         prepared: Prepared | None = None
@@ -196,8 +217,13 @@ class Executor:
 
         if not wanted:
             return self.world.run(work)[0]
-        if self.world.virtual or later or weights_of_tables(self.program):  # what is asked for is known later
-            return Lockstep(self.world, work)(list(wanted.values()))
+        if outside is not None and (prepared is None or not outside.pays(self.program, prepared.sizes)):
+            outside = None
+        known_later = self.world.virtual or later or outside is not None
+        if known_later or weights_of_tables(self.program):
+            inputs = list(wanted.values())
+            gradients = None if outside is None else lambda _, *asked: outside(inputs, *asked)
+            return Lockstep(self.world, work, gradients)(inputs)
         return self.world.run(lambda comm: work(comm, list(wanted.values())))[0]
 
     def on(self, world: World) -> Executor:
