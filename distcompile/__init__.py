@@ -24,6 +24,8 @@ from .errors import (
     ValidationError,
 )
 from .model import DistributedModel
+from .pieces import load_blocks, save_blocks
+from .runtime.division.shard import DividedRows
 from .runtime.world import LocalWorld, ProcessGroupWorld, is_first
 from .training import TrainingStep, training_step
 
@@ -36,6 +38,7 @@ __all__ = [
     "DerivativeError",
     "DistcompileError",
     "DistributedModel",
+    "DividedRows",
     "GuardError",
     "InputError",
     "LocalWorld",
@@ -51,5 +54,7 @@ __all__ = [
     "distribute",
     "hessian",
     "is_first",
+    "load_blocks",
+    "save_blocks",
     "training_step",
 ]

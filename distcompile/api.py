@@ -29,6 +29,7 @@ def compile(
     lowering: Lowering = "auto",
     memory: int | None = None,
     radial_error: float | None = None,
+    gather: bool = True,
     validate: bool = True,
 ) -> DistributedModel:
     """Compile a model's call for any number of ranks.
@@ -55,6 +56,9 @@ def compile(
             largest, is tested to be below this: 1e-6. None, the default, computes them. Tables hold from half of the
             shortest distance of the example to the cutoff; graphs with others are refused. They are made of weights:
             if these change, the next call compiles again, and gradients by them are refused.
+        gather: put results together on every rank. With False, a result that has a row for each atom or edge stays
+            divided: it is a `DividedRows`, the rows of this process and their numbers in the whole result (on virtual
+            ranks, those of all). It carries no gradients. `save_blocks` writes matrices of edges in pieces.
         validate: compare the program with the stock model on the example (if it has at most 128 atoms) and on a
             smaller graph cut out of it.
 
@@ -67,7 +71,7 @@ def compile(
         UnsupportedOp: an operator touches a distributed dimension in a way that no rule covers.
         ValidationError: the program does not reproduce the stock model.
     """
-    settings = Settings(default_world() if world is None else world, memory, lowering, radial_error)
+    settings = Settings(default_world() if world is None else world, memory, lowering, radial_error, gather)
     compiled, executor = compiled_for(model, example_graph, settings, model_kwargs)
     if validate or executor is None:
         checked(compiled, executor, arguments(example_graph))

@@ -45,6 +45,8 @@ class Settings:
     memory: int | None = None
     lowering: Lowering = "auto"
     radial_error: float | None = None
+    gather: bool = True
+    """False if results with rows stay divided."""
     without: tuple[str, ...] = ()
     """Names of passes to leave out."""
     after: Callable[[str, Any], None] | None = None
@@ -191,7 +193,7 @@ class DistributedModel:
 
     def derive(self, function: Callable[..., Any]) -> DistributedModel:
         """A function that calls this model's stock model, to be compiled in the same way."""
-        return DistributedModel(function, self._module, self.settings)
+        return DistributedModel(function, self._module, dataclasses.replace(self.settings, gather=True))
 
     @property
     def allowed(self) -> int | None:
@@ -351,7 +353,7 @@ class DistributedModel:
             return needs(executor.running, prepared.sizes, executor.layout(prepared).division)
 
         with memory_explained(self.world, predicted):
-            results = executor(leaves, any(carry), later, Outside(self, graph, leaves))
+            results = executor(leaves, any(carry), later, Outside(self, graph, leaves), self.settings.gather)
         given = zip(results, carry, strict=True)
         return capture.result.unflatten([r.detach() if isinstance(r, Tensor) and not c else r for r, c in given])
 

@@ -17,6 +17,7 @@ ROOT = Path(distcompile.__file__).parent
 
 LAYERS = (
     "errors",
+    "files",
     "ir",
     "runtime",
     "rules",
@@ -30,6 +31,7 @@ LAYERS = (
     "model",
     "api",
     "training",
+    "pieces",
     "backend",
     "testing",
     "layout",

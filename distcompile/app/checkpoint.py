@@ -17,7 +17,7 @@ import numpy as np
 from ase import Atoms
 
 from ..errors import CheckpointError
-from .files import replacing
+from ..files import replacing
 
 FORMAT = 1
 

@@ -6,8 +6,8 @@ import dataclasses
 import json
 from pathlib import Path
 
+from ..files import replacing
 from ..predict.planning import Device
-from .files import replacing
 
 
 def write_device(path: Path, device: Device) -> None:

@@ -1,11 +1,9 @@
-"""Files that the command line writes: replaced whole or not at all, with results of this run and of no other method."""
+"""Files that the command line writes: with results of this run and of no other method."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +11,6 @@ import numpy as np
 
 OTHER_NAMES = {"force", "virial", "virials", "total_energy", "potential_energy"}
 """The names that files have for results beside those of ASE."""
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name beside a file, to write to. It takes the file's place when all is written; else the file stays as it was.
-
-    The name ends as the file's does, since writers take format and compression from there. A link stays a link.
-    """
-    path = Path(os.path.realpath(path))
-    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield unfinished
-        _sync(unfinished)  # before it gets its name, in case the machine stops
-        if path.exists():
-            shutil.copymode(path, unfinished)
-        os.replace(unfinished, path)
-        _sync(path.parent)  # or the rename may not last
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
 
 
 def unwritable(path: Path, replaced: bool = True) -> str:
@@ -74,12 +52,3 @@ def consistent(results: Mapping[str, Any]) -> dict[str, Any]:
     if np.shape(results.get("stress", 0)) == (3, 3):
         return {**results, "stress": full_3x3_to_voigt_6_stress(results["stress"])}
     return dict(results)
-
-
-def _sync(path: Path) -> None:
-    """Make the content of a file, or the new names in a folder, last through a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

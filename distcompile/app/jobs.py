@@ -14,12 +14,13 @@ import typer
 
 from ..calculators.calculator import calculate, distribute, load_calculator, statistics
 from ..errors import DistcompileError, OutOfMemory, RankError, SimulationError, StructureError, in_one_line
+from ..files import replacing
 from ..passes import Lowering
 from ..runtime.world import is_first
 from ..show.progress import stepping
 from .checkpoint import last, resume
 from .dynamics import Ensemble, Md, Output, Relaxation, relax, run_md
-from .files import consistent, labelled, replacing, unwritable
+from .files import consistent, labelled, unwritable
 from .launch import is_collective, restarts, say, stop, stop_together
 from .reading import missing, read_structure
 from .report import report_check, report_end, report_results

@@ -9,8 +9,9 @@ from typing import Any
 from ase import Atoms
 from ase.io.trajectory import Trajectory
 
+from ..files import replacing
 from ..runtime.world import is_first
-from .files import labelled, replacing
+from .files import labelled
 
 
 def frames(path: Path | None, atoms: Atoms, kept: int = 0) -> Callable[[], None]:

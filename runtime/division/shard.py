@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +17,40 @@ from .plan import SpacePlan
 
 Order = tuple[Tensor, list[int]]
 """The global numbers of all ranks' owned rows, by rank, and the number that each rank owns."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DividedRows:
+    """The rows of a result that are on this process; on virtual ranks, those of all, one rank after the other."""
+
+    values: Tensor
+    """Those rows.  # Shape: that of the whole tensor, but for dimension `dim`"""
+    numbers: Tensor
+    """Their places along dimension `dim` of the whole tensor.  # Shape: [rows here], int64"""
+    rows: int
+    """Rows of the whole tensor."""
+    dim: int = 0
+
+
+def own_rows(value: Tensor, place: Placement, orders: Mapping[str, Order], rank: int) -> DividedRows | None:
+    """A rank's rows of a value as a result; None if it is whole, or divided along several dimensions."""
+    divided = [at for at, dim in enumerate(place.dims) if dim and any(isinstance(f, Space) for f in dim)]
+    if len(divided) != 1:
+        return None
+    (at,) = divided
+    factors = place.dims[at]
+    position, space = next((i, f) for i, f in enumerate(factors) if isinstance(f, Space))
+    order, counts = orders[space.name]
+    lengths = [len(order) if isinstance(f, Space) else int(f) for f in factors]  # type: ignore[arg-type]
+    every = torch.arange(math.prod(lengths)).reshape(lengths)
+    mine = order[sum(counts[:rank]) : sum(counts[: rank + 1])].to(every.device)
+    return DividedRows(value, every.index_select(position, mine).reshape(-1), every.numel(), at)
+
+
+def joined(parts: Sequence[DividedRows]) -> DividedRows:
+    """The rows of several ranks as those of one process."""
+    values = torch.cat([p.values for p in parts], parts[0].dim)
+    return dataclasses.replace(parts[0], values=values, numbers=torch.cat([p.numbers for p in parts]))
 
 
 def local_numbers(plan: SpacePlan, rows: int) -> Tensor:

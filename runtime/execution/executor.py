@@ -27,7 +27,7 @@ from ...ir.sizes import as_traced
 from ...ir.tree import Leaf
 from ..division.partition import Partition
 from ..division.plan import Division, SpacePlan, Tally, divide
-from ..division.shard import Order, gather_output, shard_inputs
+from ..division.shard import DividedRows, Order, gather_output, joined, own_rows, shard_inputs
 from ..world import Communicator, World, active, communicator
 from .autograd import Lockstep, enter, leave
 from .budget import Careful, compares_all_with_all
@@ -160,12 +160,14 @@ class Executor:
         differentiable: bool = False,
         later: bool = False,
         outside: Outside | None = None,
-    ) -> list[Tensor]:
+        gather: bool = True,
+    ) -> list[Any]:
         """Evaluate the program on a whole graph object, given as its leaves; return the result's tensors, whole.
 
         With `differentiable`, they carry gradients to the leaves and parameters that require them, to any order. With
         `later`, the work for gradients is done when they are asked for, which suits results that hardly ever need them.
-        `outside` has another way to gradients, which is taken where it pays.
+        `outside` has another way to gradients, which is taken where it pays. Without `gather`, results that have rows
+        stay divided: they are `DividedRows`, and carry no gradients.
 
         Raises:
             InputError: the graph object does not fit the program, or needs more memory than there is.
@@ -173,14 +175,14 @@ class Executor:
             RankError: ranks were given different graph objects, or another rank failed.
         """
         begun = time.perf_counter()
-        results = self._called(leaves, differentiable, later, outside)
+        results = self._called(leaves, differentiable and gather, later, outside, gather)
         if self.fit is not None:
             self.fit.took(time.perf_counter() - begun)
         return results
 
     def _called(
-        self, leaves: Sequence[Leaf], differentiable: bool, later: bool, outside: Outside | None
-    ) -> list[Tensor]:
+        self, leaves: Sequence[Leaf], differentiable: bool, later: bool, outside: Outside | None, gather: bool
+    ) -> list[Any]:
         self.calls += 1
         problem: DistcompileError | None = None
         prepared: Prepared | None = None
@@ -197,7 +199,7 @@ class Executor:
         layouts: list[Layout] = []
         wanted = self._differentiated(leaves) if differentiable and problem is None else {}
 
-        def work(comm: Communicator, values: Sequence[Tensor] = ()) -> list[Tensor]:
+        def work(comm: Communicator, values: Sequence[Tensor] = ()) -> list[Any]:
             everyone = report.exchanged(comm)
             _compare(comm.rank, everyone)
             if problem is not None:
@@ -213,10 +215,13 @@ class Executor:
                 elif self.fit is not None and all(r.ready for r in everyone):  # all ranks switch at the same call
                     self.run_as(self.fit.switch())
             given = dict(zip(wanted, values, strict=False)) if torch.is_grad_enabled() else {}
-            return self._run(comm, prepared, layouts[0], given)
+            return self._run(comm, prepared, layouts[0], given, gather)
 
         if not wanted:
-            return self.world.run(work)[0]
+            ranks = self.world.run(work)
+            return [
+                joined(parts) if isinstance(parts[0], DividedRows) else parts[0] for parts in zip(*ranks, strict=True)
+            ]
         if outside is not None and (prepared is None or not outside.pays(self.program, prepared.sizes)):
             outside = None
         known_later = self.world.virtual or later or outside is not None
@@ -268,8 +273,13 @@ class Executor:
         return found
 
     def _run(
-        self, comm: Communicator, prepared: Prepared, layout: Layout, given: Mapping[str | int, Tensor]
-    ) -> list[Tensor]:
+        self,
+        comm: Communicator,
+        prepared: Prepared,
+        layout: Layout,
+        given: Mapping[str | int, Tensor],
+        gather: bool = True,
+    ) -> list[Any]:
         """One rank's part; `given` are the values of `_differentiated`, empty if there is nothing to differentiate."""
         refuse_gradients_of_tables(given)
         plans = layout.division.for_rank(comm.rank)
@@ -278,17 +288,19 @@ class Executor:
             if isinstance(position, int):
                 values[position] = enter(tensor)
         finish = leave if given else _gather
-        whole = [
-            finish(value, place, layout.orders) if isinstance(place, Placement) else value
-            for value, place in zip(
-                self.results_here(values, plans, layout.sizes, layout.orders, given), self.places, strict=True
-            )
-        ]
+        found: list[Any] = []
+        for value, place in zip(
+            self.results_here(values, plans, layout.sizes, layout.orders, given), self.places, strict=True
+        ):
+            mine = None
+            if not gather and isinstance(place, Placement):
+                mine = own_rows(value, place, layout.orders, comm.rank)
+            found.append(mine or (finish(value, place, layout.orders) if isinstance(place, Placement) else value))
         everywhere = Placement()  # an input that is a result, too, is the caller's: its gradient counts once
         handed_back = {o.position for o in self.program.outputs if o.source == "index"} & given.keys()
         for position in handed_back:
             values[position] = leave(values[position], everywhere, layout.orders)
-        results = [whole[o.position] if o.source == "graph" else values[o.position] for o in self.program.outputs]
+        results = [found[o.position] if o.source == "graph" else values[o.position] for o in self.program.outputs]
         return within_tables(self.program, results)
 
     def results_here(

@@ -23,7 +23,8 @@ from typer.testing import CliRunner
 from distcompile.app.cli import app
 from distcompile.app.device_files import read_device, write_device
 from distcompile.app.dynamics import Ensemble, Md, Output, Relaxation, relax, run_md
-from distcompile.app.files import labelled, replacing, unwritable
+from distcompile.app.files import labelled, unwritable
+from distcompile.files import replacing
 from distcompile.predict.planning import DEVICES
 
 SPRINGS = ["--calculator", "springs.py:SpringCalculator"]
