@@ -1,9 +1,11 @@
-"""A training step on energies and forces with the model divided over ranks; gradients of weights are whole on each.
+"""Train on energies and forces: each structure is divided over a group of ranks, and groups take other structures.
 
-python examples/training_step.py
-torchrun --nproc-per-node 2 examples/training_step.py
+python examples/training_step.py                                        # one process
+torchrun --nproc-per-node 2 examples/training_step.py                   # every structure on both ranks
+torchrun --nproc-per-node 4 examples/training_step.py --group 2         # two structures at a time, on two ranks each
 """
 
+import argparse
 import os
 
 import torch
@@ -12,8 +14,17 @@ from torch import nn
 
 import distcompile
 
+parser = argparse.ArgumentParser()
+parser.add_argument("--group", type=int, help="ranks that share a structure; all by default")
+options = parser.parse_args()
+
+world, structures_at_once, my_turn = distcompile.LocalWorld(1), 1, 0
 if "RANK" in os.environ:
     dist.init_process_group("gloo")
+    size = options.group or dist.get_world_size()
+    mesh = dist.init_device_mesh("cpu", (dist.get_world_size() // size, size), mesh_dim_names=("structures", "rows"))
+    world = distcompile.ProcessGroupWorld(mesh.get_group("rows"))
+    structures_at_once, my_turn = mesh["structures"].size(), mesh["structures"].get_local_rank()
 
 
 class Network(nn.Module):
@@ -32,23 +43,38 @@ class Network(nn.Module):
         return {"energy": energy, "forces": -torch.autograd.grad(energy, positions, create_graph=True)[0]}
 
 
-torch.manual_seed(0)  # the same weights and the same data on every rank
-positions = torch.rand(60, 3, dtype=torch.float64) * 6
-near = (positions[:, None] - positions).norm(dim=2) < 2.5
-graph = {"positions": positions, "edge_index": (near & ~torch.eye(60, dtype=torch.bool)).nonzero().T.contiguous()}
-target = {"energy": torch.tensor(-3.0, dtype=torch.float64), "forces": torch.zeros(60, 3, dtype=torch.float64)}
+def structure(seed: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Atoms at random places, and what their energy (eV) and forces (eV/A) are to be: the same on every rank."""
+    chance = torch.Generator().manual_seed(seed)
+    positions = torch.rand(60, 3, dtype=torch.float64, generator=chance) * 6
+    near = (positions[:, None] - positions).norm(dim=2) < 2.5
+    edges = (near & ~torch.eye(60, dtype=torch.bool)).nonzero().T.contiguous()
+    targets = {"energy": torch.tensor(-3.0, dtype=torch.float64), "forces": torch.zeros(60, 3, dtype=torch.float64)}
+    return {"positions": positions, "edge_index": edges}, targets
 
+
+def loss(result: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean squares of what is off."""
+    return sum(((result[name] - targets[name]) ** 2).mean() for name in targets)
+
+
+torch.manual_seed(0)  # the same weights on every rank
 model = Network().train()
-world = None if dist.is_initialized() else distcompile.LocalWorld(2)
-compiled = distcompile.compile(model, graph, world=world)
+step = distcompile.training_step(model, loss, *structure(0), world=world)
 optimizer = torch.optim.Adam(model.parameters(), lr=5e-4)
-for step in range(20):
-    optimizer.zero_grad()
-    found = compiled(graph)
-    loss = sum(((found[name] - target[name]) ** 2).mean() for name in target)
-    loss.backward()
-    optimizer.step()
-    if distcompile.is_first() and step % 5 == 4:
-        print(f"step {step}: loss {loss.item():.5f}")
+for epoch in range(10):
+    total = torch.zeros((), dtype=torch.float64)
+    for first in range(0, 8, structures_at_once):
+        optimizer.zero_grad()
+        total += step(*structure(first + my_turn))  # gradients are whole on every rank of a group
+        if structures_at_once > 1:
+            for parameter in model.parameters():
+                dist.all_reduce(parameter.grad, group=mesh.get_group("structures"))
+                parameter.grad /= structures_at_once
+        optimizer.step()
+    if structures_at_once > 1:
+        dist.all_reduce(total, group=mesh.get_group("structures"))
+    if distcompile.is_first() and epoch % 3 == 0:
+        print(f"epoch {epoch}: loss {total.item() / 8:.5f}")
 if dist.is_initialized():
     dist.destroy_process_group()

@@ -145,7 +145,7 @@ def test_the_torchrun_command(tmp_path: Path) -> None:
         ("vibrations.py", 1, r"24 modes, highest 4\d\d 1/cm"),
         ("own_model.py", 1, r"largest difference of a force: \d\.\de-1[5-9]"),
         ("torch_compile.py", 1, r"largest difference of a force: (\d\.\de-1[5-9]|0\.0e\+00)"),
-        ("training_step.py", 2, r"step 19: loss \d+\.\d+"),
+        ("training_step.py", 2, r"epoch 9: loss \d+\.\d+"),
     ],
 )
 def test_examples(example: str, ranks: int, said: str, tmp_path: Path) -> None:

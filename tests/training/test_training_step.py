@@ -288,3 +288,25 @@ def _other_targets() -> None:
     step = training_step(Model(), loss, graph, targets, lowering="eager")
     targets["energy"] = targets["energy"] + torch.distributed.get_rank()
     step(graph, targets)
+
+
+def _in_groups() -> dict[str, Tensor]:
+    """Gradients that are averaged over two groups, each with a structure of its own on two ranks."""
+    mesh = torch.distributed.init_device_mesh("cpu", (2, 2), mesh_dim_names=("structures", "rows"))
+    model = Model()
+    step = training_step(
+        model, loss, *given(CRYSTAL), world=ProcessGroupWorld(mesh.get_group("rows")), lowering="eager"
+    )
+    step(*given((structures.film(), structures.small_cell())[mesh["structures"].get_local_rank()]))
+    for parameter in model.parameters():
+        torch.distributed.all_reduce(parameter.grad, group=mesh.get_group("structures"))
+        parameter.grad /= 2
+    return gradients(model)
+
+
+def test_structures_over_groups_of_ranks() -> None:
+    """The mean of the gradients of both structures, on all four processes."""
+    model = Model()
+    one, two = (stock(model, *given(of))[1] for of in (structures.film(), structures.small_cell()))
+    for found in run_ranks(4, _in_groups):
+        same(found, {name: (one[name] + two[name]) / 2 for name in one})
