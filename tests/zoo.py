@@ -174,44 +174,83 @@ def matgl(name: str) -> Case:
 @cache
 def esen(layers: int = 2, channels: int = 32) -> Case:
     """fairchem's eSEN with random weights in float64: forces and stress are gradients, edges come with the graph."""
-    from fairchem.core.datasets.atomic_data import AtomicData
-    from fairchem.core.models.uma.escn_md import MLP_EFS_Head, eSCNMDBackbone
+    from fairchem.core.models.uma.escn_md import MLP_EFS_Head
+
+    backbone = esen_backbone(layers, channels, 2, 5.0, True)
+    model = BackboneAndHead(backbone, MLP_EFS_Head(backbone, wrap_property=False)).double().eval()
+    return Case(model, lambda atoms: esen_graph(atoms, 5.0))
+
+
+@cache
+def esen_blocks(layers: int = 2, channels: int = 16, lmax: int = 2, cutoff: float = 5.0) -> Case:
+    """fairchem's eSEN without forces, and a head that gives each atom and each edge a block of a Hamiltonian."""
+    backbone = esen_backbone(layers, channels, lmax, cutoff, False)
+    model = BackboneAndHead(backbone, EdgeBlocks(channels, lmax, cutoff)).double().eval()
+    return Case(model, lambda atoms: esen_graph(atoms, cutoff))
+
+
+def esen_backbone(layers: int, channels: int, lmax: int, cutoff: float, forces: bool) -> Any:
+    from fairchem.core.models.uma.escn_md import eSCNMDBackbone
 
     torch.manual_seed(0)
-    backbone = eSCNMDBackbone(
+    return eSCNMDBackbone(
         max_num_elements=100,
         sphere_channels=channels,
         hidden_channels=channels,
         edge_channels=channels,
         num_layers=layers,
-        lmax=2,
+        lmax=lmax,
         mmax=2,
-        cutoff=5.0,
+        cutoff=cutoff,
         num_distance_basis=64,
         otf_graph=False,
-        direct_forces=False,
-        regress_forces=True,
-        regress_stress=True,
+        direct_forces=not forces,
+        regress_forces=forces,
+        regress_stress=forces,
         use_dataset_embedding=False,
         chg_spin_emb_type="rand_emb",
         always_use_pbc=False,
     )
-    model = BackboneAndHead(backbone, MLP_EFS_Head(backbone, wrap_property=False)).double().eval()
 
-    def graph(atoms: Atoms) -> Any:
-        boxed = atoms.copy()
-        boxed.calc = None
-        if boxed.cell.rank < 3:
-            boxed.set_cell(np.diag(np.ptp(boxed.positions, axis=0) + 15.0))
-        data = AtomicData.from_ase(boxed, r_edges=False, target_dtype=torch.float64)
-        boxed.positions = data.pos.numpy()  # wrapped
-        receiver, sender, image = neighbor_list("ijS", boxed, 5.0)
-        data.edge_index = torch.tensor(np.stack([sender, receiver]))
-        data.cell_offsets = torch.tensor(image, dtype=torch.float64)
-        data.nedges = torch.tensor([len(sender)])
-        return data
 
-    return Case(model, graph)
+def esen_graph(atoms: Atoms, cutoff: float) -> Any:
+    from fairchem.core.datasets.atomic_data import AtomicData
+
+    boxed = atoms.copy()
+    boxed.calc = None
+    if boxed.cell.rank < 3:
+        boxed.set_cell(np.diag(np.ptp(boxed.positions, axis=0) + 15.0))
+    data = AtomicData.from_ase(boxed, r_edges=False, target_dtype=torch.float64)
+    boxed.positions = data.pos.numpy()  # wrapped
+    receiver, sender, image = neighbor_list("ijS", boxed, cutoff)
+    data.edge_index = torch.tensor(np.stack([sender, receiver]))
+    data.cell_offsets = torch.tensor(image, dtype=torch.float64)
+    data.nedges = torch.tensor([len(sender)])
+    return data
+
+
+class EdgeBlocks(torch.nn.Module):
+    """Blocks of a Hamiltonian, [(lmax + 1)^2, (lmax + 1)^2], of atoms and of edges, from the features of both ends."""
+
+    def __init__(self, channels: int, lmax: int, cutoff: float) -> None:
+        super().__init__()
+        self.size, self.cutoff = (lmax + 1) ** 2, cutoff
+        self.ends = torch.nn.Linear(2 * channels, channels)
+        self.radial = torch.nn.Sequential(
+            torch.nn.Linear(16, channels), torch.nn.SiLU(), torch.nn.Linear(channels, channels)
+        )
+        self.edge = torch.nn.Linear(channels, self.size)
+        self.atom = torch.nn.Linear(channels, self.size)
+
+    def forward(self, data: Any, found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        h = found["node_embedding"]  # [n_atoms, (lmax + 1)^2, channels]
+        first, second = data.edge_index
+        shifts = torch.einsum("ni,nij->nj", data.cell_offsets, data.cell[data.batch[first]])
+        lengths = (data.pos[second] - data.pos[first] + shifts).norm(dim=1, keepdim=True)
+        centres = torch.linspace(0.0, self.cutoff, 16, dtype=lengths.dtype)
+        radial = self.radial(torch.exp(-((lengths - centres) ** 2)))
+        edges = torch.nn.functional.silu(self.ends(torch.cat([h[first], h[second]], -1))) * radial[:, None]
+        return {"atoms": self.atom(h), "edges": self.edge(edges)}
 
 
 class BackboneAndHead(torch.nn.Module):

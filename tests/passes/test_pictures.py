@@ -84,6 +84,7 @@ SCHEMATIC = {
     "schedule/tile": _PROGRAM,
     "lower/components/follow": _ELEMENTS,
     "lower/components/loops": _ELEMENTS,
+    "lower/components/outer": _ELEMENTS,
     "lower/components/recompute": _ELEMENTS,
     "lower/inductor/body": _TEXT,
     "lower/inductor/cpp_library": _TEXT,

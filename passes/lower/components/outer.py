@@ -13,8 +13,6 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from .elements import Definition, Elements, Pointwise, Sum, Table, positions
 
@@ -127,6 +125,9 @@ def _grids(definitions: Sequence[Definition], owner: np.ndarray, of: _Contributi
         left, right = (o[at][:, None] for o in what.operands)
     else:
         return [], of.places
+    from scipy.sparse import coo_array  # slow to import, and needed for gradients of weights only
+    from scipy.sparse.csgraph import connected_components
+
     rows, row = np.unique(left, axis=0, return_inverse=True)
     columns, column = np.unique(right, axis=0, return_inverse=True)
     row, column = row.reshape(-1), column.reshape(-1)
