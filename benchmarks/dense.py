@@ -3,12 +3,15 @@
     python benchmarks/dense.py --task train --cells 6 8 8 --channels 128 --lmax 2          # 3,072 atoms, 574,000 edges
     python benchmarks/dense.py --task infer --cells 13 14 14 --modes kernels               # 20,384 atoms
     python benchmarks/dense.py --task bytes --cells 6 8 8 --ranks 2 8 64                   # nothing is evaluated
+    python benchmarks/dense.py --task plan --cells 12 12 12 --ranks 8                      # 1,728 atoms a rank
 
 fairchem's eSEN with edges up to 10 A, and a head that gives every atom and every edge a block of (lmax + 1)^2 by
-(lmax + 1)^2 numbers; rattled rocksalt with 187 edges an atom, float32. ``train``: the loss of all blocks and the
-gradient of every parameter. ``infer``: blocks stay divided. Modes are `stock`, and ours with `eager` and `kernels`.
-``bytes``: what ranks receive in a step, beside the rule of sending the features of both ends of each edge between ranks
-once a layer; and other partitions: by coordinates (RCB), and into slabs, in which a rank has the fewest neighbours.
+(lmax + 1)^2 numbers; rattled rocksalt with 187 edges an atom, float32. Modes are `stock`, and ours with `eager` and
+`kernels`. ``train``: the loss of all blocks and the gradient of every parameter. ``infer``: blocks stay divided.
+``plan``: weak scaling of a training step to 512 ranks as full as the `--ranks` of the graph, on devices by their data
+sheets. ``bytes``: what ranks receive in a step, beside the rule of sending the features of both ends of each edge
+between ranks once a layer; and other partitions: by coordinates (RCB), and into slabs, in which a rank has the fewest
+neighbours.
 """
 
 from __future__ import annotations
@@ -142,6 +145,34 @@ def traffic(options: argparse.Namespace) -> None:
             print(f"{ranks:>5} {name:<22} {halo:>10.2f} {peers:>6}", flush=True)
 
 
+def planned(options: argparse.Namespace) -> None:
+    """Weak scaling of a training step to many ranks that are not there, each as full as those of the graph."""
+    import distcompile
+    from distcompile import LocalWorld
+    from distcompile.predict.account import work
+    from distcompile.predict.planning import DEVICES, Host, weak
+    from distcompile.predict.rank_counts import rank_counts
+
+    model = case(options).model.float().train()
+    training = distcompile.training_step(model, loss, *given(options, (2, 2, 2)), lowering="eager", validate=False)
+    (compiled,) = training._compiled.values()
+    graph, targets = given(options, tuple(options.cells))
+    ranks = options.ranks[0]
+    executor, prepared = compiled.on(LocalWorld(ranks)).prepared(graph, targets)
+    division = executor.layout(prepared).division
+    counts = rank_counts(executor.running, prepared.sizes, division)
+    costs, host = work(executor.running), Host(0.0, 0.0, 0.0)
+    print(f"{len(graph.pos)} atoms on {ranks} ranks, {counts.partition.halo_per_atom:.2f} halo rows an atom")
+    for device in DEVICES.values():
+        print(device.basis)
+        alone, *others = weak(device, costs, counts, host, (1, 8, 64, 512))
+        for n, found in zip((8, 64, 512), others, strict=True):
+            print(
+                f"{device.name:<6} {n:>4} ranks: {alone.total / found.total:>5.0%} of the speed of one; step "
+                f"{found.total:.3f} s, of it halo {found.halo:.3f}, sums {found.whole:.3f}", flush=True,
+            )  # fmt: skip
+
+
 def _cut(graph: Any, owner: Any, ranks: int) -> tuple[float, int, int]:
     """Halo rows by owned rows, the most ranks that one receives from, and edges between ranks."""
     import torch
@@ -155,7 +186,7 @@ def _cut(graph: Any, owner: Any, ranks: int) -> tuple[float, int, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=["train", "infer", "bytes"], default="train")
+    parser.add_argument("--task", choices=["train", "infer", "bytes", "plan"], default="train")
     parser.add_argument("--cells", nargs=3, type=int, default=[6, 8, 8], help="cubic cells of 8 atoms")
     parser.add_argument("--constant", type=float, default=5.64, help="edge of the cubic cell, A")
     parser.add_argument("--channels", type=int, default=128)
@@ -171,8 +202,8 @@ def main() -> None:
         if found is not None:
             print(json.dumps(found), flush=True)
         return
-    if options.task == "bytes":
-        traffic(options)
+    if options.task in ("bytes", "plan"):
+        (traffic if options.task == "bytes" else planned)(options)
         return
     print(f"{'mode':<8} {'ranks':>5} {'atoms':>7} {'edges':>9} {'s':>8} {'GB a rank':>9} {'MB/atom':>8} {'MB/step':>8}")
     for mode in options.modes:

@@ -8,7 +8,8 @@ latency and its bytes. What interior rows hide of it (see `passes.overlap`) is n
 predicted. Everything here is arithmetic on counts; `calibrate` measures.
 
 Sources: Valiant, Commun. ACM 33, 103 (1990) for bulk-synchronous steps; Hockney, Parallel Comput. 20, 389 (1994) for
-latency and bandwidth.
+latency and bandwidth; Thakur, Rabenseifner & Gropp, Int. J. High Perform. Comput. Appl. 19, 49 (2005) for sums over
+ranks, which are scattered and gathered.
 """
 
 from __future__ import annotations
@@ -162,14 +163,22 @@ def step(device: Device, work: Work, ranks: RankCounts, host: Host) -> Step:
         size = sum(c.row_bytes * np.maximum(s.halo, s.sent) for c, s in zip(message, spaces, strict=True))
         peers = np.maximum(sends.sum(0), sends.sum(1))
         halo += float((peers * device.latency + size * device.per_sent_byte).max())
-    rounds = float(np.log2(ranks.parts))
-    whole = 2 * rounds * device.latency if ranks.parts > 1 else 0.0  # ranks compare their graphs
-    for c in work.sums:
-        whole += 2 * rounds * (device.latency + c.row_bytes * device.per_sent_byte)
+    return Step(host.total, float(local.max()), halo, _whole(device, work, ranks, ranks.parts), host.own_rows)
+
+
+def _whole(device: Device, work: Work, ranks: RankCounts, parts: int) -> float:
+    """Seconds of sums over ranks, and of results put together, on as many ranks as full as those of `ranks`."""
+    if parts == 1:
+        return 0.0
+    sizes = [0, *(c.row_bytes for c in work.sums)]  # first, ranks compare their graphs
+    total = sum(
+        2 * float(np.log2(parts)) * device.latency + 2 * (parts - 1) / parts * size * device.per_sent_byte
+        for size in sizes
+    )
     for name, size in work.results:
-        whole += (ranks.parts - 1) * device.latency
-        whole += (ranks.parts > 1) * _gathered(ranks, name) * size * device.per_sent_byte
-    return Step(host.total, float(local.max()), halo, whole, host.own_rows)
+        total += (parts - 1) * device.latency
+        total += _gathered(ranks, name) // ranks.parts * parts * size * device.per_sent_byte
+    return total
 
 
 def moved(work: Work, rows: Mapping[str, np.ndarray], flops_per_byte: float) -> np.ndarray:
@@ -187,11 +196,13 @@ def weak(device: Device, work: Work, ranks: RankCounts, host: Host, parts: Seque
     What every rank does whole grows with the system. One rank has no neighbours.
     """
     here = step(device, work, ranks, host)
-    grown = [n / ranks.parts for n in parts]
     return [
-        Step(here.host * g, here.local, here.halo if n > 1 else 0.0, here.whole * g if n > 1 else 0.0, here.own_rows)
-        for n, g in zip(parts, grown, strict=True)
-    ]
+        Step(
+            here.host * n / ranks.parts, here.local, here.halo if n > 1 else 0.0,
+            _whole(device, work, ranks, n), here.own_rows,
+        )
+        for n in parts
+    ]  # fmt: skip
 
 
 def _sends(message: Sequence[Collective], ranks: RankCounts) -> np.ndarray:
