@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from ..calculators.calculator import calculate, distribute, load_calculator, statistics
+from ..calculators.calculator import calculate, described, distribute, load_calculator, statistics
 from ..errors import DistcompileError, OutOfMemory, RankError, SimulationError, StructureError, in_one_line
 from ..files import replacing
 from ..passes import Lowering
@@ -135,7 +135,7 @@ def perform(job: Job) -> None:
             results, seconds = _evaluate(calculator, atoms)
             rows = statistics(calculator)
             if first:
-                report_results(atoms, results, rows, first_time, seconds)
+                report_results(atoms, results, rows, described(calculator), first_time, seconds)
                 if stock is not None:
                     report_check(results, *stock, seconds)
         else:
@@ -244,7 +244,7 @@ def _move(job: Job, atoms: Any) -> None:
     atoms.get_forces()
     rows = statistics(atoms.calc)
     if is_first():
-        report_end(atoms, title, rows)
+        report_end(atoms, title, rows, described(atoms.calc))
 
 
 def _evaluate(calculator: Any, atoms: Any) -> tuple[dict[str, Any], float]:

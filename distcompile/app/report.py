@@ -11,7 +11,12 @@ from rich.table import Table
 
 
 def report_results(
-    atoms: Any, results: dict[str, Any], rows: list[dict[str, Any]], first: float, seconds: float
+    atoms: Any,
+    results: dict[str, Any],
+    rows: list[dict[str, Any]],
+    how: Sequence[tuple[str, str]],
+    first: float,
+    seconds: float,
 ) -> None:
     """Print energy, forces, stress and moments of a structure, and its division."""
     table = Table(title=f"{atoms.get_chemical_formula()}: {len(atoms)} atoms", show_header=False)
@@ -27,11 +32,19 @@ def report_results(
         table.add_row("largest moment", f"{float(np.abs(results['magmoms']).max()):.4f} muB", "")
     table.add_row("time", f"{seconds:.2f} s", f"first call, compiling: {first:.1f} s")
     _print(table)
-    report_ranks(rows)
+    report_ranks(rows, how)
 
 
-def report_ranks(rows: list[dict[str, Any]]) -> None:
-    """Print rows owned, halo rows and bytes of every rank."""
+def report_ranks(rows: list[dict[str, Any]], how: Sequence[tuple[str, str]]) -> None:
+    """Print rows owned, halo rows and bytes of every rank, and how they ran."""
+    if how:
+        table = Table(title="How it ran", show_header=False)
+        for what, said in how:
+            table.add_row(what, said)
+        if rows:
+            most = max(row["peak_memory"] for row in rows)
+            table.add_row("memory", f"{most / 1e9:.3f} GB on the fullest rank, predicted, beside the model")
+        _print(table)
     if rows:
         spaces = list(rows[0]["owned"])
         table = Table("rank", *[f"{s} owned + halo" for s in spaces], "MB exchanged", title="Ranks")
@@ -52,7 +65,7 @@ def report_check(results: dict[str, Any], stock: dict[str, Any], stock_time: flo
     _print(table)
 
 
-def report_end(atoms: Any, title: str, rows: list[dict[str, Any]]) -> None:
+def report_end(atoms: Any, title: str, rows: list[dict[str, Any]], how: Sequence[tuple[str, str]]) -> None:
     """Print the end of a relaxation or a trajectory."""
     energy = float(atoms.get_potential_energy())
     table = Table(title=f"{atoms.get_chemical_formula()}: {title}", show_header=False)
@@ -64,7 +77,7 @@ def report_end(atoms: Any, title: str, rows: list[dict[str, Any]]) -> None:
     if atoms.cell.rank == 3:
         table.add_row("volume", f"{atoms.get_volume():.4f} A^3", f"{atoms.get_volume() / len(atoms):.4f} A^3/atom")
     _print(table)
-    report_ranks(rows)
+    report_ranks(rows, how)
 
 
 def report_doctor(machine: Sequence[tuple[str, str]], models: Sequence[tuple[str, str]]) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from torch import nn
 
-from ..errors import in_one_line
+from ..errors import NoIndexSpaceError, in_one_line
 from ..model import DistributedModel
 from ..passes import Lowering
 from ..runtime.world import World
+from ..show.explain import code
 from .aliases import ALIASES
 from .entries import (
     Options,
@@ -207,11 +209,33 @@ def statistics(calculator: Any) -> list[dict[str, Any]]:
     if around is not None and around.last is not None:
         evaluator, structure = around.last
         return evaluator.statistics(structure)  # type: ignore[no-any-return]
-    ran = [entry.last for module in models_in(calculator) for entry in entries(module) if entry.last is not None]
-    if not ran:
+    last = _last_call(calculator)
+    return last[1].stats(*last[2]) if last is not None else []
+
+
+def described(calculator: Any) -> list[tuple[str, str]]:
+    """How a distributed calculator's last evaluation ran, in words: what of it, and how. Empty before the first."""
+    model = _last_model(calculator)
+    if model is None:
         return []
-    _, model, args = max(ran, key=lambda last: last[0])
-    return model.stats(*args)
+    graphs = model.made_of.splitlines()[0] if model.made_of else "Graph objects are made by the package, so far."
+    found = [("graph objects", graphs.removeprefix("Graph objects are ").rstrip("."))]
+    with contextlib.suppress(NoIndexSpaceError):  # the stock model ran
+        found.append(("code", code(model.program)))
+    return found
+
+
+def _last_model(calculator: Any) -> DistributedModel | None:
+    around = getattr(getattr(calculator, "calculate", None), "graphs", None)
+    if around is not None and around.last is not None:
+        return around.last[0].learned.model  # type: ignore[no-any-return]
+    last = _last_call(calculator)
+    return last[1] if last is not None else None
+
+
+def _last_call(calculator: Any) -> tuple[float, DistributedModel, tuple[Any, ...]] | None:
+    ran = [entry.last for module in models_in(calculator) for entry in entries(module) if entry.last is not None]
+    return max(ran, key=lambda last: last[0]) if ran else None
 
 
 def received(calculator: Any, atoms: Any) -> tuple[DistributedModel, tuple[Any, ...]]:

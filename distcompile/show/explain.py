@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -166,6 +167,13 @@ def _under_way(tiled: fx.GraphModule) -> set[fx.Node]:
         elif node.target is wait:
             begun.discard(node.args[0])
     return found
+
+
+def code(program: Tiled) -> str:
+    """What runs the regions of a program, in a few words."""
+    found = Counter(_how(region).removeprefix(", ") or "operators" for region in program.tiled.children())  # type: ignore[arg-type]
+    total = sum(found.values())
+    return ", ".join(f"{kind}: {n} of {total} regions" for kind, n in found.most_common()) or "operators"
 
 
 def _how(region: Region) -> str:

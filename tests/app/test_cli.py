@@ -90,6 +90,18 @@ def test_a_calculator_of_the_users(folder: Path) -> None:
     found, stock = read(folder / "o.extxyz"), stock_springs(read(folder / "oxide.extxyz"))
     assert found.get_potential_energy() == pytest.approx(stock.get_potential_energy(), abs=1e-7)
     np.testing.assert_allclose(found.get_forces(), stock.get_forces(), atol=1e-7)  # 8 digits in the file
+    assert re.search(r"graph objects\W+made by the package, so far", done.stdout)
+
+
+def test_the_report_says_how_it_ran(folder: Path) -> None:
+    """Whose graph objects, what code, how much memory; so does that of a trajectory."""
+    options = ["oxide.extxyz", "--calculator", "springs.py:SpringCalculator", "--lowering", "eager"]
+    for more in ([], ["--task", "md", "--steps", "2"]):
+        done = distcompile(folder, "run", *options, *more)
+        assert done.returncode == 0, done.stderr
+        assert re.search(r"graph objects\W+made without the package, each rank its rows", done.stdout), done.stdout
+        assert re.search(r"code\W+operators: (\d+) of \1 regions", done.stdout)
+        assert re.search(r"memory\W+0\.00\d GB on the fullest rank", done.stdout)
 
 
 @pytest.mark.parametrize(
