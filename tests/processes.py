@@ -26,10 +26,10 @@ import torch.distributed as dist
 TIMEOUT = 120.0
 """Seconds after which ranks that have not answered are taken for hanging."""
 
-_teams: dict[int, _Team] = {}
+_teams: dict[tuple[int, str], _Team] = {}
 
 
-def run_ranks(n: int, function: Callable[..., Any], *args: Any, timeout: float = TIMEOUT) -> list[Any]:
+def run_ranks(n: int, function: Callable[..., Any], *args: Any, timeout: float = TIMEOUT, team: str = "") -> list[Any]:
     """Call ``function(*args)`` on `n` processes of one gloo group.
 
     Args:
@@ -37,16 +37,18 @@ def run_ranks(n: int, function: Callable[..., Any], *args: Any, timeout: float =
         function: a function of a module, since processes import it.
         args: what it is called with on every rank; may be pickled.
         timeout: seconds; longer fails the test.
+        team: processes that are kept for calls of this name alone, if these change torch for good.
 
     Returns:
         By rank, what the function returned or the exception that it raised.
     """
-    if n not in _teams:
-        _teams[n] = _Team(n)
+    key = n, team
+    if key not in _teams:
+        _teams[key] = _Team(n)
     try:
-        return _teams[n].call(function, args, timeout)
+        return _teams[key].call(function, args, timeout)
     except BaseException:
-        _teams.pop(n).end()
+        _teams.pop(key).end()
         raise
 
 

@@ -101,7 +101,7 @@ class Potential(nn.Module):
     def forward(self, graph: Graph) -> Result:
         strain = torch.zeros_like(graph["cell"]).requires_grad_()
         positions = graph["positions"].clone().requires_grad_()
-        deformation = torch.eye(3, dtype=strain.dtype) + (strain + strain.T) / 2
+        deformation = torch.eye(3, dtype=strain.dtype, device=strain.device) + (strain + strain.T) / 2
         sender, receiver = graph["edge_index"]
         cell = graph["cell"] @ deformation
         moved = positions @ deformation
@@ -126,7 +126,7 @@ def envelope(lengths: Tensor) -> Tensor:
 
 def gaussians(lengths: Tensor, n: int = 6) -> Tensor:
     """Radial functions of each edge. Shape: [n_edges, n]."""
-    centres = torch.linspace(0.0, CUTOFF, n, dtype=lengths.dtype)
+    centres = torch.linspace(0.0, CUTOFF, n, dtype=lengths.dtype, device=lengths.device)
     return torch.exp(-2.0 * (lengths[:, None] - centres) ** 2) * envelope(lengths)[:, None]
 
 

@@ -97,7 +97,7 @@ def smaller_graph(program: Placed, leaves: Sequence[Leaf], values: Sequence[Any]
     targets = _targets(program, leaves)
     spaces = {s.symbol: s for s in program.spaces if s.sharded}
     pointers = [p for p in program.pointers if p.source.sharded and p.target.sharded]
-    rows = {p.name: values[program.inputs[p.input].source].long() for p in pointers}
+    rows = {p.name: values[program.inputs[p.input].source].long().cpu() for p in pointers}
     decoded = {p.origin for p in pointers if p.name in targets}
     if any(p.origin not in decoded and not p.identity for p in pointers):
         return None
@@ -123,19 +123,19 @@ def smaller_graph(program: Placed, leaves: Sequence[Leaf], values: Sequence[Any]
     counts = {sizes[name]: int(k.sum()) for name, k in reversed(keep.items())}  # of equal sizes, the first space counts
     cut = []
     for i, (leaf, shape) in enumerate(zip(leaves, program.captured.sizes, strict=True)):
-        tensor = leaf.tensor.detach().clone()
+        tensor = leaf.tensor.detach().clone().cpu()
         flat = tensor.reshape(-1)
         for space, where in targets[""].get(i, {}).items():
             flat[where] = numbers[space][flat[where].long()].to(flat.dtype)
         tensor = flat.reshape(tensor.shape)
         if all(size.is_Integer for size in shape) and i not in targets[""] and _is_integer(tensor):
             # num_atoms = [15], ptr = [0, 15]
-            tensor = tensor.cpu().apply_(lambda n: counts.get(n, n)).to(tensor.device)
+            tensor = tensor.apply_(lambda n: counts.get(n, n))
         for dim, size in enumerate(shape):
             found = spaces.get(program.size(size))
             if found is not None:
                 tensor = tensor.index_select(dim, keep[found.name].nonzero().flatten())
-        cut.append(tensor.requires_grad_(leaf.tensor.requires_grad))
+        cut.append(tensor.to(leaf.tensor.device).requires_grad_(leaf.tensor.requires_grad))
     return cut
 
 

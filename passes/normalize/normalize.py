@@ -214,7 +214,9 @@ def _index_put(write: Writer, node: fx.Node) -> fx.Node | None:
         if not constant:
             index = write(distinct_rows, index)
     if not accumulate:
-        unwritten = write(aten.full.default, [write.size(base, dim)], False, dtype=torch.bool)
+        unwritten = write(
+            aten.full.default, [write.size(base, dim)], False, dtype=torch.bool, device=base.meta["val"].device
+        )
         written = write(aten.index_fill.int_Scalar, unwritten, 0, index, True)
         base = _where(write, base, dim, written, values if constant else 0)
         if constant:

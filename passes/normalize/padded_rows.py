@@ -69,7 +69,14 @@ def part_of_padded(write: Writer, node: fx.Node) -> fx.Node | None:
         return write(aten.unsqueeze.default, total, dim)
     kept = alone(write, chosen, values)
     sizes = [n if d == dim else write.size(table, d) for d in range(ndim(table))]
-    empty = write(aten.full.default, sizes, 0, value=node.meta["val"], dtype=values.meta["val"].dtype)
+    empty = write(
+        aten.full.default,
+        sizes,
+        0,
+        value=node.meta["val"],
+        dtype=values.meta["val"].dtype,
+        device=values.meta["val"].device,
+    )
     if ndim(index) == 1:
         return write(aten.index_add.default, empty, dim, where, kept, value=node.meta["val"])
     return write(aten.index_put.default, empty, [where], kept, True, value=node.meta["val"])

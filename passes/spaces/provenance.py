@@ -32,7 +32,7 @@ class Elements:
         for leaf in leaves:
             self.starts.append(total)
             n = leaf.numel() if not leaf.is_floating_point() and leaf.dtype != torch.bool else 0
-            codes.append(torch.arange(total, total + n).reshape(leaf.shape) if n else leaf.detach())
+            codes.append(torch.arange(total, total + n).reshape(leaf.shape) if n else leaf.detach().cpu())
             total += n
         self._total = total
         placeholders = [n for n in self._module.graph.nodes if n.op == "placeholder"]
@@ -58,6 +58,7 @@ class Elements:
             value: Any = torch.zeros([self._length(node)], dtype=torch.int64)  # the model's own, not the graph's
         elif node.op == "get_attr":
             value = getattr(self._module, str(node.target))
+            value = value.cpu() if isinstance(value, Tensor) else value
         elif node.op == "call_function" and (picked := self._picked(node)) is not None:
             value = self._evaluate(picked)
         elif not (facts(node).moves or node.target is aten.sym_size.int or _by_constants(node)):
@@ -67,6 +68,8 @@ class Elements:
         else:
             args: Any = fx.node.map_arg(node.args, self._evaluate)
             kwargs: Any = fx.node.map_arg(node.kwargs, self._evaluate)
+            if "device" in kwargs:  # codes are followed on the host, whatever device the model runs on
+                kwargs = {**kwargs, "device": torch.device("cpu")}
             value = node.target(*args, **kwargs)  # type: ignore[operator]
         self._known[node] = value
         return value

@@ -97,6 +97,7 @@ def _input(
     orders: Mapping[str, Order],
 ) -> Any:
     name = given.space.name if given.space is not None else ""
+    device = next((v.device for v in values if isinstance(v, Tensor)), torch.device("cpu"))
     match given.kind:
         case "size":
             return len(plans[name].owned) if name in plans else sizes[name]
@@ -105,18 +106,18 @@ def _input(
         case "interior":
             return plans[name].interior
         case "send_rows":
-            return plans[name].send_rows
+            return plans[name].send_rows.to(device)
         case "splits":
             return plans[name].splits
         case "places":
             assert given.space is not None and given.space.some_of is not None
             whole = given.space.some_of.name
-            return numbers[whole][plans[name].halo] - len(plans[whole].owned)
+            return (numbers[whole][plans[name].halo] - len(plans[whole].owned)).to(device)
         case "owned":
             assert given.space is not None
-            return _rows_here(given.space, plans).to(next(v.device for v in values if isinstance(v, Tensor)))
+            return _rows_here(given.space, plans).to(device)
         case "order":
-            return orders[name][0]
+            return orders[name][0].to(device)
         case "counts":
             return torch.tensor(orders[name][1])
         case "number":

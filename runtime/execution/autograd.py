@@ -134,7 +134,9 @@ class Lockstep:
 
         def evaluation(comm: Communicator, values: Sequence[Tensor]) -> list[Tensor]:
             higher = torch.is_grad_enabled()
-            with torch.enable_grad():
+            # Each rank takes gradients in its own thread. Those of an accelerator would share one, in which a rank
+            # that waits for another holds it up.
+            with torch.enable_grad(), torch.autograd.set_multithreading_enabled(False):
                 inputs = [
                     v if v.requires_grad else v.detach().requires_grad_(i in wanted)
                     for i, v in enumerate(values[:n_inputs])

@@ -363,7 +363,8 @@ class Executor:
         """The division of a graph object among any number of ranks; `last` as for `runtime.division.plan.divide`."""
         spaces = [s for s in self.program.spaces if s.sharded]
         pointers = [p for p in self.program.pointers if p.source.sharded and p.target.sharded]
-        given = prepared.sizes, prepared.pointers, prepared.coordinates
+        on_host = {name: pointer.cpu() for name, pointer in prepared.pointers.items()}
+        given = prepared.sizes, on_host, [x.cpu() for x in prepared.coordinates]
         return divide(spaces, pointers, *given, parts, last, self.program.thinned_spaces)
 
     def run_rank(self, comm: Communicator, prepared: Prepared, layout: Layout) -> list[Tensor]:

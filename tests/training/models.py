@@ -41,7 +41,7 @@ class Model(nn.Module):
         first, second = graph["edges"]
         vectors = positions[second] - positions[first] + graph["shifts"]
         lengths = vectors.norm(dim=1, keepdim=True)
-        centres = torch.linspace(0.5, CUTOFF, 6, dtype=lengths.dtype)
+        centres = torch.linspace(0.5, CUTOFF, 6, dtype=lengths.dtype, device=lengths.device)
         radial = torch.exp(-((lengths - centres) ** 2)) * (1 - (lengths / CUTOFF) ** 2) ** 2
         h = self.species(graph["species"])
         for at in range(2):
