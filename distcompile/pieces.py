@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .errors import InputError
@@ -50,8 +51,11 @@ def save_blocks(
     Raises:
         InputError: shapes do not fit each other.
     """
-    if isinstance(blocks, Tensor):
-        blocks = DividedRows(blocks, edges.new_tensor(range(len(blocks))), len(blocks))
+    world = default_world() if world is None else world
+    rank, ranks = (world.rank, world.size) if isinstance(world, ProcessGroupWorld) else (0, 1)
+    if isinstance(blocks, Tensor):  # every process has all
+        mine = torch.arange(rank, len(blocks), ranks, device=blocks.device)
+        blocks = DividedRows(blocks[mine], mine, len(blocks))
     if blocks.values.dim() != 3 or blocks.dim != 0:
         raise InputError(f"blocks have shape {tuple(blocks.values.shape)}: [n_edges, p, q] is expected.")
     if tuple(edges.shape) != (2, blocks.rows) or (images is not None and tuple(images.shape) != (blocks.rows, 3)):
@@ -59,8 +63,6 @@ def save_blocks(
             f"There are {blocks.rows} blocks in all: edges must have shape (2, {blocks.rows}) and images "
             f"({blocks.rows}, 3), not {tuple(edges.shape)}{'' if images is None else f' and {tuple(images.shape)}'}."
         )
-    world = default_world() if world is None else world
-    rank, ranks = (world.rank, world.size) if isinstance(world, ProcessGroupWorld) else (0, 1)
     numbers = blocks.numbers.cpu()
     here: dict[str, Any] = {
         "values": blocks.values.detach().cpu().numpy(),

@@ -3,9 +3,10 @@
     index_add(zeros(n * 16), 0, p * 16 + q, w)  =>  index_put(zeros(n, 16), [p, q], w, True).reshape(n * 16)
     b[p * 16 + q]                               =>  b.reshape(n, 16)[p, q]        b of n * 16 rows
     h.reshape(n * l)[j]                         =>  h[j // l, j % l]              h of n rows, l neighbours at most
+    a.reshape(n * 16)[j]                        =>  a[j // 16, j % 16]            a of n rows
 
-A model that sums something for each species around each atom does so, and one that has a place for each neighbour of
-each atom. Rows of an atom stay with it on its rank.
+A model that sums something for each species around each atom does so, one that has a place for each neighbour of each
+atom, and one that lists the elements of a matrix of each edge. Rows of an atom stay with it on its rank.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import fx
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
-from ...ir.lengths import grid
+from ...ir.lengths import Grid, grid, length
 from ...ir.operators import facts, is_zero
 from ...ir.writer import Writer, ndim
 
@@ -33,6 +34,7 @@ _MULTIPLES = {aten.mul.Tensor, aten.mul.Scalar}
 
 def selected_within_rows(write: Writer, node: fx.Node, table: Any, dim: int, index: fx.Node) -> fx.Node | None:
     """The rows that an index selects; None if it counts no rows within rows."""
+    table = _one_list(table)
     found = _rows_within_rows(write, table, dim, index)
     if found is None:
         return None
@@ -63,7 +65,7 @@ def _rows_within_rows(write: Writer, table: fx.Node, dim: int, index: fx.Node) -
         if index.meta["val"].dim() != 1 or places is None:
             return None
         inner = int(places.columns)
-        if not _is_multiple_and_rest(index, inner):
+        if not (_is_multiple_and_rest(index, inner) or _are_elements(table, places)):
             return None
         whole = write(aten.div.Tensor_mode, index, inner, rounding_mode="floor")
         return inner, [whole, write(aten.remainder.Scalar, index, inner)]
@@ -93,6 +95,34 @@ def _is_multiple_and_rest(index: Any, number: int) -> bool:
         index = index.args[0]
     terms = index.args if index.target is aten.add.Tensor else ()
     return any(isinstance(t, fx.Node) and t.target in _MULTIPLES and number in t.args for t in terms)
+
+
+def _one_list(table: Any) -> Any:
+    """The only list of a join of one list; else the table itself."""
+    while table.target is aten.cat.default and len(table.args[0]) == 1:
+        (table,) = table.args[0]
+    return table
+
+
+def _are_elements(table: fx.Node, places: Grid) -> bool:
+    """True if a list holds the elements of rows, one row after another: it is made of them, or they of it."""
+    if facts(table).reshape:
+        return _has_rows(table.args[0], places)
+    if table.target is not aten.full.default:
+        return False
+    pending = [user for added in table.users for user in added.users]
+    while pending:
+        node = pending.pop()
+        if facts(node).reshape and _has_rows(node, places):
+            return True
+        if node.target is aten.slice.Tensor and length(node.meta["val"], 0) == places.length:  # of all
+            pending += node.users
+    return False
+
+
+def _has_rows(node: Any, places: Grid) -> bool:
+    value = node.meta["val"]
+    return bool(value.dim() > 1 and length(value, 0) == places.rows)
 
 
 def _split_rows(write: Writer, table: fx.Node, inner: Any) -> fx.Node:

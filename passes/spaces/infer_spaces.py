@@ -265,7 +265,9 @@ def _varying(program: Split, root: fx.Node) -> list[sympy.Expr]:
 def _atoms(links: dict[sympy.Expr, dict[sympy.Expr, set[str]]], alone: list[sympy.Expr], program: Split) -> sympy.Expr:
     """The space that another one points into twice (both ends of an edge), and that points into none twice itself.
 
-    If there is none, the space that another one points into at all, or that points into itself.
+    If there is none, the space that another one points into at all, or that points into itself. Of several, one whose
+    number of rows the graph gives, rather than values in it: edges that the model picks by their kind, and then once
+    more by their direction, are pointed into twice, too.
     """
     double = [t for s in links for t, via in links[s].items() if len(via) > 1]
     sinks = [t for t in double if not any(len(via) > 1 for via in links.get(t, {}).values())]
@@ -277,7 +279,8 @@ def _atoms(links: dict[sympy.Expr, dict[sympy.Expr, set[str]]], alone: list[symp
             f"  inputs: {_sizes(program)}\n{_fixed(program)}"
             "The example needs at least 4 atoms and 4 edges, and the model must read its edges from the graph."
         )
-    return max(candidates, key=candidates.count)
+    given = [t for t in candidates if not _depends_on_values(t)]
+    return max(given or candidates, key=candidates.count)
 
 
 def _sizes(program: Split) -> str:

@@ -50,6 +50,7 @@ MORE = {
     "index_add(zeros(n * 16), 0, p * 16 + q, w)": "p and q are found by division",
     "b[p * 16 + q]": "p and q are found by division",
     "h.reshape(n * l)[j]": "l is a tensor",
+    "a.reshape(n * 16)[j]": "the division has another name",
 }
 """What passes write beyond the right side, which is a picture of the numbers: exact forms are in tests of the pass."""
 

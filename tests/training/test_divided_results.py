@@ -95,6 +95,27 @@ def test_processes_write_a_piece_each(tmp_path: Path) -> None:
         load_blocks(tmp_path / "nothing")
 
 
+def _save_whole(folder: str) -> int:
+    atoms = structures.film()
+    graph, _ = given(atoms)
+    save_blocks(folder, Model().eval()(graph)["blocks"], graph["edges"], n_atoms=len(atoms))
+    return int(sum(len(np.load(path)["numbers"]) for path in Path(folder).glob(f"piece-{rank():05d}-*.npz")))
+
+
+def rank() -> int:
+    return torch.distributed.get_rank()
+
+
+def test_processes_share_what_each_has_whole(tmp_path: Path) -> None:
+    """Every block is in one piece."""
+    counts = run_ranks(2, _save_whole, str(tmp_path))
+    graph, _ = given(structures.film())
+    blocks = MODEL(graph)["blocks"].detach().numpy()
+    assert abs(counts[0] - counts[1]) <= 1 and sum(counts) == len(blocks)
+    (found,) = load_blocks(tmp_path).values()
+    np.testing.assert_allclose(found.sum(), blocks.sum(), rtol=1e-9)
+
+
 def test_blocks_that_do_not_fit() -> None:
     """Shapes are checked before anything is written."""
     blocks = torch.zeros(5, 2, 2)
