@@ -51,13 +51,25 @@ def test_the_worked_examples_of_extending_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_the_blocks_about_training_run(tmp_path: Path) -> None:
+    """One after the other; the loss is one number, and goes down."""
+    script = tmp_path / "training.py"
+    script.write_text("\n".join(blocks("python", "docs/training.md")))
+    done = subprocess.run([sys.executable, "-W", "ignore", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    losses = [float(number) for number in re.findall(r"^loss (\S+),", done.stdout, re.MULTILINE)]
+    assert len(losses) == 9 and losses[-3:] < losses[:3]
+    assert "{(0, 0, 0): (800, 800)}" in done.stdout
+
+
 def test_no_block_is_left_out() -> None:
-    """Python blocks are in the README and in extending.md, commands in other pages; others are pictures."""
+    """Python blocks are in pages whose blocks are run, commands in these and others; others are pictures."""
     found = {page: set(re.findall(r"^```(\w+)", text, re.MULTILINE)) for page, text in PAGES.items()}
     assert {page: languages for page, languages in found.items() if languages} == {
         "README.md": {"bash", "python"},
         "docs/extending.md": {"python"},
         "docs/running.md": {"bash"},
+        "docs/training.md": {"bash", "python"},
     }
 
 
@@ -146,12 +158,15 @@ def test_the_torchrun_command(tmp_path: Path) -> None:
         ("own_model.py", 1, r"largest difference of a force: \d\.\de-1[5-9]"),
         ("torch_compile.py", 1, r"largest difference of a force: (\d\.\de-1[5-9]|0\.0e\+00)"),
         ("training_step.py", 2, r"epoch 9: loss \d+\.\d+"),
+        ("train_hamiltonian.py", 2, r"72 atoms: \d\.\de-1[4-6] eV\n1800 atoms in .*\n9 matrices of shape \(7200,"),
     ],
 )
 def test_examples(example: str, ranks: int, said: str, tmp_path: Path) -> None:
     """Each runs as it is, under torchrun too where it says so; one rank speaks."""
     if "CHGNet" in (ROOT / "examples" / example).read_text():
         pytest.importorskip("chgnet")
+    if "graph2mat" in (ROOT / "examples" / example).read_text():
+        pytest.importorskip("graph2mat")
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     command = [sys.executable, "-W", "ignore", *start, str(ROOT / "examples" / example)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
