@@ -32,7 +32,7 @@ class Loops:
     def note(self, size: torch.SymInt, frame: FrameType) -> None:
         """Note that code of a frame asks for a size as a plain number."""
         where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        if where not in self._seen and size.node.hint >= SMALLEST_SPACE:
+        if where not in self._seen and (size.node.hint or 0) >= SMALLEST_SPACE:
             self._seen[where] = (size.node._expr, list(places_in(_within_capture(frame))))
 
     def of(self, rows: Set[sympy.Symbol]) -> list[str]:

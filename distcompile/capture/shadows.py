@@ -206,7 +206,7 @@ class Conversions:
                     stack.enter_context(replaced(torch.SymFloat, f"__{name}__", method))
             for kind, names in ((torch.SymInt, ("__int__", "__index__")), (torch.SymFloat, ("__int__", "__float__"))):
                 for name in names:
-                    matters = self._is_known if name == "__int__" else is_backed
+                    matters = self._is_known if name == "__int__" else _is_any
                     stack.enter_context(replaced(kind, name, self._watching(getattr(kind, name), matters)))
             yield
 
@@ -243,12 +243,17 @@ class Conversions:
             space = frame.f_globals
             if _is_users(frame) and matters(number):
                 self._seen[id(space)] = space
-                if original.__name__ == "__index__":
+                if original.__name__ == "__index__" and is_backed(number):
                     self.loops.note(number, frame)
                 self._converts_tensors |= isinstance(number, Tensor)
             return original(number)
 
         return watched
+
+
+def _is_any(number: torch.SymInt | torch.SymFloat) -> bool:
+    """True of every number: ``len`` of a tensor whose length depends on values turns it into a plain one, too."""
+    return True
 
 
 def _log(value: Any) -> Any:

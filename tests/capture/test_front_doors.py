@@ -222,15 +222,22 @@ def test_weights_under_a_transform_are_refused_rather_than_lost() -> None:
         forces.sum().backward()
 
 
-def test_len_in_code_that_does_not_name_torch() -> None:
+@pytest.mark.parametrize("counted", [False, True], ids=["by its tensors", "by a number in it"])
+def test_len_in_code_that_does_not_name_torch(counted: bool) -> None:
     """As of a script that defines no more than a loss: its ``len(x)`` is no number of the example either."""
     space: dict[str, Any] = {}
-    exec("def mean(x):\n    return x.sum() / len(x)", space)
+    exec("def mean(x, y):\n    return ((x - y) ** 2).sum() / len(x)", space)
     model = Gnn()
 
     def mean(graph: Graph) -> Any:
-        return space["mean"](model(graph)["energies"])
+        energies = model(graph)["energies"]
+        if counted:  # a number of rows that depends on values
+            energies = energies.new_zeros(graph["n"].item()).index_add(
+                0, graph["edge_index"][1], energies[graph["edge_index"][0]]
+            )
+        return space["mean"](energies, graph["positions"][:, 0])
 
-    compiled = distcompile.compile(mean, EXAMPLE, world=LocalWorld(2))
-    for other in OTHERS:
+    example, *others = ({**graph, "n": torch.tensor(len(graph["species"]))} for graph in (EXAMPLE, *OTHERS))
+    compiled = distcompile.compile(mean, example, world=LocalWorld(2))
+    for other in others:
         torch.testing.assert_close(compiled(other), mean(other))
