@@ -89,7 +89,7 @@ class DistributedModel:
         self._undividable: list[_Example] = []
         """Graphs in which there was nothing to divide: of a few atoms, or for a branch of the model without edges."""
         self._undivided_calls = 0
-        self._names = _parameter_names(call)
+        self._names = parameter_names(call)
         self.lock = threading.RLock()
         """Lets one thread evaluate at a time: programs keep the division of the last graph for the next."""
         self.trains = True
@@ -466,7 +466,7 @@ def arguments(graph: Any) -> tuple[Any, ...]:
     return graph if isinstance(graph, tuple) and not hasattr(graph, "_fields") else (graph,)
 
 
-def _parameter_names(call: Callable[..., Any]) -> list[str]:
+def parameter_names(call: Callable[..., Any]) -> list[str]:
     """The model's names of its positional inputs, for messages."""
     try:
         function = call.func if isinstance(call, functools.partial) else call

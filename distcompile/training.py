@@ -14,6 +14,7 @@ averages of weights are torch's own, since gradients are whole on every rank.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from .api import checked, compiled_for
 from .errors import TrainingError
 from .ir.tree import flatten
-from .model import DistributedModel, Settings, arguments
+from .model import DistributedModel, Settings, arguments, parameter_names
 from .passes import Lowering
 from .runtime.world import World, default_world
 
@@ -98,6 +99,7 @@ class TrainingStep:
         Raises:
             InputError, RankError, OutOfMemory: as of a compiled model.
         """
+        _refuse_numbers(targets)
         mode = self._mode()
         if mode not in self._compiled:
             self.compile(graph, targets, validate=False)
@@ -111,14 +113,11 @@ class TrainingStep:
 
     def compile(self, graph: Any, targets: Any, validate: bool) -> None:
         """Compile the step for the mode that the model is in."""
-        numbers = [path for path, number in flatten(targets, "targets")[1].numbers if type(number) is float]
-        if numbers:
-            raise TrainingError(
-                f"{numbers[0]} is a Python number, which would be a constant of the program: every structure would be "
-                "compiled for. Make it a tensor: torch.tensor(...)."
-            )
-        function = _Function(self.model, self.loss, self._kwargs, self._trained())
-        args = (*arguments(graph), targets)
+        _refuse_numbers(targets)
+        given = arguments(graph)
+        names = [*parameter_names(self.model), *(f"input_{i}" for i in range(len(given)))][: len(given)]
+        function = _Function(self.model, self.loss, self._kwargs, self._trained(), (*names, "targets"))
+        args = (*given, targets)
         compiled, executor = compiled_for(function, args, self.settings, module=self._modules)
         compiled.trains = False
         self._compiled[self._mode()] = compiled
@@ -147,6 +146,15 @@ class TrainingStep:
         )
 
 
+def _refuse_numbers(targets: Any) -> None:
+    numbers = [path for path, number in flatten(targets, "targets")[1].numbers if type(number) is float]
+    if numbers:
+        raise TrainingError(
+            f"{numbers[0]} is a Python number, which would be a constant of the program: every structure would be "
+            "compiled for. Make it a tensor: torch.tensor(...)."
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class _Function:
     """The function that is compiled: from graph and targets to what the loss returned, and all gradients."""
@@ -155,6 +163,13 @@ class _Function:
     loss: Loss
     kwargs: dict[str, Any]
     trained: Mapping[str, nn.Parameter]
+    names: tuple[str, ...]
+    """Of the arguments, for messages."""
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        kind = inspect.Parameter.POSITIONAL_ONLY
+        return inspect.Signature([inspect.Parameter(name, kind) for name in self.names])
 
     def __call__(self, *args: Any) -> tuple[Any, dict[str, Tensor | None]]:
         *graph, targets = args

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -256,6 +257,32 @@ def test_numbers_among_the_targets() -> None:
     graph, targets = given(CRYSTAL)
     with pytest.raises(TrainingError, match=r"targets\['energy'\] is a Python number.*torch.tensor"):
         training_step(Model(), loss, graph, {**targets, "energy": -3.2})
+    with pytest.raises(TrainingError, match="is a Python number"):
+        compiled(Model(), (graph, targets))(graph, {**targets, "energy": -3.2})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda graph, targets: graph["edges"].add_(100), r"graph\['edges'\] refers to number"),
+        (lambda graph, targets: targets.update(forces=targets["forces"][:5]), r"targets\['forces'\] has 5 rows"),
+        (
+            lambda graph, targets: targets.update(forces=targets["forces"].float()),
+            r"targets\['forces'\] is torch.float32",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(change: Any, words: str) -> None:
+    """By the names of the model's arguments, and as targets."""
+    graph, targets = given(structures.film())
+    change(graph, targets)
+    with pytest.raises(InputError, match=words):
+        step_on_a_crystal()(graph, targets)
+
+
+@functools.cache
+def step_on_a_crystal() -> Any:
+    return compiled(Model(), given(CRYSTAL))
 
 
 def test_what_is_no_module() -> None:
