@@ -106,7 +106,9 @@ class Fit:
 
     @functools.cached_property
     def _pays(self) -> bool:
-        """True if one rank alone runs groups of regions in step by choice."""
+        """True if one rank alone runs groups of regions in step by choice: they are for the caches of a processor."""
+        if any(leaf.tensor.device.type != "cpu" for leaf in self.program.captured.leaves):
+            return False
         return pays(self.tiling((HOLD, True)))
 
     def tiling(self, which: Tiling) -> Tiled:

@@ -32,7 +32,7 @@ from ..world import Communicator, World, active, communicator
 from .autograd import Lockstep, enter, leave
 from .budget import Careful, compares_all_with_all
 from .grouping import grouped
-from .inputs import bind_number, bind_sizes, check_branches, check_guards, check_leaves, counted, number_in
+from .inputs import bind_number, bind_sizes, check_branches, check_guards, check_leaves, counted, number_in, together
 from .memory import Free, free, share
 from .precision import as_written
 from .tables import refuse_gradients_of_tables, weights_of_tables, within_tables
@@ -346,8 +346,10 @@ class Executor:
         last = self._layout
         if last is None or last.sizes != prepared.sizes:
             return None
-        same = all(torch.equal(last.pointers[name], value) for name, value in prepared.pointers.items())
-        return last if same else None
+        pairs = [(last.pointers[name], value) for name, value in prepared.pointers.items()]
+        if any(then.shape != now.shape for then, now in pairs):
+            return None
+        return last if all(together([(then == now).all() for then, now in pairs])) else None
 
     def _laid_out_anew(self, prepared: Prepared) -> Layout:
         division = self.divide(prepared, self.world.size, self._standing)
@@ -413,20 +415,42 @@ class Executor:
 
     def _check_ranges(self, values: Sequence[Any], sizes: Mapping[str, int], known: dict[sympy.Symbol, Any]) -> None:
         """Every pointer points at rows that exist, every lookup in a whole table finds its row."""
+        spans: list[_Numbers] = []
         for given in self.inputs:
             if given.kind == "pointer":
                 assert given.space is not None
-                _check_range(
-                    values[given.source],
-                    sizes[given.space.name],
-                    given.label,
-                    f"rows of {given.space}",
-                    False,
-                )
+                rows = sizes[given.space.name]
+                spans.append(_Numbers(values[given.source], rows, given.label, f"rows of {given.space}", False))
         for span in self.program.ranges:
             of = "a table of the model (species?)" if span.rows.is_Integer else "the table that it is an index of"
             rows = int(span.rows.xreplace(known))
-            _check_range(values[span.source], rows, span.label, f"entries of {of}", span.negative)
+            spans.append(_Numbers(values[span.source], rows, span.label, f"entries of {of}", span.negative))
+        spans = [s for s in spans if s.value.numel() and s.value.dtype != torch.bool]
+        ends = together([end.long() for s in spans for end in s.value.aminmax()])
+        for numbers, low, high in zip(spans, ends[::2], ends[1::2], strict=True):
+            numbers.check(low, high)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Numbers:
+    """Numbers of rows, and what they are numbers of."""
+
+    value: Tensor
+    rows: int
+    label: str
+    what: str
+    negative: bool
+    """True if numbers may count from the end."""
+
+    def check(self, low: int, high: int) -> None:
+        """Raise `InputError` if the lowest or the highest is none."""
+        if low < (-self.rows if self.negative else 0) or high >= self.rows:
+            bad = high if high >= self.rows else low
+            at = int((self.value == bad).flatten().nonzero()[0])
+            raise InputError(
+                f"{self.label} refers to number {bad} (at position {at}), but there are {self.rows} {self.what}, "
+                "numbered from 0. Check the graph, and that the model knows every species in it."
+            )
 
 
 def _constants(program: Tiled, steps: fx.GraphModule) -> dict[str, Any]:
@@ -452,30 +476,29 @@ def _traced_shape(node: fx.Node) -> tuple[sympy.Expr, ...]:
     return tuple(map(as_traced, value.shape)) if isinstance(value, Tensor) else ()
 
 
-def _check_range(value: Tensor, rows: int, label: str, what: str, negative: bool) -> None:
-    if value.numel() == 0 or value.dtype == torch.bool:
-        return
-    low, high = int(value.min()), int(value.max())
-    if low < (-rows if negative else 0) or high >= rows:
-        bad = high if high >= rows else low
-        at = int((value == bad).flatten().nonzero()[0])
-        raise InputError(
-            f"{label} refers to number {bad} (at position {at}), but there are {rows} {what}, numbered from 0. "
-            "Check the graph, and that the model knows every species in it."
-        )
-
-
 def fingerprint(leaves: Sequence[Leaf]) -> str:
     """A short digest of a graph object. It differs between ranks that have drifted apart."""
     digest = hashlib.blake2b(digest_size=8)
+    elsewhere = [
+        leaf.tensor for leaf in leaves if leaf.tensor.device.type not in ("cpu", "meta") and leaf.tensor.numel()
+    ]
+    digest.update(repr(together([_checksum(tensor) for tensor in elsewhere])).encode())
     for leaf in leaves:
         digest.update(f"{leaf.path}{tuple(leaf.tensor.shape)}{leaf.tensor.dtype}".encode())
         if leaf.tensor.dtype == torch.bool and leaf.tensor.stride() == (0,):
             continue  # a Python integer, given as a size
-        if leaf.tensor.numel() and not leaf.tensor.is_meta:  # an empty tensor has no view as bytes
-            tensor = leaf.tensor.detach().cpu().contiguous()
+        if leaf.tensor.numel() and leaf.tensor.device.type == "cpu":  # an empty tensor has no view as bytes
+            tensor = leaf.tensor.detach().contiguous()
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _checksum(tensor: Tensor) -> Tensor:
+    """A number made of all bits of a tensor, each by its place, where the tensor is."""
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
+    bits = tensor.detach().contiguous().reshape(-1).view(kinds[tensor.element_size()]).long()
+    places = torch.arange(1, 2 * len(bits), 2, device=bits.device)
+    return ((bits ^ (bits >> 29)) * places).sum()
 
 
 def device_of(leaves: Sequence[Leaf]) -> torch.device:

@@ -48,11 +48,31 @@ def check_leaves(program: Placed, leaves: Sequence[Leaf]) -> None:
                 f"{leaf.path} has shape {tuple(tensor.shape)}, the model was compiled for ({shape}): "
                 "build the graph as the example was built, or compile again."
             )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()) and bool(torch.isfinite(model).all()):
-            where = tuple((~torch.isfinite(tensor)).nonzero()[0].tolist())
+    _check_finite(leaves, expected)
+
+
+def _check_finite(leaves: Sequence[Leaf], examples: Sequence[Leaf]) -> None:
+    """No number is NaN or infinite, unless some of the example's are. An accelerator is asked once."""
+    real = [(leaf, example) for leaf, example in zip(leaves, examples, strict=True) if leaf.tensor.is_floating_point()]
+    if not real or all(together([torch.isfinite(leaf.tensor).all() for leaf, _ in real])):
+        return
+    for leaf, example in real:
+        bad = ~torch.isfinite(leaf.tensor)
+        if bool(bad.any()) and bool(torch.isfinite(example.tensor).all()):
+            where = tuple(bad.nonzero()[0].tolist())
             raise InputError(
                 f"{leaf.path} is NaN or infinite at {where}. Check the structure; atoms may have flown apart."
             )
+
+
+def together(numbers: Sequence[torch.Tensor]) -> list[Any]:
+    """The numbers that tensors hold, with one question to each device: an answer waits for all that it is to do."""
+    found: list[Any] = [None] * len(numbers)
+    for device in {n.device for n in numbers}:
+        at = [i for i, n in enumerate(numbers) if n.device == device]
+        for i, value in zip(at, torch.stack([numbers[i] for i in at]).tolist(), strict=True):
+            found[i] = value
+    return found
 
 
 def bind_sizes(program: Placed, leaves: Sequence[Leaf]) -> dict[sympy.Symbol, int]:
