@@ -58,9 +58,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any] | None:
             "energy": torch.tensor(-1.0, dtype=dtype),
             "forces": torch.randn(len(atoms), 3, dtype=dtype, generator=chance),
         }
-        graph = case.graph(atoms)
-        args = graph if isinstance(graph, tuple) else (graph,)
-        return args if options.double else in_single_precision(graph), targets
+        leaves, tree = flatten(in_single_precision(case.graph(atoms)))
+        return tree.unflatten(
+            [x.tensor.to(dtype) if x.tensor.is_floating_point() else x.tensor for x in leaves]
+        ), targets
 
     def fresh(args: Any) -> Any:
         leaves, tree = flatten(args)  # models write to the graph objects that they are given
