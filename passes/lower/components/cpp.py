@@ -70,7 +70,7 @@ class _Writer:
         """What is added up, by the number of the output. Its values are those that are in no outer product."""
         for k, o in enumerate(outputs):
             if o.kind == "sum":
-                self.sums[k] = summed(self.table, self.table.definitions, self.values[o.value])
+                self.sums[k] = summed(self.table, self.values[o.value])
                 self.values[o.value] = self.sums[k].rest
         outers = [outer for s in self.sums.values() for outer in s.outers]
         kept = [*self.values, *(e.reshape(-1) for o in outers for e in (o.left, o.right))]

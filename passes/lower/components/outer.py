@@ -10,11 +10,11 @@ every one on the right), only the factors are computed for a row, and the grid i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
-from .elements import Definition, Elements, Pointwise, Sum, Table, positions
+from .elements import Elements, Pointwise, Sum, Table
 
 SMALLEST = 16
 """Products of a grid below which it is not worth a call."""
@@ -45,28 +45,23 @@ class Summed:
     """The entry of the result to which each of the rest is added."""
 
 
-def summed(table: Table, definitions: Sequence[Definition], values: Elements) -> Summed:
+def summed(table: Table, values: Elements) -> Summed:
     """What to add up for a result that is a sum over rows of `values`, flattened."""
-    if len(values) < SMALLEST:
-        return Summed((), values, np.arange(len(values)))
-    owner = positions(table, definitions)
     outers: list[Outer] = []
-    rest: list[np.ndarray] = []
-    for contribution in _contributions(table, definitions, owner, values):
-        found, left_over = _grids(definitions, owner, contribution)
+    alone = [np.arange(len(values) if len(values) < SMALLEST else 0)]
+    for contribution in _contributions(table, values if len(values) >= SMALLEST else values[:0]):
+        found, left_over = _grids(table, contribution)
         outers += found
-        rest.append(left_over)
-    if not outers or any(len(r) for r in rest):  # what is in no grid stays as it is, with all that it is part of
-        mixed = np.unique(np.concatenate([np.zeros(0, np.int64), *rest]))
-        outers = [o for o in outers if not np.isin(o.places, mixed).any()]
-        covered = np.zeros(len(values), bool)
-        for outer in outers:
-            covered[outer.places] = True
-        zero = table.value(values) == 0
-        places = np.flatnonzero(~covered & ~zero)
-        outers = [o for o in outers if not np.isin(o.places, places).any()]
-        return Summed(tuple(outers), values[places], places)
-    return Summed(tuple(outers), values[:0], np.zeros(0, np.int64))
+        alone.append(left_over)
+    # What is in no grid stays as it is, with all that it is added to, and so does the rest of a grid that it is in.
+    stays = np.zeros(len(values), bool)
+    stays[np.concatenate(alone)] = True
+    while spoiled := [outer for outer in outers if stays[outer.places].any()]:
+        outers = [outer for outer in outers if not stays[outer.places].any()]
+        for outer in spoiled:
+            stays[outer.places] = True
+    places = np.flatnonzero(stays)
+    return Summed(tuple(outers), values[places], places)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,21 +76,20 @@ class _Contribution:
         return _Contribution(self.elements[chosen], self.factors[chosen], self.places[chosen])
 
 
-def _contributions(
-    table: Table, definitions: Sequence[Definition], owner: np.ndarray, values: Elements
-) -> Iterator[_Contribution]:
+def _contributions(table: Table, values: Elements) -> Iterator[_Contribution]:
     """What values are sums of, as products: followed back through scales, signs and additions."""
     pending = [_Contribution(values, np.ones(len(values)), np.arange(len(values)))]
     while pending:
         this = pending.pop()
         this = this.part(table.value(this.elements) != 0)  # NaN, which is computed, is not zero
-        for i in np.unique(owner[this.elements]).tolist():
-            part = this.part(owner[this.elements] == i)
-            what = definitions[i].what if i >= 0 else None
+        owner = table.owner(this.elements)
+        for i in np.unique(owner).tolist():
+            part = this.part(owner == i)
+            what = table.definitions[i].what if i >= 0 else None
             if not isinstance(what, Pointwise) or what.function not in ("mul", "add", "sub", "neg"):
                 yield part
                 continue
-            at = np.searchsorted(definitions[i].elements, part.elements)
+            at = np.searchsorted(table.definitions[i].elements, part.elements)
             operands = [o[at] for o in what.operands]
             if what.function == "mul":
                 numbers = [table.value(o) for o in operands]
@@ -112,13 +106,11 @@ def _contributions(
             ]
 
 
-def _grids(definitions: Sequence[Definition], owner: np.ndarray, of: _Contribution) -> tuple[list[Outer], np.ndarray]:
+def _grids(table: Table, of: _Contribution) -> tuple[list[Outer], np.ndarray]:
     """The grids of products that a contribution is made of, and the places of what is in none."""
-    if not len(of.elements):
-        return [], of.places
-    i = int(owner[of.elements[0]])
-    what = definitions[i].what if i >= 0 else None
-    at = np.searchsorted(definitions[i].elements, of.elements)
+    i = int(table.owner(of.elements[:1])[0])
+    what = table.definitions[i].what if i >= 0 else None
+    at = np.searchsorted(table.definitions[i].elements, of.elements)
     if isinstance(what, Sum) and len(what.factors) == 2:
         left, right = (f[at] for f in what.factors)
     elif isinstance(what, Pointwise) and what.function == "mul":

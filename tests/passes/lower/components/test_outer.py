@@ -40,7 +40,7 @@ class Row:
         return self.multiplied(self.x[:, None], self.g[None])
 
     def summed(self, values: np.ndarray) -> Summed:
-        return summed(self.table, self.table.definitions, values.reshape(-1))
+        return summed(self.table, values.reshape(-1))
 
 
 def covered(found: Summed, width: int) -> None:
@@ -81,6 +81,20 @@ def test_what_is_no_full_grid() -> None:
     other[3] = row.multiplied(row.x[:1], row.x[1:2])[0]
     found = row.summed(other)
     assert not found.outers and found.rest.tolist() == other.tolist()
+
+
+def test_grids_that_overlap_stay_together() -> None:
+    """A grid that something is added to, which is in no grid, stays as it is; so does all that is added to the rest."""
+    row = Row()
+    alone = row.multiplied(row.x, np.roll(row.x, 1))  # 6 products that are no grid
+    part = row.multiplied(row.x[:4, None], row.x[None])  # 4 x 6
+    both = row.multiplied(row.grid(), np.concatenate([alone, part]), "add")
+    found = row.summed(both)
+    assert not found.outers and found.rest.tolist() == both.tolist()
+    both = row.multiplied(row.grid(), np.concatenate([np.full(6, row.builder.zero), part]), "add")
+    found = row.summed(both)
+    assert len(found.outers) == 2 and not len(found.rest)
+    covered(found, 30)
 
 
 def test_blocks_are_grids_of_their_own() -> None:
