@@ -15,7 +15,8 @@ from .check.validate import CHECKED
 from .errors import NoIndexSpaceError, RankError
 from .model import DistributedModel, Settings, arguments, normally
 from .passes import Lowering
-from .runtime.execution.executor import Executor, fingerprint
+from .runtime.execution.agreement import fingerprint
+from .runtime.execution.executor import Executor
 from .runtime.world import World, default_world
 from .show.printer import show_program
 

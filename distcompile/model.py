@@ -29,8 +29,9 @@ from .passes.lower.lower import compiler, get_ready, lower
 from .predict.account import collectives, stretches
 from .predict.fit import Fit, free_here, needs, rows_of_ranks
 from .runtime.division.plan import Division, Tally
+from .runtime.execution.agreement import agree
 from .runtime.execution.autograd import Lockstep
-from .runtime.execution.executor import Executor, Prepared, agree, device_of
+from .runtime.execution.executor import Executor, Prepared, device_of
 from .runtime.execution.precision import as_written, precision
 from .runtime.world import LocalWorld, World, default_world
 from .show.explain import explain

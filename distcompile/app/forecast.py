@@ -23,7 +23,8 @@ from ..predict.account import Work, work
 from ..predict.calibrate import SIZES, this_machine, timed
 from ..predict.planning import DEVICES, Device, Host, Step, Traffic, step, traffic, weak
 from ..predict.rank_counts import RankCounts, rank_counts
-from ..runtime.execution.executor import Executor, Prepared, fingerprint
+from ..runtime.execution.agreement import fingerprint
+from ..runtime.execution.executor import Executor, Prepared
 from ..runtime.world import LocalWorld
 from .device_files import read_device, write_device
 from .forecast_shares import counted

@@ -14,7 +14,9 @@ from ..model import costs, memory_explained, normally
 from ..predict.fit import needs
 from ..runtime.division.partition import bisect
 from ..runtime.division.shares import Share
+from ..runtime.execution.agreement import checksum
 from ..runtime.execution.executor import Executor
+from ..runtime.execution.inputs import together
 from ..runtime.execution.shares import NotDivisibleError, OwnRows
 from .learned import Learned
 from .neighbours import Neighbours
@@ -162,7 +164,7 @@ class Divided:
     def digest(self) -> str:
         """A digest of positions, cell and species."""
         s = self._structure
-        return " ".join(str(_checksum(tensor)) for tensor in (s.positions, s.cell, s.numbers))
+        return f"{len(s)} {together([checksum(tensor) for tensor in (s.positions, s.cell, s.numbers)])}"
 
     def divided(self, parts: int) -> Tensor:
         """The rank of each atom.  # Shape: [n_atoms], int64"""
@@ -188,12 +190,6 @@ class _Alone(Divided):
         """The rows of a rank."""
         self._evaluator.forget()
         return super().share(rank, ranks)
-
-
-def _checksum(tensor: Tensor) -> int:
-    """A number made of all bits of numbers of 64 bits, each by its place: a thousandth of the time of a hash."""
-    bits = tensor.contiguous().view(torch.int64).flatten()
-    return int(((bits ^ (bits >> 29)) * torch.arange(1, 2 * len(bits), 2)).sum()) + len(bits)
 
 
 def _owned(ranks: Tensor, rank: int | None) -> Tensor:

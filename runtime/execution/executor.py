@@ -9,7 +9,6 @@ it is nearly as good as it was.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
@@ -19,7 +18,7 @@ import sympy
 import torch
 from torch import Tensor, fx
 
-from ...errors import DistcompileError, InputError, RankError
+from ...errors import DistcompileError, InputError
 from ...ir import Placement, Tiled, placement
 from ...ir.graphs import runnable
 from ...ir.operators import facts
@@ -29,11 +28,23 @@ from ..division.partition import Partition
 from ..division.plan import Division, SpacePlan, Tally, divide
 from ..division.shard import DividedRows, Order, gather_output, joined, own_rows, shard_inputs
 from ..world import Communicator, World, active, communicator
+from .agreement import Report, compare, fingerprint
 from .autograd import Lockstep, enter, leave
 from .budget import Careful, compares_all_with_all
 from .grouping import grouped
-from .inputs import bind_number, bind_sizes, check_branches, check_guards, check_leaves, counted, number_in, together
-from .memory import Free, free, share
+from .inputs import (
+    Numbers,
+    bind_number,
+    bind_sizes,
+    check_branches,
+    check_guards,
+    check_leaves,
+    check_numbers,
+    counted,
+    number_in,
+    together,
+)
+from .memory import free, share
 from .precision import as_written
 from .tables import refuse_gradients_of_tables, weights_of_tables, within_tables
 from .tiles import OfNothing
@@ -57,27 +68,6 @@ class Prepared:
     sizes: dict[str, int]
     pointers: dict[str, Tensor]
     coordinates: tuple[Tensor, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Report:
-    """The report of one rank to the others before they run."""
-
-    call: int
-    graph: str
-    """A digest of the graph object and of the settings that the program was captured for."""
-    problem: str
-    free: Free | None
-    """None if a tiling was chosen before, for the same layout."""
-    ready: bool = False
-    """True if a faster form of the program is ready on this rank."""
-
-    def exchanged(self, comm: Communicator) -> list[_Report]:
-        """The reports of all ranks."""
-        everyone = comm.all_gather_objects(dataclasses.astuple(self))
-        return [
-            _Report(call, graph, problem, Free(*f) if f else None, ready) for call, graph, problem, f, ready in everyone
-        ]
 
 
 class Fitting(Protocol):
@@ -195,13 +185,13 @@ class Executor:
         held = self._held(prepared) if prepared is not None else None
         fits = self.fit is None or (held is not None and held is self._fitted)
         ready = fits and self.fit is not None and self.fit.is_faster_ready
-        report = _Report(self.calls, graph, str(problem or ""), None if fits else free(device_of(leaves)), ready)
+        report = Report(self.calls, graph, str(problem or ""), None if fits else free(device_of(leaves)), ready)
         layouts: list[Layout] = []
         wanted = self._differentiated(leaves) if differentiable and problem is None else {}
 
         def work(comm: Communicator, values: Sequence[Tensor] = ()) -> list[Any]:
             everyone = report.exchanged(comm)
-            _compare(comm.rank, everyone)
+            compare(comm.rank, everyone)
             if problem is not None:
                 raise problem
             assert prepared is not None
@@ -415,42 +405,17 @@ class Executor:
 
     def _check_ranges(self, values: Sequence[Any], sizes: Mapping[str, int], known: dict[sympy.Symbol, Any]) -> None:
         """Every pointer points at rows that exist, every lookup in a whole table finds its row."""
-        spans: list[_Numbers] = []
+        spans: list[Numbers] = []
         for given in self.inputs:
             if given.kind == "pointer":
                 assert given.space is not None
                 rows = sizes[given.space.name]
-                spans.append(_Numbers(values[given.source], rows, given.label, f"rows of {given.space}", False))
+                spans.append(Numbers(values[given.source], rows, given.label, f"rows of {given.space}", False))
         for span in self.program.ranges:
             of = "a table of the model (species?)" if span.rows.is_Integer else "the table that it is an index of"
             rows = int(span.rows.xreplace(known))
-            spans.append(_Numbers(values[span.source], rows, span.label, f"entries of {of}", span.negative))
-        spans = [s for s in spans if s.value.numel() and s.value.dtype != torch.bool]
-        ends = together([end.long() for s in spans for end in s.value.aminmax()])
-        for numbers, low, high in zip(spans, ends[::2], ends[1::2], strict=True):
-            numbers.check(low, high)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Numbers:
-    """Numbers of rows, and what they are numbers of."""
-
-    value: Tensor
-    rows: int
-    label: str
-    what: str
-    negative: bool
-    """True if numbers may count from the end."""
-
-    def check(self, low: int, high: int) -> None:
-        """Raise `InputError` if the lowest or the highest is none."""
-        if low < (-self.rows if self.negative else 0) or high >= self.rows:
-            bad = high if high >= self.rows else low
-            at = int((self.value == bad).flatten().nonzero()[0])
-            raise InputError(
-                f"{self.label} refers to number {bad} (at position {at}), but there are {self.rows} {self.what}, "
-                "numbered from 0. Check the graph, and that the model knows every species in it."
-            )
+            spans.append(Numbers(values[span.source], rows, span.label, f"entries of {of}", span.negative))
+        check_numbers(spans)
 
 
 def _constants(program: Tiled, steps: fx.GraphModule) -> dict[str, Any]:
@@ -476,55 +441,6 @@ def _traced_shape(node: fx.Node) -> tuple[sympy.Expr, ...]:
     return tuple(map(as_traced, value.shape)) if isinstance(value, Tensor) else ()
 
 
-def fingerprint(leaves: Sequence[Leaf]) -> str:
-    """A short digest of a graph object. It differs between ranks that have drifted apart."""
-    digest = hashlib.blake2b(digest_size=8)
-    elsewhere = [
-        leaf.tensor for leaf in leaves if leaf.tensor.device.type not in ("cpu", "meta") and leaf.tensor.numel()
-    ]
-    digest.update(repr(together([_checksum(tensor) for tensor in elsewhere])).encode())
-    for leaf in leaves:
-        digest.update(f"{leaf.path}{tuple(leaf.tensor.shape)}{leaf.tensor.dtype}".encode())
-        if leaf.tensor.dtype == torch.bool and leaf.tensor.stride() == (0,):
-            continue  # a Python integer, given as a size
-        if leaf.tensor.numel() and leaf.tensor.device.type == "cpu":  # an empty tensor has no view as bytes
-            tensor = leaf.tensor.detach().contiguous()
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _checksum(tensor: Tensor) -> Tensor:
-    """A number made of all bits of a tensor, each by its place, where the tensor is."""
-    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
-    bits = tensor.detach().contiguous().reshape(-1).view(kinds[tensor.element_size()]).long()
-    places = torch.arange(1, 2 * len(bits), 2, device=bits.device)
-    return ((bits ^ (bits >> 29)) * places).sum()
-
-
 def device_of(leaves: Sequence[Leaf]) -> torch.device:
     """The device of a graph object's first tensor; the CPU if it has no tensor."""
     return leaves[0].tensor.device if leaves else torch.device("cpu")
-
-
-def agree(world: World, call: int, leaves: Sequence[Leaf]) -> None:
-    """Check that all ranks were given the same graph object, where no other check would find a difference.
-
-    Raises:
-        RankError: they were not.
-    """
-    report = _Report(call, fingerprint(leaves) if world.size > 1 else "", "", None)
-    world.run(lambda comm: _compare(comm.rank, report.exchanged(comm)))
-
-
-def _compare(rank: int, everyone: Sequence[_Report]) -> None:
-    """All ranks go on together with the same graph, or all raise."""
-    for what, values in (("call number", [r.call for r in everyone]), ("graph", [r.graph for r in everyone])):
-        if len(set(values)) > 1:
-            common = max(values, key=values.count)  # type: ignore[arg-type, type-var]
-            odd = [i for i, v in enumerate(values) if v != common]
-            refused = [f" Rank {i} refused its graph: {r.problem}" for i, r in enumerate(everyone) if r.problem]
-            raise RankError(
-                f"Ranks disagree on the {what}: rank {', '.join(map(str, odd))} differs from the others "
-                f"(this is rank {rank}). Every rank must evaluate the same structures in the same order; "
-                "check random seeds and that no rank reads or moves atoms on its own." + "".join(refused)
-            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,6 +64,36 @@ def _check_finite(leaves: Sequence[Leaf], examples: Sequence[Leaf]) -> None:
             raise InputError(
                 f"{leaf.path} is NaN or infinite at {where}. Check the structure; atoms may have flown apart."
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """Numbers of rows, and what they are numbers of."""
+
+    value: torch.Tensor
+    rows: int
+    label: str
+    what: str
+    negative: bool
+    """True if numbers may count from the end."""
+
+    def check(self, low: int, high: int) -> None:
+        """Raise `InputError` if the lowest or the highest is none."""
+        if low < (-self.rows if self.negative else 0) or high >= self.rows:
+            bad = high if high >= self.rows else low
+            at = int((self.value == bad).flatten().nonzero()[0])
+            raise InputError(
+                f"{self.label} refers to number {bad} (at position {at}), but there are {self.rows} {self.what}, "
+                "numbered from 0. Check the graph, and that the model knows every species in it."
+            )
+
+
+def check_numbers(spans: Sequence[Numbers]) -> None:
+    """Raise `InputError` if some are no numbers of rows that exist. An accelerator is asked once."""
+    spans = [s for s in spans if s.value.numel() and s.value.dtype != torch.bool]
+    ends = together([end.long() for s in spans for end in s.value.aminmax()])
+    for numbers, low, high in zip(spans, ends[::2], ends[1::2], strict=True):
+        numbers.check(low, high)
 
 
 def together(numbers: Sequence[torch.Tensor]) -> list[Any]:
