@@ -17,16 +17,13 @@ neighbours.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import json
 import math
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torchrun
-from single import in_single_precision, peak_memory, resident, rocksalt
+from single import at_rest, in_single_precision, peak_memory, rocksalt
 
 CUTOFF = 10.0
 
@@ -90,9 +87,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any] | None:
     graph, targets = given(options, tuple(options.cells))
     if not train:
         targets = None
-    ctypes.CDLL(None).malloc_trim(0)
-    resting = resident()
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak of the resident set
+    resting = at_rest()
     times = []
     while len(times) < 2 and sum(times) < 60:
         model.zero_grad()
@@ -123,9 +118,8 @@ def traffic(options: argparse.Namespace) -> None:
     print(
         f"{'ranks':>5} {'partition':<22} {'halo/owned':>10} {'peers':>6} {'ours MB':>9} {'rule MB':>9} {'ours/rule':>9}"
     )
-    (compiled,) = step._compiled.values()
     for ranks in options.ranks:
-        on = compiled.on(LocalWorld(ranks))
+        on = step.compiled.on(LocalWorld(ranks))
         stats = on.stats(graph, targets)
         executor, prepared = on.prepared(graph, targets)
         owner = executor.layout(prepared).division.ranks["atoms"]
@@ -155,10 +149,9 @@ def planned(options: argparse.Namespace) -> None:
 
     model = case(options).model.float().train()
     training = distcompile.training_step(model, loss, *given(options, (2, 2, 2)), lowering="eager", validate=False)
-    (compiled,) = training._compiled.values()
     graph, targets = given(options, tuple(options.cells))
     ranks = options.ranks[0]
-    executor, prepared = compiled.on(LocalWorld(ranks)).prepared(graph, targets)
+    executor, prepared = training.compiled.on(LocalWorld(ranks)).prepared(graph, targets)
     division = executor.layout(prepared).division
     counts = rank_counts(executor.running, prepared.sizes, division)
     costs, host = work(executor.running), Host(0.0, 0.0, 0.0)
@@ -198,9 +191,7 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        found = measure(options)
-        if found is not None:
-            print(json.dumps(found), flush=True)
+        torchrun.say(measure(options))
         return
     if options.task in ("bytes", "plan"):
         (traffic if options.task == "bytes" else planned)(options)

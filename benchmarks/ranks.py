@@ -14,15 +14,13 @@ others; ``--network`` lets no message arrive earlier than a slower network would
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torchrun
-from single import in_single_precision, peak_memory, resident, rocksalt, stock_case
+from single import at_rest, in_single_precision, peak_memory, rocksalt, stock_case
 
 
 def slowed(latency: float, bandwidth: float) -> list[float]:
@@ -74,8 +72,7 @@ def measure(
     n, ranks = 8 * math.prod(cells), dist.get_world_size()
     atoms = rocksalt((cells[0] // ranks, *cells[1:]) if apart else cells)
     graph = in_single_precision(case.graph(atoms))
-    resting = resident()
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak of the resident set
+    resting = at_rest()
     waits = slowed(*network)
     times, waited = [], []
     for _ in range(3):
@@ -112,9 +109,7 @@ def main() -> None:
     options = parser.parse_args()
     cells = tuple(options.cells)
     if options.one:
-        found = measure(options.one, cells, options.lowering, options.apart, options.without, options.network)
-        if found is not None:
-            print(json.dumps(found), flush=True)
+        torchrun.say(measure(options.one, cells, options.lowering, options.apart, options.without, options.network))
         return
     titles = ("model", "atoms", "ranks", "ms/atom", "efficiency", "MB/atom a rank", "halo/atom", "MB/step", "waited")
     print("{:<18} {:>7} {:>10} {:>8} {:>10} {:>14} {:>9} {:>8} {:>7}".format(*titles))

@@ -109,9 +109,7 @@ def measure(name: str, sizes: list[int], mode: str, threads: int, constant: floa
         if mode in ("stock", "compile") and per_atom * atoms > 0.9 * (available() or math.inf):
             return  # ours refuses by itself what does not fit
         args = this.prepare(rocksalt((cells, cells, cells), constant))
-        ctypes.CDLL(None).malloc_trim(0)  # what a smaller size has left is not resting
-        resting = resident()
-        Path("/proc/self/clear_refs").write_text("5")  # reset the peak of the resident set
+        resting = at_rest()
         times = []
         while len(times) < 3 and sum(times) < ENOUGH:
             start = time.perf_counter()
@@ -186,6 +184,14 @@ def in_single_precision(graph: Any) -> tuple[Any, ...]:
 
 def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def at_rest() -> int:
+    """Bytes of this process as it rests; its peak counts from now on."""
+    ctypes.CDLL(None).malloc_trim(0)  # what smaller sizes have left is not resting
+    found = resident()
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak of the resident set
+    return found
 
 
 def peak_memory() -> int:

@@ -23,3 +23,9 @@ def run(script: str, ranks: int, arguments: list[str]) -> dict[str, Any] | str:
         return (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
     (row,) = found
     return dict(row)
+
+
+def say(found: dict[str, Any] | None) -> None:
+    """Print what `run` returns; None, on all ranks but the first, is not printed."""
+    if found is not None:
+        print(json.dumps(found), flush=True)

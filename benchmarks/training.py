@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
-import json
 import math
 import sys
 import time
@@ -24,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torchrun
-from single import in_single_precision, peak_memory, resident, rocksalt, stock_case
+from single import at_rest, in_single_precision, peak_memory, rocksalt, stock_case
 
 MODES = ("stock", "eager", "kernels", "outside")
 
@@ -93,9 +91,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any] | None:
     step(*fresh(small))
     prepared = time.perf_counter() - start
     clear()
-    ctypes.CDLL(None).malloc_trim(0)  # what the smaller graph has left is not resting
-    resting = resident()
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak of the resident set
+    resting = at_rest()
     times = []
     while len(times) < 3 and sum(times) < 60:
         clear()
@@ -147,9 +143,7 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        found = measure(options)
-        if found is not None:
-            print(json.dumps(found), flush=True)
+        torchrun.say(measure(options))
         return
     titles = ("model", "atoms", "mode", "ranks", "ms/atom", "MB/atom a rank", "predicted", "faster", "leaner", "apart")
     print("{:<18} {:>6} {:<8} {:>5} {:>8} {:>14} {:>9} {:>7} {:>7} {:>8} {:>8} {:>9}".format(

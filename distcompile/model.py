@@ -197,16 +197,6 @@ class DistributedModel:
         return DistributedModel(function, self._module, dataclasses.replace(self.settings, gather=True))
 
     @property
-    def allowed(self) -> int | None:
-        """Bytes that a rank may use for one evaluation; None if the user did not say."""
-        return self.settings.memory
-
-    @property
-    def ranks(self) -> int:
-        """The number of ranks that execute."""
-        return self.world.size
-
-    @property
     def world(self) -> World:
         """The ranks that execute."""
         return self.settings.world
@@ -349,12 +339,14 @@ class DistributedModel:
         carry, capture = self._carry(executor, leaves), executor.program.captured
         later = capture.differentiates and not (self.trains and self._is_training)
 
+        outside = Outside(self, graph, leaves, self.world.size, self.settings.memory) if any(carry) else None
+
         def predicted() -> list[int]:
             prepared = executor.prepare(leaves)
             return needs(executor.running, prepared.sizes, executor.layout(prepared).division)
 
         with memory_explained(self.world, predicted):
-            results = executor(leaves, any(carry), later, Outside(self, graph, leaves), self.settings.gather)
+            results = executor(leaves, any(carry), later, outside, self.settings.gather)
         given = zip(results, carry, strict=True)
         return capture.result.unflatten([r.detach() if isinstance(r, Tensor) and not c else r for r, c in given])
 

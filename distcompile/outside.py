@@ -40,14 +40,6 @@ class Compiled(Protocol):
     def module(self) -> nn.Module | None:
         """The module that the call runs."""
 
-    @property
-    def allowed(self) -> int | None:
-        """Bytes that a rank may use for one evaluation; None if the user does not say."""
-
-    @property
-    def ranks(self) -> int:
-        """The number of ranks that execute."""
-
     def derive(self, function: Callable[..., Any], /) -> Callable[..., Any]:
         """A function of the stock model, compiled in the same way."""
 
@@ -55,20 +47,24 @@ class Compiled(Protocol):
 class Outside:
     """The gradients of one evaluation."""
 
-    def __init__(self, model: Compiled, graph: tuple[Any, ...], leaves: Sequence[Leaf]) -> None:
+    def __init__(
+        self, model: Compiled, graph: tuple[Any, ...], leaves: Sequence[Leaf], ranks: int, memory: int | None
+    ) -> None:
         """
         Args:
             model: what was evaluated.
             graph: what it was called with.
             leaves: the tensors of that.
+            ranks: how many execute.
+            memory: bytes that a rank may use for one evaluation; None if the user does not say.
         """
         self.model, self.graph, self.leaves = model, graph, leaves
+        self._ranks, self._most = ranks, memory or MANY
         self._versions = _versions(leaves)
 
     def pays(self, program: Tiled, sizes: Mapping[str, int]) -> bool:
         """True if autograd would keep too much of an evaluation of so many rows, on as many ranks as there are."""
-        most = self.model.allowed or MANY
-        return untiled_bytes(program, {name: -(-n // self.model.ranks) for name, n in sizes.items()}) > most
+        return untiled_bytes(program, {name: -(-n // self._ranks) for name, n in sizes.items()}) > self._most
 
     def __call__(
         self, inputs: Sequence[Tensor], wanted: Sequence[int], gradients: Sequence[Tensor | None]

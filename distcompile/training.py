@@ -67,7 +67,7 @@ def training_step(
         raise TypeError(f"model must be a torch.nn.Module whose parameters are trained, not {type(model).__name__}")
     settings = Settings(default_world() if world is None else world, memory, lowering)
     step = TrainingStep(model, loss, settings, model_kwargs or {})
-    step.compile(example_graph, example_targets, validate)
+    step._compile(example_graph, example_targets, validate)
     return step
 
 
@@ -102,7 +102,7 @@ class TrainingStep:
         _refuse_numbers(targets)
         mode = self._mode()
         if mode not in self._compiled:
-            self.compile(graph, targets, validate=False)
+            self._compile(graph, targets, validate=False)
         with torch.no_grad():
             returned, gradients = self._compiled[mode](*arguments(graph), targets)
         for name, parameter in self._trained().items():
@@ -111,7 +111,7 @@ class TrainingStep:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         return returned
 
-    def compile(self, graph: Any, targets: Any, validate: bool) -> None:
+    def _compile(self, graph: Any, targets: Any, validate: bool) -> None:
         """Compile the step for the mode that the model is in."""
         _refuse_numbers(targets)
         given = arguments(graph)
@@ -121,19 +121,19 @@ class TrainingStep:
         compiled, executor = compiled_for(function, args, self.settings, module=self._modules)
         compiled.trains = False
         self._compiled[self._mode()] = compiled
-        if validate or executor is None:
-            checked(compiled, executor, args)
+        checked(compiled, executor, args, validate)
 
     def explain(self, detail: bool = False) -> str:
         """As `DistributedModel.explain`, of the step that was compiled last."""
-        return self._last.explain(detail)
+        return self.compiled.explain(detail)
 
     def stats(self, graph: Any, targets: Any) -> list[dict[str, Any]]:
         """As `DistributedModel.stats`, of a step with this graph object and these targets."""
-        return self._last.stats(*arguments(graph), targets)
+        return self.compiled.stats(*arguments(graph), targets)
 
     @property
-    def _last(self) -> DistributedModel:
+    def compiled(self) -> DistributedModel:
+        """The step that was compiled last, as a compiled model of graph and targets."""
         return self._compiled[list(self._compiled)[-1]]
 
     def _trained(self) -> dict[str, nn.Parameter]:

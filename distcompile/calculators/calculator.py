@@ -10,6 +10,8 @@ from typing import Any, Literal
 from torch import nn
 
 from ..errors import NoIndexSpaceError, in_one_line
+from ..layout.evaluate import Evaluator
+from ..layout.structure import Structure
 from ..model import DistributedModel
 from ..passes import Lowering
 from ..runtime.world import World
@@ -205,10 +207,9 @@ def _same(one: Sequence[nn.Module], other: Sequence[nn.Module]) -> bool:
 
 def statistics(calculator: Any) -> list[dict[str, Any]]:
     """`DistributedModel.stats` of a distributed calculator's last evaluation; empty before the first."""
-    around = getattr(getattr(calculator, "calculate", None), "graphs", None)
-    if around is not None and around.last is not None:
-        evaluator, structure = around.last
-        return evaluator.statistics(structure)  # type: ignore[no-any-return]
+    if (around := _last_around(calculator)) is not None:
+        evaluator, structure = around
+        return evaluator.statistics(structure)
     last = _last_call(calculator)
     return last[1].stats(*last[2]) if last is not None else []
 
@@ -226,11 +227,16 @@ def described(calculator: Any) -> list[tuple[str, str]]:
 
 
 def _last_model(calculator: Any) -> DistributedModel | None:
-    around = getattr(getattr(calculator, "calculate", None), "graphs", None)
-    if around is not None and around.last is not None:
-        return around.last[0].learned.model  # type: ignore[no-any-return]
+    if (around := _last_around(calculator)) is not None:
+        return around[0].learned.model
     last = _last_call(calculator)
     return last[1] if last is not None else None
+
+
+def _last_around(calculator: Any) -> tuple[Evaluator, Structure] | None:
+    """The last evaluation, if it went around the package."""
+    graphs: Graphs | None = getattr(getattr(calculator, "calculate", None), "graphs", None)
+    return graphs.last if graphs is not None else None
 
 
 def _last_call(calculator: Any) -> tuple[float, DistributedModel, tuple[Any, ...]] | None:

@@ -140,7 +140,7 @@ def traffic(work: Work, ranks: RankCounts) -> Traffic:
     for message in work.messages:
         halo += sum(c.row_bytes * ranks.spaces[c.space].halo for c in message)
         messages += _sends(message, ranks).sum(1)
-    results = sum(_gathered(ranks, space) * size for space, size in work.results)
+    results = sum(_gathered(ranks, space, ranks.parts) * size for space, size in work.results)
     messages += (ranks.parts - 1) * len(work.results)
     return Traffic(halo, np.full(ranks.parts, results), messages)
 
@@ -177,7 +177,7 @@ def _whole(device: Device, work: Work, ranks: RankCounts, parts: int) -> float:
     )
     for name, size in work.results:
         total += (parts - 1) * device.latency
-        total += _gathered(ranks, name) // ranks.parts * parts * size * device.per_sent_byte
+        total += _gathered(ranks, name, parts) * size * device.per_sent_byte
     return total
 
 
@@ -211,6 +211,6 @@ def _sends(message: Sequence[Collective], ranks: RankCounts) -> np.ndarray:
     return np.logical_or.reduce([r.T if to_owners else r for to_owners, r in reads])
 
 
-def _gathered(ranks: RankCounts, space: str) -> int:
-    """Rows that each rank receives of a result: the rows of the fullest rank, from every rank."""
-    return ranks.parts * int(ranks.spaces[space].owned.max())
+def _gathered(ranks: RankCounts, space: str, parts: int) -> int:
+    """Rows that each of so many ranks receives of a result: the rows of the fullest rank, from every rank."""
+    return parts * int(ranks.spaces[space].owned.max())

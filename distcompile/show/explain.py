@@ -171,16 +171,20 @@ def _under_way(tiled: fx.GraphModule) -> set[fx.Node]:
 
 def code(program: Tiled) -> str:
     """What runs the regions of a program, in a few words."""
-    found = Counter(_how(region).removeprefix(", ") or "operators" for region in program.tiled.children())  # type: ignore[arg-type]
+    found = Counter(_code(region) for region in program.tiled.children())  # type: ignore[arg-type]
     total = sum(found.values())
     return ", ".join(f"{kind}: {n} of {total} regions" for kind, n in found.most_common()) or "operators"
 
 
 def _how(region: Region) -> str:
     """A note on the code that a region runs; empty if its operators run one by one."""
+    return "" if region.compiled is None else f", {_code(region)}"
+
+
+def _code(region: Region) -> str:
     if region.compiled is None:
-        return ""
-    return ", kernel" if isinstance(region.compiled, Kernel) else ", Inductor's code"
+        return "operators"
+    return "kernel" if isinstance(region.compiled, Kernel) else "Inductor's code"
 
 
 def _which_rows(call: fx.Node) -> str:

@@ -43,8 +43,14 @@ def own_rows(value: Tensor, place: Placement, orders: Mapping[str, Order], rank:
     order, counts = orders[space.name]
     lengths = [len(order) if isinstance(f, Space) else int(f) for f in factors]  # type: ignore[arg-type]
     every = torch.arange(math.prod(lengths)).reshape(lengths)
-    mine = order[sum(counts[:rank]) : sum(counts[: rank + 1])].to(every.device)
-    return DividedRows(value, every.index_select(position, mine).reshape(-1), every.numel(), at)
+    mine = every.index_select(position, rows_of((order, counts), rank))
+    return DividedRows(value, mine.reshape(-1), every.numel(), at)
+
+
+def rows_of(order: Order, rank: int) -> Tensor:
+    """The global numbers of the rows that a rank owns.  # Shape: [n_owned], int64"""
+    numbers, counts = order
+    return numbers[sum(counts[:rank]) : sum(counts[: rank + 1])]
 
 
 def joined(parts: Sequence[DividedRows]) -> DividedRows:
@@ -82,8 +88,9 @@ def shard_inputs(
         orders: for every sharded space, the rows that all ranks own.
     """
     numbers = {name: local_numbers(plans[name], n) for name, n in sizes.items() if name in plans}
+    device = next((v.device for v in values if isinstance(v, Tensor)), torch.device("cpu"))
     given = zip(inputs, shapes, strict=True)
-    return [_input(i, shape, values, spaces, plans, sizes, numbers, orders) for i, shape in given]
+    return [_input(i, shape, values, spaces, plans, sizes, numbers, orders, device) for i, shape in given]
 
 
 def _input(
@@ -95,9 +102,9 @@ def _input(
     sizes: Mapping[str, int],
     numbers: Mapping[str, Tensor],
     orders: Mapping[str, Order],
+    device: torch.device,
 ) -> Any:
     name = given.space.name if given.space is not None else ""
-    device = next((v.device for v in values if isinstance(v, Tensor)), torch.device("cpu"))
     match given.kind:
         case "size":
             return len(plans[name].owned) if name in plans else sizes[name]
@@ -129,9 +136,8 @@ def _input(
             value = value.index_select(dim, _rows_here(space, plans).to(value.device))
     if given.kind == "pointer":
         value = numbers[name].to(value.device)[value.long()].to(value.dtype)
-        # Torch would count row -1 from the end and go on.
-        known = value.device.type != "cpu" or not bool((value < 0).any())  # an accelerator is not kept waiting for this
-        assert known, f"{given.name} points at rows of {name} that are not here"
+        if value.device.type == "cpu":  # torch would count row -1 from the end and go on; an accelerator is not asked
+            assert not bool((value < 0).any()), f"{given.name} points at rows of {name} that are not here"
     return value
 
 

@@ -25,7 +25,7 @@ from torch.autograd import Function
 
 from ...errors import UnsupportedOp
 from ...ir import Placement, Space
-from ..division.shard import Order, gather_output
+from ..division.shard import Order, gather_output, rows_of
 from ..world import Communicator, World, active, communicator
 
 
@@ -82,8 +82,8 @@ def _own_rows(value: Tensor, place: Placement, orders: Mapping[str, Order], rank
         if not spaces:
             continue
         space: Any = dim[spaces[0]]
-        order, counts = orders[space.name]
-        mine = order[sum(counts[:rank]) : sum(counts[: rank + 1])].to(value.device)
+        order = orders[space.name][0]
+        mine = rows_of(orders[space.name], rank).to(value.device)
         factors = [len(order) if isinstance(f, Space) else f for f in dim]
         split = value.reshape(*value.shape[:at], *factors, *value.shape[at + 1 :])
         rows = split.index_select(at + spaces[0], mine)
