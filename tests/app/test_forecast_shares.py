@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import structures
-from layout.toys import CUTOFF, Package, within
+from packages import CUTOFF, Package, within
 
 import distcompile
 from distcompile import LocalWorld

@@ -14,7 +14,7 @@ from ase import Atoms
 from ase.calculators.lj import LennardJones
 from ase.calculators.mixing import SumCalculator
 from ase.neighborlist import neighbor_list
-from layout.toys import CUTOFF, Package, within
+from packages import CUTOFF, Package, within
 from processes import run_ranks
 from springs import SpringCalculator
 
