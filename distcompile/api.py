@@ -59,7 +59,8 @@ def compile(
             if these change, the next call compiles again, and gradients by them are refused.
         gather: put results together on every rank. With False, a result that has a row for each atom or edge stays
             divided: it is a `DividedRows`, the rows of this process and their numbers in the whole result (on virtual
-            ranks, those of all). It carries no gradients. `save_blocks` writes matrices of edges in pieces.
+            ranks, those of all). It carries no gradients. What the model returns as it was given is whole.
+            `save_blocks` writes matrices of edges in pieces.
         validate: compare the program with the stock model on the example (if it has at most 128 atoms) and on a
             smaller graph cut out of it.
 
@@ -74,13 +75,12 @@ def compile(
     """
     settings = Settings(default_world() if world is None else world, memory, lowering, radial_error, gather)
     compiled, executor = compiled_for(model, example_graph, settings, model_kwargs)
-    if validate or executor is None:
-        checked(compiled, executor, arguments(example_graph))
+    checked(compiled, executor, arguments(example_graph), validate)
     return compiled
 
 
-def checked(compiled: DistributedModel, executor: Executor | None, args: tuple[Any, ...]) -> None:
-    """Compare the program of an example with the stock model; without a program, warn that there is none.
+def checked(compiled: DistributedModel, executor: Executor | None, args: tuple[Any, ...], validate: bool) -> None:
+    """Compare the program of an example with the stock model, if asked to; without a program, warn that there is none.
 
     Raises:
         ValidationError: the program does not reproduce the stock model.
@@ -88,7 +88,7 @@ def checked(compiled: DistributedModel, executor: Executor | None, args: tuple[A
     with normally():
         if executor is None:
             _warn_of_nothing(compiled, args)
-        else:
+        elif validate:
             check(compiled.stock, compiled.module, executor, *compiled._flatten(args))
 
 

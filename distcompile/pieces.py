@@ -49,7 +49,7 @@ def save_blocks(
         world: the ranks that execute; the default process group if there is one.
 
     Raises:
-        InputError: shapes do not fit each other.
+        InputError: shapes do not fit each other, or edges name atoms that there are not.
     """
     world = default_world() if world is None else world
     rank, ranks = (world.rank, world.size) if isinstance(world, ProcessGroupWorld) else (0, 1)
@@ -62,6 +62,11 @@ def save_blocks(
         raise InputError(
             f"There are {blocks.rows} blocks in all: edges must have shape (2, {blocks.rows}) and images "
             f"({blocks.rows}, 3), not {tuple(edges.shape)}{'' if images is None else f' and {tuple(images.shape)}'}."
+        )
+    if edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < n_atoms:
+        raise InputError(
+            f"edges name atoms {int(edges.min())} to {int(edges.max())}, but n_atoms={n_atoms}: atoms are numbered "
+            f"from 0 to {n_atoms - 1}. Give the number of atoms of the whole structure."
         )
     numbers = blocks.numbers.cpu()
     here: dict[str, Any] = {

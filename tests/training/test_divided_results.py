@@ -123,4 +123,6 @@ def test_blocks_that_do_not_fit() -> None:
         save_blocks("nowhere", blocks, torch.zeros(2, 4, dtype=torch.int64), n_atoms=3)
     with pytest.raises(InputError, match=r"\[n_edges, p, q\]"):
         save_blocks("nowhere", blocks[:, 0], torch.zeros(2, 5, dtype=torch.int64), n_atoms=3)
+    with pytest.raises(InputError, match=r"atoms 0 to 4, but n_atoms=3.*from 0 to 2"):
+        save_blocks("nowhere", blocks, torch.tensor([[0, 1, 2, 0, 1], [1, 0, 1, 4, 2]]), n_atoms=3)
     assert not Path("nowhere").exists()
