@@ -89,7 +89,7 @@ def checked(compiled: DistributedModel, executor: Executor | None, args: tuple[A
         if executor is None:
             _warn_of_nothing(compiled, args)
         elif validate:
-            check(compiled.stock, compiled.module, executor, *compiled._flatten(args))
+            check(compiled.stock, compiled.module, executor, *compiled.flatten(args))
 
 
 def compiled_for(
@@ -122,7 +122,7 @@ def _module_of(call: Any) -> nn.Module | None:
 
 def _warn_of_nothing(compiled: DistributedModel, args: tuple[Any, ...]) -> None:
     """Say that the stock model runs whole on every rank, unless the example is a few atoms."""
-    if max((n for leaf in compiled._flatten(args)[0] for n in leaf.tensor.shape), default=0) > CHECKED:
+    if max((n for leaf in compiled.flatten(args)[0] for n in leaf.tensor.shape), default=0) > CHECKED:
         warnings.warn(
             "The stock model runs whole on every rank, for graphs like the example: the results are right, but they "
             f"come neither faster nor in less memory with more ranks. {compiled.explain().splitlines()[1]}",

@@ -113,7 +113,7 @@ class DistributedModel:
         if peek_interpreter_stack() is not None:
             return self._transformed(graph)
         with normally() as finished:
-            leaves, tree = self._flatten(graph)
+            leaves, tree = self.flatten(graph)
             with self.lock:
                 return finished(self._result(graph, leaves, tree))
 
@@ -159,7 +159,7 @@ class DistributedModel:
     def _undivided(self, graph: tuple[Any, ...]) -> Any:
         """The stock model's result, on every rank, for a graph in which there is nothing to divide."""
         self._undivided_calls += 1
-        agree(self.world, self._undivided_calls, self._flatten(graph)[0])
+        agree(self.world, self._undivided_calls, self.flatten(graph)[0])
         leaves, tree = flatten(graph)
         copies = [leaf.tensor.clone() if leaf.tensor.requires_grad else leaf.tensor.detach().clone() for leaf in leaves]
         return self._call(*tree.unflatten(copies))
@@ -175,7 +175,7 @@ class DistributedModel:
 
     def _serving(self, graph: tuple[Any, ...]) -> tuple[Executor, list[Leaf], Prepared | None]:
         """A program, the graph object's leaves, and the results of the index program if the choice needed them."""
-        leaves, tree = self._flatten(graph)
+        leaves, tree = self.flatten(graph)
         with self.lock:
             for executor in self._matching(leaves, tree):
                 given = fitted(executor.program, leaves)
@@ -256,7 +256,12 @@ class DistributedModel:
             program = executor.fit.tiling(executor.fit.choose(prepared.sizes, division, free)[0])
         return costs(program, prepared.sizes, division, division.partition.method)
 
-    def _flatten(self, graph: tuple[Any, ...]) -> tuple[list[Leaf], Tree]:
+    def flatten(self, graph: tuple[Any, ...]) -> tuple[list[Leaf], Tree]:
+        """The tensors of what the model is called with, named by its arguments, and the tree that they belong to.
+
+        Raises:
+            CaptureError: they are those of a capture under way.
+        """
         leaves, tree = flatten(graph, counts=True)
         if is_inside() or any(isinstance(leaf.tensor, FakeTensor | torch.SymInt) for leaf in leaves):
             raise CaptureError(
@@ -288,7 +293,7 @@ class DistributedModel:
         Raises:
             NoIndexSpaceError: there is nothing to divide in it, or in a graph with as many rows of everything.
         """
-        leaves, tree = self._flatten(graph)
+        leaves, tree = self.flatten(graph)
         kind = (tree.numbers, tree.texts, precision())
         for known in self._undividable:
             if known.kind == kind and not has_more_rows(leaves, known.leaves):

@@ -59,7 +59,7 @@ def test_texts_hold_nothing_of_this_machine_or_this_run(name: str) -> None:
         assert not re.search(r"(?<![\w*])/\w+/", text), "an absolute path"
         assert "site-packages" not in text
     args = example if isinstance(example, tuple) else (example,)
-    sizes = dmodel.executor_for(*args).prepare(dmodel._flatten(args)[0]).sizes
+    sizes = dmodel.executor_for(*args).prepare(dmodel.flatten(args)[0]).sizes
     large = [n for n in sizes.values() if n > 200]
     assert large
     for n in large:

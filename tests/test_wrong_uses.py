@@ -146,7 +146,7 @@ def outside_of_a_world() -> Any:
     """Run the rewritten graph by hand, on the rows of rank 0."""
     compiled = gnn()
     executor = compiled.executor_for(OTHER)
-    prepared = executor.prepare(compiled._flatten((OTHER,))[0])
+    prepared = executor.prepare(compiled.flatten((OTHER,))[0])
     layout = executor.layout(prepared)
     spaces = {s.symbol: s for s in compiled.program.row_spaces}
     plans = layout.division.for_rank(0)

@@ -64,7 +64,7 @@ def learn(ask: Ask, atoms: Any) -> Learned:
     first = calls[0]
     if any(call.model is not first.model for call in calls):
         raise NoRecipeError("the calculator calls its model in different ways")
-    flat = [first.model._flatten(call.graph) for call in calls]
+    flat = [first.model.flatten(call.graph) for call in calls]
     tree = flat[0][1]
     if any(other.numbers != tree.numbers for _, other in flat):
         raise NoRecipeError("a Python number in the graph object depends on the structure")
@@ -197,7 +197,7 @@ def _cutoff(
         scaled.set_cell(probe.cell * scale)
         scaled.positions = probe.positions * scale
         call = ask(scaled, False)
-        return call.model._flatten(call.graph)[0][at].tensor.shape[dim]
+        return call.model.flatten(call.graph)[0][at].tensor.shape[dim]
 
     def ends(limit: float, length: float) -> bool:
         """True if a pair of this length in the probe has rows just below the limit, and none just above it."""

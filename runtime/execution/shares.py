@@ -25,6 +25,7 @@ from ..division.plan import SpacePlan, Tally
 from ..division.shard import Order, gather_output
 from ..division.shares import LocalPlan, Share, Shares, completed, local_plan, requested
 from ..world import Communicator
+from .agreement import Report, compare
 from .executor import Executor, Prepared
 from .inputs import check_guards, number_in
 from .memory import Free, free, share
@@ -232,13 +233,7 @@ class OwnRows:
             "ready": self.executor.fit is not None and self.executor.fit.is_faster_ready,
         }  # fmt: skip
         everyone: list[dict[str, Any]] = comm.all_gather_objects(report)
-        for what in ("call", "graph"):
-            if len({r[what] for r in everyone}) > 1:
-                raise RankError(
-                    f"Ranks disagree on the {'number of the call' if what == 'call' else 'structure'}: every rank must "
-                    "evaluate the same structures in the same order; check random seeds and that no rank reads or "
-                    "moves atoms on its own."
-                )
+        compare(comm.rank, [Report(r["call"], r["graph"], r["problem"], None) for r in everyone])
         failed = [(rank, r["problem"]) for rank, r in enumerate(everyone) if r["problem"]]
         if failed and problem is None:
             raise RankError(f"Rank {failed[0][0]} refused its part of the structure: {failed[0][1]}")

@@ -337,7 +337,7 @@ def test_processes_with_other_structures(far: float) -> None:
     """Ranks that have drifted apart, by rounding or by more, are told so."""
     for found in run_ranks(2, _drifted, 1, far):
         assert isinstance(found, distcompile.RankError), found
-        assert "Ranks disagree on the structure" in str(found)
+        assert "Ranks disagree on the graph" in str(found)
 
 
 def _without_memory() -> None:

@@ -54,7 +54,7 @@ def run_recorded(model: DistributedModel, graph: Any) -> tuple[list[Recorder], A
     """Run the rewritten graph on every rank; return what each recorded, and the division of rows."""
     args = graph if isinstance(graph, tuple) else (graph,)
     executor = model.executor_for(*args)
-    prepared = executor.prepare(model._flatten(args)[0])
+    prepared = executor.prepare(model.flatten(args)[0])
     layout = executor.layout(prepared)
     spaces = {s.symbol: s for s in model.program.row_spaces}
 

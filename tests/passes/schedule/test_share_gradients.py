@@ -156,7 +156,7 @@ def test_edges_of_one_length_share_evenly_whatever_rank_they_are_on(ranks: int) 
     torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
 
     executor = program.executor_for(graph)
-    owner = executor.layout(executor.prepare(program._flatten((graph,))[0])).division.ranks["atoms"][receiver]
+    owner = executor.layout(executor.prepare(program.flatten((graph,))[0])).division.ranks["atoms"][receiver]
     ties = torch.zeros(27, ranks, dtype=torch.float64).index_put((sender, owner), torch.ones(162).double(), True)
     of_each_rank = 1 / (ties > 0).sum(1)[sender] / ties[sender, owner]
     uneven = float((forces_of(model, graph, of_each_rank) - found[0]).abs().max())

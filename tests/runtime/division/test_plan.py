@@ -240,7 +240,7 @@ def test_atoms_stay_on_their_rank_from_step_to_step(compiled: distcompile.Distri
     assert graph["edge_index"].shape != moved["edge_index"].shape
 
     def ranks(given: dict[str, torch.Tensor]) -> list[int]:
-        leaves, _ = model._flatten((given,))
+        leaves, _ = model.flatten((given,))
         return executor.layout(executor.prepare(leaves)).division.ranks["atoms"].tolist()
 
     model(graph)
