@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import RankError
+from ..errors import RankError, in_one_line
 
 T = TypeVar("T")
 
@@ -28,6 +28,8 @@ class Communicator(ABC):
 
     rank: int
     size: int
+    device: torch.device | None = None
+    """The device that this rank computes on; None for the device that a graph object is on."""
 
     @abstractmethod
     def all_to_all_start(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Callable[[], Tensor]:
@@ -60,6 +62,8 @@ class World(ABC):
     size: int
     virtual: bool
     """True if several ranks live in this process."""
+    devices: tuple[torch.device, ...] | None = None
+    """The device of each rank; None if ranks compute on the device that a graph object is on."""
 
     @abstractmethod
     def run(self, work: Callable[[Communicator], T]) -> list[T]:
@@ -89,17 +93,32 @@ class LocalWorld(World):
     """`size` virtual ranks in this process, for tests, notebooks and several devices of one process.
 
     Ranks are threads that run one at a time, in order, from collective to collective: results are reproducible
-    and a rank that takes another path than the others is an error instead of a hang.
+    and a rank that takes another path than the others is an error instead of a hang. With `devices`, each rank computes
+    on a device of its own. Accelerators work while the next rank hands work to another one, so they run side by side;
+    processors do not. The model and the graph stay where they are; weights are copied when they change.
+
+    Args:
+        size: number of ranks; that of `devices` if these are given.
+        devices: the device of each rank: ``["cuda:0", "cuda:1"]``. Ranks on another device than the graph's run
+            PyTorch's operators, whatever the lowering.
+
+    Raises:
+        ValueError: there is no such device, or another number of them than `size`.
     """
 
-    def __init__(self, size: int = 1) -> None:
-        if size < 1:
-            raise ValueError(f"a world needs at least one rank, not {size}")
-        self.size = size
-        self.virtual = size > 1
+    def __init__(self, size: int | None = None, *, devices: Sequence[str | torch.device] | None = None) -> None:
+        if devices is not None:
+            self.devices = tuple(_device(d) for d in devices)
+            size = len(devices) if size is None else size
+            if size != len(devices):
+                raise ValueError(f"{size} ranks need {size} devices, not {len(devices)}: leave out the number of ranks")
+        self.size = 1 if size is None else size
+        if self.size < 1:
+            raise ValueError(f"a world needs at least one rank, not {self.size}")
+        self.virtual = self.size > 1
 
     def __repr__(self) -> str:
-        return f"LocalWorld({self.size})"
+        return f"LocalWorld({self.size if self.devices is None else f'devices={list(map(str, self.devices))}'})"
 
     def run(self, work: Callable[[Communicator], T]) -> list[T]:
         lockstep = _Lockstep(self.size)
@@ -109,7 +128,7 @@ class LocalWorld(World):
         def rank_main(rank: int) -> None:
             try:
                 lockstep.wait_for_turn(rank)
-                comm = _LocalCommunicator(rank, lockstep)
+                comm = _LocalCommunicator(rank, lockstep, None if self.devices is None else self.devices[rank])
                 with active(comm), torch.set_grad_enabled(grad):
                     results[rank] = work(comm)
                 lockstep.finish(rank)
@@ -184,25 +203,38 @@ class _Lockstep:
 
 
 class _LocalCommunicator(Communicator):
-    def __init__(self, rank: int, lockstep: _Lockstep) -> None:
-        self.rank, self.size, self._lockstep = rank, lockstep.size, lockstep
+    def __init__(self, rank: int, lockstep: _Lockstep, device: torch.device | None = None) -> None:
+        self.rank, self.size, self._lockstep, self.device = rank, lockstep.size, lockstep, device
 
     def all_to_all_start(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Callable[[], Tensor]:
-        def combine(slots: list[list[Tensor]]) -> list[Tensor]:
-            return [torch.cat([slots[q][r] for q in range(self.size)]) for r in range(self.size)]
+        def combine(slots: list[tuple[Tensor, ...]]) -> list[Tensor]:
+            to = [own[0].device for own in slots]
+            return [
+                torch.cat([slots[q][r].to(to[r], non_blocking=True) for q in range(self.size)])
+                for r in range(self.size)
+            ]
 
         received: Tensor = self._lockstep.meet(self.rank, "all_to_all", rows.split(list(send)), combine)
         return lambda: received  # ranks take turns, so all rows are there at once
 
     def all_reduce(self, value: Tensor, reduction: str = "sum") -> Tensor:
         def combine(slots: list[Tensor]) -> list[Tensor]:
-            total = getattr(torch.stack(slots), reduction)(0)
-            return [total.clone() for _ in slots]
+            here = [value.to(slots[0].device, non_blocking=True) for value in slots]
+            total = getattr(torch.stack(here), reduction)(0)
+            return [total.to(value.device, non_blocking=True, copy=True) for value in slots]
 
         return self._lockstep.meet(self.rank, f"all_reduce {reduction}", value, combine)  # type: ignore[no-any-return]
 
     def all_gather_objects(self, value: Any) -> list[Any]:
         return self._lockstep.meet(self.rank, "all_gather", value, lambda slots: [list(slots) for _ in slots])  # type: ignore[no-any-return]
+
+
+def _device(name: str | torch.device) -> torch.device:
+    """A device of this machine, with its number."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(name)!r} cannot be used on this machine: {in_one_line(error)}") from error
 
 
 _using: dict[dist.ProcessGroup | None, threading.RLock] = {}

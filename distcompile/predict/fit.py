@@ -170,6 +170,8 @@ def _refusal(need: int, limit: int, what: str, otherwise: str, division: Divisio
 
 def free_here(world: World, device: torch.device) -> int | None:
     """Bytes free for each rank; assumes that all machines have as much free, and as many ranks, as this one."""
+    if world.devices is not None:
+        return share([free(d) for d in world.devices])
     ranks = world.size if world.virtual else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
     return share([free(device)] * ranks)
 

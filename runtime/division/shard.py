@@ -75,6 +75,7 @@ def shard_inputs(
     plans: Mapping[str, SpacePlan],
     sizes: Mapping[str, int],
     orders: Mapping[str, Order],
+    to: torch.device | None = None,
 ) -> list[Any]:
     """The values that one rank passes to the program, one for each placeholder.
 
@@ -86,11 +87,12 @@ def shard_inputs(
         plans: this rank's plan of every sharded space, and of every choice of some rows of one.
         sizes: rows of every space.
         orders: for every sharded space, the rows that all ranks own.
+        to: the device that the rank computes on; by default that of the values.
     """
     numbers = {name: local_numbers(plans[name], n) for name, n in sizes.items() if name in plans}
     device = next((v.device for v in values if isinstance(v, Tensor)), torch.device("cpu"))
     given = zip(inputs, shapes, strict=True)
-    return [_input(i, shape, values, spaces, plans, sizes, numbers, orders, device) for i, shape in given]
+    return [_input(i, shape, values, spaces, plans, sizes, numbers, orders, to or device) for i, shape in given]
 
 
 def _input(
@@ -138,7 +140,7 @@ def _input(
         value = numbers[name].to(value.device)[value.long()].to(value.dtype)
         if value.device.type == "cpu":  # torch would count row -1 from the end and go on; an accelerator is not asked
             assert not bool((value < 0).any()), f"{given.name} points at rows of {name} that are not here"
-    return value
+    return value.to(device, non_blocking=True)
 
 
 def _rows_here(space: Space, plans: Mapping[str, SpacePlan]) -> Tensor:

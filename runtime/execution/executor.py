@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import DistcompileError, InputError
-from ...ir import Placement, Tiled, placement
+from ...ir import Output, Placement, Tiled, placement
 from ...ir.graphs import runnable
 from ...ir.operators import facts
 from ...ir.sizes import as_traced
@@ -31,6 +31,7 @@ from ..world import Communicator, World, active, communicator
 from .agreement import Report, compare, fingerprint
 from .autograd import Lockstep, enter, leave
 from .budget import Careful, compares_all_with_all
+from .devices import Elsewhere
 from .grouping import grouped
 from .inputs import (
     Numbers,
@@ -129,6 +130,7 @@ class Executor:
         self._shapes = [program.shape(by_name[i.name]) if i.kind in ("rows", "pointer") else () for i in self.inputs]
         (output,) = [n for n in program.graph.graph.nodes if n.op == "output"]
         self.places = [placement(n) for n in output.args[0]]
+        self._devices = [getattr(n.meta["val"], "device", None) for n in output.args[0]]
         self._spaces = {s.symbol: s for s in program.row_spaces}
         (output,) = [n for n in self._index_program.graph.nodes if n.op == "output"]
         # First the sizes as they are, then the sizes that they equal in the example: a guard compares the two.
@@ -138,6 +140,7 @@ class Executor:
         self._counted = tuple(enumerate(_traced_shape(n) for n in output.args[0]))
         self._steps = grouped(program)
         self._constants = _constants(program, self._steps)
+        self._elsewhere: dict[torch.device, Elsewhere] = {}
         leaf_of = {n: i for i, n in enumerate(n for n in self._index_program.graph.nodes if n.op == "placeholder")}
         self._leaf_of = {i: leaf_of[n] for i, n in enumerate(output.args[0]) if n in leaf_of}
         self._layout: Layout | None = None
@@ -176,6 +179,7 @@ class Executor:
         self.calls += 1
         problem: DistcompileError | None = None
         prepared: Prepared | None = None
+        home = device_of(leaves)
         try:
             prepared = self.prepare(leaves)
         except DistcompileError as error:
@@ -185,12 +189,13 @@ class Executor:
         held = self._held(prepared) if prepared is not None else None
         fits = self.fit is None or (held is not None and held is self._fitted)
         ready = fits and self.fit is not None and self.fit.is_faster_ready
-        report = Report(self.calls, graph, str(problem or ""), None if fits else free(device_of(leaves)), ready)
+        report = Report(self.calls, graph, str(problem or ""), None, ready)
         layouts: list[Layout] = []
         wanted = self._differentiated(leaves) if differentiable and problem is None else {}
 
         def work(comm: Communicator, values: Sequence[Tensor] = ()) -> list[Any]:
-            everyone = report.exchanged(comm)
+            left = None if fits else free(comm.device or home)
+            everyone = dataclasses.replace(report, free=left).exchanged(comm)
             compare(comm.rank, everyone)
             if problem is not None:
                 raise problem
@@ -232,6 +237,7 @@ class Executor:
         if program is not self.running:
             self.running, self._steps = program, grouped(program)
             self._constants = _constants(program, self._steps)
+            self._elsewhere = {}
 
     def inputs_without_rows(self) -> list[int]:
         """Outputs of the index program that inputs of the graph are, and that have no rows: numbers, fixed shapes."""
@@ -246,6 +252,23 @@ class Executor:
     def device(self) -> torch.device:
         """The device of the example."""
         return device_of(self.program.captured.leaves)
+
+    def _on(self, device: torch.device) -> Elsewhere:
+        """The program that runs, on another device than the graph object's."""
+        if device not in self._elsewhere:
+            self._elsewhere[device] = Elsewhere(self.running, self.device, device)
+        return self._elsewhere[device]
+
+    def at_home(self, results: Sequence[Any]) -> list[Any]:
+        """Results on the devices on which the stock model has them, from a rank on another one."""
+
+        def moved(result: Any, output: Output) -> Any:
+            device = self._devices[output.position] if output.source == "graph" else None
+            if isinstance(result, DividedRows):
+                return dataclasses.replace(result, values=moved(result.values, output))
+            return result.to(device) if isinstance(result, Tensor) and device is not None else result
+
+        return [moved(r, o) for r, o in zip(results, self.program.outputs, strict=False)]
 
     def constants(self) -> list[Leaf]:
         """Parameters and constant tensors of the program, by name."""
@@ -279,9 +302,8 @@ class Executor:
                 values[position] = enter(tensor)
         finish = leave if given else _gather
         found: list[Any] = []
-        for value, place in zip(
-            self.results_here(values, plans, layout.sizes, layout.orders, given), self.places, strict=True
-        ):
+        here = self.results_here(values, plans, layout.sizes, layout.orders, given, comm.device)
+        for value, place in zip(here, self.places, strict=True):
             mine = None
             if not gather and isinstance(place, Placement):
                 mine = own_rows(value, place, layout.orders, comm.rank)
@@ -291,7 +313,8 @@ class Executor:
         for position in handed_back:
             values[position] = leave(values[position], everywhere, layout.orders)
         results = [found[o.position] if o.source == "graph" else values[o.position] for o in self.program.outputs]
-        return within_tables(self.program, results)
+        results = within_tables(self.program, results)
+        return results if comm.device is None else self.at_home(results)
 
     def results_here(
         self,
@@ -300,6 +323,7 @@ class Executor:
         sizes: Mapping[str, int],
         orders: Mapping[str, Order],
         given: Mapping[str | int, Tensor],
+        device: torch.device | None = None,
     ) -> Sequence[Any]:
         """What the graph returns on this rank: its rows of each result.
 
@@ -309,14 +333,19 @@ class Executor:
             sizes: rows that `values` have, of every space.
             orders: as for `runtime.division.shard.shard_inputs`.
             given: see `_run`.
+            device: the device that this rank computes on; by default that of the graph object.
         """
         parameters = {name: enter(tensor) for name, tensor in given.items() if isinstance(name, str)}
         # Virtual ranks take turns within the graph, so none may set its parameters on the module that all share.
-        tiled = None if given else self._steps
-        graph = runnable(tiled or self.running.differentiated)
-        module = SimpleNamespace(**{**self._constants, **parameters})
+        constants, tiled, differentiated = self._constants, self._steps, self.running.differentiated
+        if device not in (None, self.device):
+            elsewhere = self._on(device)
+            constants, tiled, differentiated = elsewhere.constants(constants), elsewhere.tiled, elsewhere.differentiated
+            parameters = {name: tensor.to(device) for name, tensor in parameters.items()}
+        graph = runnable(differentiated if given else tiled)
+        module = SimpleNamespace(**{**constants, **parameters})
         with torch.set_grad_enabled(bool(given) and torch.is_grad_enabled()), as_written():
-            local = shard_inputs(self.inputs, self._shapes, values, self._spaces, plans, sizes, orders)
+            local = shard_inputs(self.inputs, self._shapes, values, self._spaces, plans, sizes, orders, device)
             # Regions handle a rank without rows. Values of all rows are empty only if no rank has any.
             some = sizes.values() if graph is tiled else (len(p.owned) for p in plans.values())
             if self._has_limits and not all(some):

@@ -141,8 +141,9 @@ class OwnRows:
             values = list(prepared.values)
             for at in self._without_rows:
                 values[at] = common[0].values[at]
-            given = self.executor.results_here(values, kept.plans, prepared.sizes, {}, {})
-            return self._gathered(given, results, comm)
+            given = self.executor.results_here(values, kept.plans, prepared.sizes, {}, {}, comm.device)
+            found = self._gathered(given, results, comm)
+            return found if comm.device is None else self.executor.at_home(found)
 
         begun = time.perf_counter()
         found = self.executor.world.run(work)[0]
@@ -223,7 +224,7 @@ class OwnRows:
     ) -> list[dict[str, Any]]:
         """The reports of all ranks, if they evaluate the same."""
         plans = kept.plan.plans if kept.plan is not None else {}
-        left = free(self.executor.device)
+        left = free(comm.device or self.executor.device)
         report = {
             "call": self._calls, "graph": shares.digest, "stays": stays,
             "problem": in_one_line(problem) if problem is not None else "",

@@ -73,8 +73,7 @@ c10::Device device_of(std::optional<c10::Device> device) {
 
 at::Tensor empty(c10::IntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
                  std::optional<c10::Device> device, std::optional<bool>, std::optional<at::MemoryFormat> format) {
-    const c10::DeviceIndex before = current;
-    current = device_of(device).index();
+    const c10::DeviceIndex before = std::exchange(current, device_of(device).index());
     auto made = at::detail::empty_generic(
         size, &allocator, c10::DispatchKeySet(c10::DispatchKey::PrivateUse1),
         dtype.value_or(at::get_default_dtype_as_scalartype()), format);
@@ -84,8 +83,7 @@ at::Tensor empty(c10::IntArrayRef size, std::optional<at::ScalarType> dtype, std
 
 at::Tensor empty_strided(c10::IntArrayRef size, c10::IntArrayRef stride, std::optional<at::ScalarType> dtype,
                          std::optional<at::Layout>, std::optional<c10::Device> device, std::optional<bool>) {
-    const c10::DeviceIndex before = current;
-    current = device_of(device).index();
+    const c10::DeviceIndex before = std::exchange(current, device_of(device).index());
     auto made = at::detail::empty_strided_generic(
         size, stride, &allocator, c10::DispatchKeySet(c10::DispatchKey::PrivateUse1),
         dtype.value_or(at::get_default_dtype_as_scalartype()));
@@ -139,7 +137,9 @@ const at::Tensor& resize_(const at::Tensor& self, c10::SymIntArrayRef size, std:
     impl->set_sizes_contiguous(sizes);
     const size_t bytes = (impl->numel() + impl->storage_offset()) * self.dtype().itemsize();
     if (bytes > self.storage().nbytes()) {
+        const c10::DeviceIndex before = std::exchange(current, self.device().index());
         auto data = allocator.allocate(bytes);
+        current = before;
         if (self.storage().nbytes()) std::memcpy(data.get(), self.storage().data(), self.storage().nbytes());
         self.storage().unsafeGetStorageImpl()->set_data_ptr(std::move(data));
         self.storage().unsafeGetStorageImpl()->set_nbytes(bytes);
@@ -170,14 +170,14 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     const auto& schema = op.schema();
     const auto count = schema.arguments().size(), begin = stack->size() - count;
     const std::vector<c10::IValue> given(stack->begin() + begin, stack->end());
-    bool host = false, device = false, resizes = false;
-    c10::Device target(SIM, current);
+    bool host = false, device = false, other = false, resizes = false;
+    c10::Device target(SIM, current), first = target;
     auto moved = [&](const at::Tensor& t) {
         if (!t.defined()) return t;
         host |= t.device().type() == c10::kCPU && t.dim() > 0;
         if (t.device().type() != SIM) return t;
-        if (!device) target = t.device();
-        device = true;
+        if (!std::exchange(device, true)) target = first = t.device();
+        other |= t.device() != first;
         return on_host(t);
     };
     for (size_t i = 0; i < count; ++i) {
@@ -200,8 +200,9 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
             value = c10::Device(c10::kCPU);
         }
     }
-    TORCH_CHECK(!(host && device), schema.name(), ": expected all tensors to be on the same device, but found at least two, "
-                "sim and cpu");
+    TORCH_CHECK(!(host && device) && !other, schema.name(),
+                ": expected all tensors to be on the same device, but found at least two, ", first, " and ",
+                host ? "cpu" : "another sim");
     const std::string name = schema.name();
     if (name == "aten::nonzero" || name == "aten::_unique2" || name == "aten::equal") ++reads;
     const bool before = std::exchange(running, true);

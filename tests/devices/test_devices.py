@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import structures
 import torch
 import toys
+from ase.build import bulk
+from springs import SpringCalculator
 from training.models import Model, given, loss
 from training.test_training_step import CRYSTAL, gradients, stock
 
 import distcompile
 from devices.stand_in import moved, on_the_device, stand_in
 from distcompile import LocalWorld, outside, training_step
+from distcompile.calculators.calculator import described
 from distcompile.passes.lower import lower
 
 pytestmark = pytest.mark.skipif(lower.compiler() is None, reason="no C++ compiler")
@@ -22,44 +27,95 @@ TOYS = {"Gnn": {}, "ThreeBody": {"angles": True}, "Eam": {"half": True}, "Pair":
 EXACT = 1e-12
 
 
-def _mixes_devices() -> str:
+def _mixes_devices(one: str, other: str) -> str:
     stand_in()
     with pytest.raises(RuntimeError, match="same device") as found:
-        torch.index_select(torch.ones(3, device="sim"), 0, torch.zeros(2, dtype=torch.int64))
+        torch.index_select(torch.ones(3, device=one), 0, torch.zeros(2, dtype=torch.int64, device=other))
     return str(found.value)
 
 
-def test_the_stand_in_tells_devices_apart() -> None:
+@pytest.mark.parametrize("other", ["cpu", "sim:1"])
+def test_the_stand_in_tells_devices_apart(other: str) -> None:
     """Else nothing here would be tested."""
-    assert "sim" in on_the_device(_mixes_devices)
+    assert "sim:0 and" in on_the_device(_mixes_devices, "sim:0", other)
 
 
-def _apart(name: str, ranks: int) -> dict[str, Any]:
+def _world(ranks: int | list[str]) -> LocalWorld:
+    return LocalWorld(ranks) if isinstance(ranks, int) else LocalWorld(devices=ranks)
+
+
+SEVERAL = ["sim:1", "sim:0", "sim:3"]
+"""Of three ranks: two on other devices than the graph."""
+
+
+def _apart(name: str, ranks: int | list[str]) -> dict[str, Any]:
     """The largest difference of each result from the CPU's; the devices of results; reads by the host in a call."""
     device, model = stand_in(), getattr(toys, name)()
     example, graph = (toys.random_graph(n, n, **TOYS[name]) for n in (20, 31))
     expected = model(graph)
-    compiled = distcompile.compile(model.to("sim"), moved(example, "sim"), world=LocalWorld(ranks), lowering="eager")
+    compiled = distcompile.compile(model.to("sim"), moved(example, "sim"), world=_world(ranks), lowering="eager")
     there = moved(graph, "sim")
     compiled(there)
     before = device.reads()
     found = compiled(there)
     reads = device.reads() - before
     apart = {name: float((found[name].cpu() - value).abs().max()) for name, value in expected.items()}
-    return {"apart": apart, "devices": {value.device.type for value in found.values()}, "reads": reads}
+    return {"apart": apart, "devices": {str(value.device) for value in found.values()}, "reads": reads}
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [1, 3, SEVERAL], ids=str)
 @pytest.mark.parametrize("name", TOYS)
-def test_results(name: str, ranks: int) -> None:
+def test_results(name: str, ranks: int | list[str]) -> None:
     """Energy, forces and stress of edges, bonds and angles."""
     found = on_the_device(_apart, name, ranks)
     assert max(found["apart"].values()) < EXACT
-    assert found["devices"] == {"sim"}
+    assert found["devices"] == {"sim:0"}
     assert found["reads"] <= 4, "a host that waits for an answer has nothing to hand to the device"
 
 
-def _trained(ranks: int) -> list[float]:
+def _after_a_step(home: str) -> float:
+    """The largest difference of forces when weights have changed; the graph is not on any rank's device."""
+    stand_in()
+    model, graph = toys.Gnn(), toys.random_graph(20, 1)
+    there = copy.deepcopy(model).to(home)
+    world = LocalWorld(devices=["sim:1", "sim:2"])
+    compiled = distcompile.compile(there, moved(graph, home), world=world, validate=False)
+    compiled(moved(graph, home))
+    with torch.no_grad():
+        for weights in (model, there):
+            for p in weights.parameters():
+                p.mul_(1.5)
+    return float((compiled(moved(graph, home))["forces"].cpu() - model(graph)["forces"]).abs().max())
+
+
+@pytest.mark.parametrize("home", ["cpu", "sim:0"])
+def test_weights_are_copied_when_they_change(home: str) -> None:
+    assert on_the_device(_after_a_step, home) < EXACT
+
+
+def _stepped() -> tuple[float, str]:
+    """The largest difference of any result of a calculator whose ranks are on devices; how its graphs were made."""
+    stand_in()
+    calculator = distcompile.distribute(SpringCalculator(), world=LocalWorld(devices=["sim:0", "sim:1"]))
+    apart = []
+    for step in range(6):
+        atoms = bulk("MgO", "rocksalt", 4.21).repeat(3)
+        atoms.rattle(0.05, seed=step)
+        expected = atoms.copy()
+        expected.calc, atoms.calc = SpringCalculator(), calculator
+        results = ("get_potential_energy", "get_forces", "get_stress")
+        apart += [float(np.abs(getattr(atoms, r)() - getattr(expected, r)()).max()) for r in results]
+    return max(apart), str(described(calculator))
+
+
+def test_a_calculator() -> None:
+    """Its graphs are the package's at first, then rows that ranks make themselves; both are made on the processor."""
+    apart, explained = on_the_device(_stepped)
+    assert apart < EXACT
+    assert "made without the package, each rank its rows" in explained
+
+
+def _trained(ranks: int | list[str]) -> list[float]:
     """Differences of gradients from the stock model's on the CPU: of a step, and taken outside in both ways."""
     stand_in()
     graph, targets = given(structures.film())
@@ -67,8 +123,8 @@ def _trained(ranks: int) -> list[float]:
     model = Model().to("sim")
     graph, targets = moved((graph, targets), "sim")
     example = moved(given(CRYSTAL), "sim")
-    step = training_step(model, loss, *example, world=LocalWorld(ranks), lowering="eager", validate=False)
-    dmodel = distcompile.compile(model, example[0], world=LocalWorld(ranks), lowering="eager", validate=False)
+    step = training_step(model, loss, *example, world=_world(ranks), lowering="eager", validate=False)
+    dmodel = distcompile.compile(model, example[0], world=_world(ranks), lowering="eager", validate=False)
 
     def by(backward: Any) -> float:
         model.zero_grad()
@@ -81,7 +137,7 @@ def _trained(ranks: int) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_training(ranks: int) -> None:
+@pytest.mark.parametrize("ranks", [1, 2, SEVERAL], ids=str)
+def test_training(ranks: int | list[str]) -> None:
     """Gradients of weights; on virtual ranks, no rank waits for another in the one thread of a device's gradients."""
     assert max(on_the_device(_trained, ranks)) < 1e-10

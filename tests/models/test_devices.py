@@ -1,4 +1,4 @@
-"""Stock models on a device that stands for an accelerator: results are those of the CPU."""
+"""Stock models on devices that stand for accelerators: results are those of the CPU."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def _apart(name: str) -> list[tuple[str, float, float, bool]]:
     there = flatten(model(*moved(args, "sim"), **case.kwargs))[0]
     example = moved(args, "sim")
     compiled = distcompile.compile(
-        model, example if len(args) > 1 else example[0], model_kwargs=case.kwargs, world=LocalWorld(2), lowering="eager"
-    )
+        model, example if len(args) > 1 else example[0], model_kwargs=case.kwargs,
+        world=LocalWorld(devices=["sim:0", "sim:1"]), lowering="eager",
+    )  # fmt: skip
     found = flatten(compiled(*moved(args, "sim")))[0]
     return [
         (e.path, float((f.tensor.detach().cpu() - e.tensor.detach()).abs().max()) if e.tensor.numel() else 0.0,
@@ -45,7 +46,7 @@ def _apart(name: str) -> list[tuple[str, float, float, bool]]:
 @pytest.mark.skipif(lower.compiler() is None, reason="no C++ compiler")
 @pytest.mark.parametrize("name", MODELS)
 def test_results(name: str) -> None:
-    """Every output, on two ranks."""
+    """Every output, on a rank for each of two devices."""
     of_package = MODELS[name][0]
     if not zoo.is_installed(of_package):
         pytest.skip(f"{zoo.MODELS[of_package][0]} is not installed in this environment")

@@ -211,6 +211,19 @@ def test_a_world_has_a_rank() -> None:
         LocalWorld(0)
 
 
+def test_devices_of_ranks() -> None:
+    """Each rank has one; what is not there is named before anything is compiled."""
+    world = LocalWorld(devices=["cpu", torch.device("cpu")])
+    assert (world.size, world.virtual, repr(world)) == (2, True, "LocalWorld(devices=['cpu', 'cpu'])")
+    assert world.run(lambda comm: comm.device) == [torch.device("cpu")] * 2
+    with pytest.raises(ValueError, match=r"device 'cuda:7' cannot be used on this machine: .*CUDA"):
+        LocalWorld(devices=["cpu", "cuda:7"])
+    with pytest.raises(ValueError, match="3 ranks need 3 devices, not 1"):
+        LocalWorld(3, devices=["cpu"])
+    with pytest.raises(ValueError, match="at least one rank, not 0"):
+        LocalWorld(devices=[])
+
+
 def test_without_a_process_group_there_is_one_rank() -> None:
     assert not dist.is_initialized()
     assert repr(default_world()) == "LocalWorld(1)"
