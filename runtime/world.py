@@ -280,23 +280,30 @@ class _ProcessGroupCommunicator(Communicator):
     def __init__(self, rank: int, size: int, group: dist.ProcessGroup | None) -> None:
         self.rank, self.size, self._group = rank, size, group
 
+    def _carried(self, tensor: Tensor) -> Tensor:
+        """A tensor where the backend takes it: nccl takes those of an accelerator only."""
+        if tensor.device.type in dist.distributed_c10d._device_capability(self._group):
+            return tensor
+        return tensor.to(dist.distributed_c10d._get_object_coll_device(self._group))
+
     def all_to_all_start(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Callable[[], Tensor]:
-        received, sent = rows.new_empty((sum(receive), *rows.shape[1:])), rows.contiguous()
+        sent = self._carried(rows).contiguous()
+        received = sent.new_empty((sum(receive), *rows.shape[1:]))
         given = list(receive), list(send)
         under_way = dist.all_to_all_single(received, sent, *given, group=self._group, async_op=True)
 
         def arrived() -> Tensor:
             assert sent is not None  # kept until here: it is being sent
             under_way.wait()
-            return received
+            return received.to(rows.device)
 
         return arrived
 
     def all_reduce(self, value: Tensor, reduction: str = "sum") -> Tensor:
-        total = value.clone()
+        total = self._carried(value.clone())
         how = {"sum": dist.ReduceOp.SUM, "amax": dist.ReduceOp.MAX, "amin": dist.ReduceOp.MIN}[reduction]
         dist.all_reduce(total, how, group=self._group)
-        return total
+        return total.to(value.device)
 
     def all_gather_objects(self, value: Any) -> list[Any]:
         # torch's own function would unpickle, and so run, the bytes that come over the network.

@@ -11,6 +11,7 @@ import structures
 import torch
 import toys
 from ase.build import bulk
+from processes import run_ranks
 from springs import SpringCalculator
 from training.models import Model, given, loss
 from training.test_training_step import CRYSTAL, gradients, stock
@@ -20,6 +21,7 @@ from devices.stand_in import moved, on_the_device, stand_in
 from distcompile import LocalWorld, outside, training_step
 from distcompile.calculators.calculator import described
 from distcompile.passes.lower import lower
+from distcompile.runtime.world import World, default_world
 
 pytestmark = pytest.mark.skipif(lower.compiler() is None, reason="no C++ compiler")
 
@@ -40,7 +42,9 @@ def test_the_stand_in_tells_devices_apart(other: str) -> None:
     assert "sim:0 and" in on_the_device(_mixes_devices, "sim:0", other)
 
 
-def _world(ranks: int | list[str]) -> LocalWorld:
+def _world(ranks: int | list[str] | None) -> World:
+    if ranks is None:
+        return default_world()
     return LocalWorld(ranks) if isinstance(ranks, int) else LocalWorld(devices=ranks)
 
 
@@ -48,7 +52,7 @@ SEVERAL = ["sim:1", "sim:0", "sim:3"]
 """Of three ranks: two on other devices than the graph."""
 
 
-def _apart(name: str, ranks: int | list[str]) -> dict[str, Any]:
+def _apart(name: str, ranks: int | list[str] | None) -> dict[str, Any]:
     """The largest difference of each result from the CPU's; the devices of results; reads by the host in a call."""
     device, model = stand_in(), getattr(toys, name)()
     example, graph = (toys.random_graph(n, n, **TOYS[name]) for n in (20, 31))
@@ -71,6 +75,14 @@ def test_results(name: str, ranks: int | list[str]) -> None:
     assert max(found["apart"].values()) < EXACT
     assert found["devices"] == {"sim:0"}
     assert found["reads"] <= 4, "a host that waits for an answer has nothing to hand to the device"
+
+
+def test_processes_whose_backend_takes_other_tensors() -> None:
+    """Messages of a device go by the processor with gloo, as row numbers go by the accelerator with nccl."""
+    for found in run_ranks(2, _apart, "ThreeBody", None, timeout=300.0, team="sim"):
+        assert isinstance(found, dict), found
+        assert max(found["apart"].values()) < EXACT
+        assert found["devices"] == {"sim:0"}
 
 
 def _after_a_step(home: str) -> float:
