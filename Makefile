@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SIDE_BY_SIDE := --numprocesses 2 --dist worksteal
 unit unit-e3nn06: export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint unit unit-e3nn06 env env-e3nn06 models clean
+.PHONY: demo test lint unit unit-e3nn06 env env-e3nn06 models gpu clean
 
 demo: env
 	$(BIN)/distcompile run examples/structures/LiCoO2_supercell.extxyz --calculator chgnet --ranks 2 --check
@@ -34,6 +34,12 @@ models: env env-e3nn06
 	$(VENV_E3NN06)/bin/python docs/model_table.py --run > docs/models.part2
 	$(BIN)/python docs/model_table.py docs/models.part1 docs/models.part2 > docs/models.md
 	rm docs/models.part1 docs/models.part2
+
+# What has to be shown on a machine with GPUs, see benchmarks/gpu.py. It goes on where it was stopped.
+gpu: env env-e3nn06
+	$(BIN)/python benchmarks/gpu.py
+	$(VENV_E3NN06)/bin/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/gpu.py --report docs/gpu.md
 
 env: $(VENV)/dependencies
 	$(BIN)/pip install --quiet --no-deps --editable .

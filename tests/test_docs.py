@@ -62,13 +62,19 @@ def test_the_blocks_about_training_run(tmp_path: Path) -> None:
     assert "{(0, 0, 0): (800, 800)}" in done.stdout
 
 
+def test_the_block_about_devices_runs() -> None:
+    """In this process; it checks its result."""
+    (block,) = blocks("python", "docs/running.md")
+    exec(compile(block, "running.md", "exec"), {"__name__": "running"})
+
+
 def test_no_block_is_left_out() -> None:
     """Python blocks are in pages whose blocks are run, commands in these and others; others are pictures."""
     found = {page: set(re.findall(r"^```(\w+)", text, re.MULTILINE)) for page, text in PAGES.items()}
     assert {page: languages for page, languages in found.items() if languages} == {
         "README.md": {"bash", "python"},
         "docs/extending.md": {"python"},
-        "docs/running.md": {"bash"},
+        "docs/running.md": {"bash", "python"},
         "docs/training.md": {"bash", "python"},
     }
 
