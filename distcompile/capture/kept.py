@@ -4,7 +4,8 @@
         self.table = torch.arange(n)       a fake tensor, in the attributes of the user's model
     self.cache[n] = distances              or in a dict of it
 
-Attributes that hold such tensors after a capture get back what they held before; so do lists and dicts in them.
+Attributes that hold such tensors after a capture get back what they held before; so do lists and dicts in them. After
+a capture that failed all attributes do: the model was left in the middle of a call.
 The captured program then computes at every call what the model computes at its first one. A model belongs to all
 threads: one that keeps tensors of a call is not for another thread to evaluate while it is captured.
 """
@@ -29,16 +30,18 @@ def nothing_kept(model: nn.Module | None) -> Iterator[None]:
     """Restore, in the end, every attribute of `model` and its modules that holds a traced value by then."""
     before = [(module, dict(vars(module))) for module in (model.modules() if model is not None else ())]
     containers = [pair for _, attributes in before for pair in _copies(list(attributes.values()), _DEPTH)]
+    failed = True
     try:
         yield
+        failed = False
     finally:
         for container, content in containers:
-            if _is_traced(container, _DEPTH):
+            if failed or _is_traced(container, _DEPTH):
                 container.clear()
                 container.update(content) if isinstance(container, dict) else container.extend(content)
         for module, attributes in before:
             for name, value in list(vars(module).items()):
-                if attributes.get(name, _MISSING) is value or not _is_traced(value, _DEPTH):
+                if attributes.get(name, _MISSING) is value or not (failed or _is_traced(value, _DEPTH)):
                     continue
                 if name in attributes:
                     vars(module)[name] = attributes[name]
