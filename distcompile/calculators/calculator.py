@@ -68,7 +68,8 @@ def distribute(
     process, is switched too, and compiles anew.
 
     Args:
-        calculator: any ASE calculator that holds an ``nn.Module``, or other calculators that do; changed in place.
+        calculator: any ASE calculator that holds an ``nn.Module``, or other calculators that do; or a model of
+            torch-sim; changed in place.
         world: the ranks that execute; the default process group if there is one, else one rank.
         memory: bytes that a rank may use for one evaluation.
         lowering: as for `distcompile.compile`.

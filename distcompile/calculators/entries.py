@@ -3,6 +3,7 @@
     module(graph), module.forward(graph)      compiled at the first call
     module.energy(graph)                      compiled if it computes with the module's weights
     module.predict(atoms)                     as it is: what it calls in turn is compiled
+    wrapper(structure) -> module(graph)       the module within, if the wrapper cannot be captured
 
 Which method computes is found out by watching it, once: where a weight meets another tensor outside of a compiled
 program, the outermost method that was given tensors is compiled. If that cannot be captured, those that it calls are.
@@ -10,6 +11,7 @@ program, the outermost method that was given tensors is compiled. If that cannot
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import threading
@@ -24,7 +26,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack,
 
 from ..api import compile
 from ..capture.threads import is_inside
-from ..errors import CaptureError, NoIndexSpaceError, UnsupportedOp, ValidationError
+from ..errors import CaptureError, DistcompileError, NoIndexSpaceError, UnsupportedOp, ValidationError
 from ..ir.tree import flatten
 from ..model import DistributedModel
 from ..passes import Lowering
@@ -82,6 +84,8 @@ class Entry:
         """The reason that it cannot be compiled though it computes."""
         self._too_small = 0
         """Elements of the largest tensor in calls in which nothing could be divided."""
+        self.within: nn.Module | None = None
+        """The module that is compiled instead of this one, which only makes its graphs."""
         self.last: tuple[int, DistributedModel, tuple[Any, ...]] | None = None
         """The number of its last call in the order of all calls, with the model and the arguments of what ran."""
 
@@ -95,11 +99,44 @@ class Entry:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if _state.stock or is_inside():
             return self.__wrapped__(*args, **kwargs)
-        if self.name == "forward" or self._computes:
+        if self.within is not None:
+            return self.__wrapped__(*args, **kwargs)
+        if self.name == "forward":
+            return self._compiled_somewhere(args, kwargs)
+        if self._computes:
             return self._compiled(args, kwargs)
         if self._computes is None and _state.looking:
             return self.__wrapped__(*args, **kwargs)  # the method that called this one is compiled, if anything is
         return self._watched(args, kwargs)
+
+    def _compiled_somewhere(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run as a compiled program: this module, or the one that it is a wrapper of."""
+        try:
+            return self._compiled(args, kwargs)
+        except (CaptureError, UnsupportedOp, ValidationError) as error:
+            inner = _wrapped(self.module)
+            if self._models or inner is None or _state.only_receives:
+                raise
+            found, start = enter(inner, self._options), now()
+            with contextlib.suppress(DistcompileError):
+                result = self.__wrapped__(*args, **kwargs)
+                if any(e.last is not None and e.last[0] > start and e.last[1].captures for e in found):
+                    self.within = inner
+                    warnings.warn(
+                        f"{type(self.module).__name__} cannot be captured ({_first_line(error)}), so the "
+                        f"{type(inner).__name__} that it calls is distributed.",
+                        stacklevel=4,
+                    )
+                    return result
+            for entry in found:
+                entry.leave()
+            raise
+
+    def leave(self) -> None:
+        """Put the stock method back."""
+        delattr(self.module, self.name)
+        if self._own is not None:
+            setattr(self.module, self.name, self._own)
 
     def _watched(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the stock method until it is seen to compute, then a compiled one instead.
@@ -231,8 +268,15 @@ def enter(module: nn.Module, options: Options) -> list[Entry]:
 
 
 def entries(module: nn.Module) -> list[Entry]:
-    """The entries of a module."""
-    return [value for value in vars(module).values() if isinstance(value, Entry)]
+    """The entries of a module, and of those that are compiled instead of it."""
+    found = [value for value in vars(module).values() if isinstance(value, Entry)]
+    return found + [entry for e in found if e.within is not None for entry in entries(e.within)]
+
+
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    """The module of which another one is a wrapper: it has all of the other's weights."""
+    inner = [child for child in module.children() if next(child.parameters(), None) is not None]
+    return inner[0] if len(inner) == 1 and not [*module.parameters(recurse=False)] else None
 
 
 def _methods(module: nn.Module) -> list[str]:

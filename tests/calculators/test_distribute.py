@@ -369,3 +369,59 @@ def test_first_calls_of_calculators_in_threads() -> None:
     found = in_threads(*[lambda w=way, n=n: work(w, n) for way in expected for n in (0, 1, 2)])
     for i, way in enumerate(way for way in expected for _ in range(3)):
         assert_same(found[i], expected[way])
+
+
+class Structures(nn.Module):
+    """Makes the graph of a structure with NumPy, as packages of simulations wrap models; keeps what it made it of."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.numbers: Tensor | None = None
+        self.oxygen: Tensor | None = None
+
+    def forward(self, structure: dict[str, Tensor]) -> Any:
+        if self.numbers is not structure["numbers"]:
+            self.numbers = structure["numbers"]
+            self.oxygen = torch.from_numpy(structure["numbers"].numpy() == 8)
+        numbers, positions, cell = (structure[name].numpy() for name in ("numbers", "positions", "cell"))
+        atoms = Atoms(numbers, positions, cell=cell, pbc=True)
+        return self.model({**graph_of(atoms), "oxygen": self.oxygen})
+
+
+class Total(nn.Module):
+    """Has weights, and nothing that could be divided."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def forward(self, graph: Graph) -> Tensor:
+        return self.factor * graph["cell"].sum()
+
+
+def structure(seed: int) -> dict[str, Tensor]:
+    atoms = crystal(seed=seed)
+    return {name: torch.tensor(getattr(atoms, name)) for name in ("numbers", "positions")} | {
+        "cell": torch.tensor(atoms.cell.array)
+    }
+
+
+def test_a_module_around_a_model() -> None:
+    """It cannot be captured and makes graphs only, so the model within is distributed; a failed try leaves nothing."""
+    ours = distcompile.distribute(Structures(Springs()), world=LocalWorld(2))
+    with pytest.warns(UserWarning, match="Structures cannot be captured .*, so the Springs that it calls is"):
+        ours(structure(1))
+    for seed in (1, 2):
+        expected, found = Structures(Springs())(structure(seed)), ours(structure(seed))
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-10)
+    assert len(statistics(ours)) == 2
+
+
+def test_a_module_around_nothing_to_divide() -> None:
+    """The error is of the module that was given; the one within it stays as it was."""
+    ours = distcompile.distribute(Structures(Total()), world=LocalWorld(2))
+    with pytest.raises(distcompile.CaptureError):
+        ours(structure(1))
+    assert "forward" not in vars(ours.model)
