@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
+
+from ..show.tables import show
 
 
 def report_results(
@@ -31,7 +32,7 @@ def report_results(
     if "magmoms" in results:
         table.add_row("largest moment", f"{float(np.abs(results['magmoms']).max()):.4f} muB", "")
     table.add_row("time", f"{seconds:.2f} s", f"first call, compiling: {first:.1f} s")
-    _print(table)
+    show(table)
     report_ranks(rows, how)
 
 
@@ -44,14 +45,14 @@ def report_ranks(rows: list[dict[str, Any]], how: Sequence[tuple[str, str]]) -> 
         if rows:
             most = max(row["peak_memory"] for row in rows)
             table.add_row("memory", f"{most / 1e9:.3f} GB on the fullest rank, predicted, beside the model")
-        _print(table)
+        show(table)
     if rows:
         spaces = list(rows[0]["owned"])
         table = Table("rank", *[f"{s} owned + halo" for s in spaces], "MB exchanged", title="Ranks")
         for row in rows:
             counts = [f"{row['owned'][s]} + {row['halo'][s]}" for s in spaces]
             table.add_row(str(row["rank"]), *counts, f"{row['bytes'] / 1e6:.2f}")
-        _print(table)
+        show(table)
 
 
 def report_check(results: dict[str, Any], stock: dict[str, Any], stock_time: float, seconds: float) -> None:
@@ -62,7 +63,7 @@ def report_check(results: dict[str, Any], stock: dict[str, Any], stock_time: flo
             ours, theirs = np.asarray(results[name]), np.asarray(stock[name])
             table.add_row(name, f"{np.abs(ours - theirs).max():.2e}", f"{np.abs(theirs).max():.4f}")
     table.add_row("time", f"{seconds:.2f} s", f"stock: {stock_time:.2f} s")
-    _print(table)
+    show(table)
 
 
 def report_end(atoms: Any, title: str, rows: list[dict[str, Any]], how: Sequence[tuple[str, str]]) -> None:
@@ -76,18 +77,17 @@ def report_end(atoms: Any, title: str, rows: list[dict[str, Any]], how: Sequence
         table.add_row("temperature", f"{atoms.get_temperature():.1f} K", "")
     if atoms.cell.rank == 3:
         table.add_row("volume", f"{atoms.get_volume():.4f} A^3", f"{atoms.get_volume() / len(atoms):.4f} A^3/atom")
-    _print(table)
+    show(table)
     report_ranks(rows, how)
 
 
-def report_doctor(machine: Sequence[tuple[str, str]], models: Sequence[tuple[str, str]]) -> None:
+def report_doctor(
+    machine: Sequence[tuple[str, str]], models: Sequence[tuple[str, str]], mistakes: Sequence[tuple[str, str]]
+) -> None:
     """Print the findings of ``distcompile doctor``."""
-    for title, rows in (("This machine", machine), ("Models", models)):
+    found = mistakes or [("mistakes", "none of the usual ones")]
+    for title, rows in (("This machine", machine), ("Models", models), ("What to change", found)):
         table = Table(title=title, show_header=False)
         for row in rows:
             table.add_row(*row)
-        _print(table)
-
-
-def _print(table: Table) -> None:
-    Console(highlight=False).print(table)
+        show(table)

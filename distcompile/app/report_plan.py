@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..predict.planning import Host
+from ..show.tables import show
 from .forecast import Forecast
 from .forecast_shares import LOOKED_AT, STEPS
 
@@ -25,9 +26,9 @@ def report_plan(found: Forecast) -> None:
         rows.add_row(str(held.parts), held.partition.method, f"{held.partition.imbalance:.3f}", *counts)
         megabytes = [f"{x.max() / 1e6:.2f}" for x in (sent.halo, sent.results, held.memory)]
         moved.add_row(str(held.parts), str(sent.messages.max()), *megabytes)
-    console.print(rows, moved)
+    show(rows, moved)
     for i, device in enumerate(found.devices):
-        console.print(_steps(found, i, device.name))
+        show(_steps(found, i, device.name))
     host = found.columns[-1].host
     console.print(
         "All figures are of the rank that has most. Assumed:\n"

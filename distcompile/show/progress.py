@@ -50,7 +50,7 @@ class Rate:
         self._start: tuple[int, float] | None = None
 
     def __call__(self, step: int) -> str:
-        """Steps a second, atoms times steps a second, ns a day and time left after a step."""
+        """Steps a second, atoms times steps a second, ns a day and time left (of a relaxation, at most) after a step."""
         now = time.perf_counter()
         if self._start is None or step <= self._start[0]:
             self._start = (step, now)
@@ -60,7 +60,7 @@ class Rate:
         parts = [f"{rate:.3g} steps/s", f"{rate * self._atoms:.3g} atoms*steps/s"]
         if self._timestep is not None:
             parts.append(f"{rate * self._timestep * 1e-6 * 86400:.3g} ns/day")
-        return ", ".join([*parts, f"{left} left"])
+        return ", ".join([*parts, f"{left} left" if self._timestep is not None else f"at most {left} left"])
 
 
 @contextmanager
