@@ -23,6 +23,7 @@ from .dynamics import Ensemble, Md, Output, Relaxation, relax, run_md
 from .files import consistent, labelled, unwritable
 from .launch import is_collective, restarts, say, stop, stop_together
 from .reading import missing, read_structure
+from .records import grows
 from .report import report_check, report_end, report_results
 from .sanity import Guard, unknown_species
 
@@ -78,8 +79,8 @@ def problem_of(job: Job, pressed: bool, max_restarts: int) -> str:
         return "--pressure acts on the cell: use it with --task md --ensemble npt or --task relax --relax-cell."
     if md and job.md.temperature == 0 and job.md.ensemble is not Ensemble.nve:
         return f"A thermostat cannot hold 0 K: use --temperature above 0 with --ensemble {job.md.ensemble}."
-    if job.files.trajectory is not None and job.files.trajectory.suffix != ".traj":
-        return f"--trajectory writes ASE's format: name it .traj, not {job.files.trajectory.name!r}."
+    if job.files.trajectory is not None and not grows(job.files.trajectory):
+        return f"ASE cannot add frames to a file like {job.files.trajectory.name!r}: use .extxyz or .traj."
     return _files_problem(job)
 
 

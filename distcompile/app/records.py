@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ase import Atoms
+from ase.io import read, write
+from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 from ase.io.trajectory import Trajectory
 
 from ..files import replacing
@@ -27,8 +29,27 @@ def frames(path: Path | None, atoms: Atoms, kept: int = 0) -> Callable[[], None]
     continued = kept > 0 and path.exists()
     if continued:
         _cut(path, kept)
-    writer = Trajectory(path, "a" if continued else "w")
-    return lambda: writer.write(labelled(atoms, atoms.calc.results))
+    if path.suffix == ".traj":
+        writer = Trajectory(path, "a" if continued else "w")
+        return lambda: writer.write(labelled(atoms, atoms.calc.results))
+    begun = continued
+
+    def add() -> None:
+        nonlocal begun
+        write(path, labelled(atoms, atoms.calc.results), format=filetype(str(path), read=False), append=begun)
+        begun = True
+
+    return add
+
+
+def grows(path: Path) -> bool:
+    """True if frames can be added to a file of that name."""
+    if path.suffix == ".traj":
+        return True
+    try:
+        return bool(ioformats[filetype(str(path), read=False)].can_append)
+    except (UnknownFileTypeError, KeyError, AttributeError):
+        return False
 
 
 def log_lines(path: Path | None, dynamics: Any, atoms: Atoms, stress: bool, kept: int = 0) -> Callable[[], None]:
@@ -57,6 +78,11 @@ def log_lines(path: Path | None, dynamics: Any, atoms: Atoms, stress: bool, kept
 
 def _cut(path: Path, kept: int) -> None:
     """Keep only the first frames of a trajectory."""
+    if path.suffix != ".traj":
+        images = read(path, f":{kept}", format=filetype(str(path), read=False))
+        with replacing(path) as unfinished:
+            write(unfinished, images, format=filetype(str(path), read=False))
+        return
     with Trajectory(path) as old:
         if len(old) > kept:
             with replacing(path) as unfinished, Trajectory(unfinished, "w") as new:

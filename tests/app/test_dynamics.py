@@ -141,10 +141,11 @@ def test_not_relaxed_in_time() -> None:
 def test_a_resumed_run_is_the_uninterrupted_one(ensemble: Ensemble, tmp_path: Path) -> None:
     """Bit for bit: positions, momenta, cell, thermostat and barostat; trajectory and log have no gap and no double."""
     whole, half = oxide(), oxide()
+    kind = {Ensemble.nve: "traj", Ensemble.nvt: "extxyz", Ensemble.npt: "xyz"}[ensemble]
     how = Md(ensemble, 40, 2.0, 500.0, checkpoint=tmp_path / "whole.npz", checkpoint_every=100)
-    run_md(whole, how, Output(tmp_path / "whole.traj", tmp_path / "whole.log", 4), ignore)
+    run_md(whole, how, Output(tmp_path / f"whole.{kind}", tmp_path / "whole.log", 4), ignore)
     how = Md(ensemble, 22, 2.0, 500.0, checkpoint=tmp_path / "c.npz", checkpoint_every=9)
-    files = Output(tmp_path / "t.traj", tmp_path / "l.log", 4)
+    files = Output(tmp_path / f"t.{kind}", tmp_path / "l.log", 4)
     with pytest.raises(KeyboardInterrupt):
         run_md(half, how, files, interrupted_at(21))
     assert checkpoint.read(tmp_path / "c.npz").step == 18
@@ -158,9 +159,12 @@ def test_a_resumed_run_is_the_uninterrupted_one(ensemble: Ensemble, tmp_path: Pa
     assert one.step == other.step == 40
     for name, value in one.state.items():
         np.testing.assert_array_equal(value, other.state[name], err_msg=name)
-    frames = [[f.positions for f in read(tmp_path / name, ":")] for name in ("whole.traj", "t.traj")]
+    frames = [[f.positions for f in read(tmp_path / name, ":")] for name in (f"whole.{kind}", f"t.{kind}")]
     np.testing.assert_array_equal(*frames)
     assert len(frames[0]) == 11
+    assert [f.get_potential_energy() for f in read(tmp_path / f"t.{kind}", ":")][-1] == pytest.approx(
+        whole.get_potential_energy(), abs=1e-6
+    )
     assert (tmp_path / "whole.log").read_text() == (tmp_path / "l.log").read_text()
 
 
