@@ -56,7 +56,7 @@ def run(
     ] = 300.0,
     timestep: Annotated[float, typer.Option(min=0.001, help="fs", rich_help_panel=MD)] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the velocities.", rich_help_panel=MD)] = 0,
-    trajectory: Annotated[Path | None, typer.Option(help="Write frames, ASE's .traj.", rich_help_panel=FILES)] = None,
+    trajectory: Annotated[Path | None, typer.Option(help="Frames: .traj, .extxyz, ...", rich_help_panel=FILES)] = None,
     log: Annotated[Path | None, typer.Option(help="Write energies, temperature, ...", rich_help_panel=FILES)] = None,
     interval: Annotated[int, typer.Option(min=1, help="Steps between frames, lines.", rich_help_panel=FILES)] = 10,
     checkpoint: Annotated[
@@ -175,11 +175,11 @@ def check(
 
 @app.command()
 def doctor() -> None:
-    """Report versions, devices, backends, the compiler, and which packages of models work."""
-    from .doctor import machine, models
+    """Report versions, devices, backends, the compiler, which packages of models work, and what is set up badly."""
+    from .doctor import machine, mistakes, models
     from .report import report_doctor
 
-    report_doctor(machine(), models())
+    report_doctor(machine(), models(), mistakes())
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+from pathlib import Path
 
 from ..calculators.aliases import PACKAGES
 
@@ -36,6 +37,43 @@ def machine() -> Rows:
 def models() -> Rows:
     """Every package of models: its version, and if it can be imported."""
     return [(package, _works(package, module)) for package, module in PACKAGES.items()]
+
+
+def mistakes() -> Rows:
+    """What is set up so that it makes runs slow or wrong, and what to do about it."""
+    import torch
+
+    from ..passes.lower.components.library import compiler
+
+    found = []
+    ranks, threads = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.get_num_threads()
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if ranks * threads > processors:
+        cure = f"export OMP_NUM_THREADS={processors // ranks}" if ranks <= processors else f"start {processors} ranks"
+        said = f"{ranks} ranks of {threads} threads share {processors} processors, and wait for each other: {cure}"
+        found.append(("threads", said))
+    if compiler() is None:
+        found.append(("compiler", "there is none, so operators run one by one: install g++"))
+    runtimes = openmp_runtimes(Path("/proc/self/maps").read_text() if Path("/proc/self/maps").exists() else "")
+    if len(runtimes) > 1:
+        said = (
+            f"{len(runtimes)} libraries of threads are loaded ({', '.join(runtimes)}), each with threads of its own: "
+            "take torch and NumPy from one source, pip or conda"
+        )
+        found.append(("OpenMP", said))
+    return found
+
+
+def openmp_runtimes(maps: str) -> list[str]:
+    """One file of each kind of OpenMP runtime that a process has mapped, as ``/proc/self/maps`` lists these."""
+    files = {line.split()[-1] for line in maps.splitlines() if line.split()[-1:] and "/" in line.split()[-1]}
+    by_kind: dict[str, str] = {}
+    for file in sorted(files):
+        name = file.rsplit("/", 1)[-1]
+        for kind in ("libgomp", "libiomp", "libomp"):
+            if name.startswith((kind + ".", kind + "-", kind + "5")):
+                by_kind.setdefault(kind, name)
+    return list(by_kind.values())
 
 
 def _works(package: str, module: str) -> str:

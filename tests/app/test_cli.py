@@ -147,7 +147,7 @@ SPRINGS = ["oxide.extxyz", "--calculator", "springs.py:SpringCalculator"]
         (["--task", "md", "--checkpoint", "notes.extxyz"], "a checkpoint notes.extxyz already"),
         (["--task", "md", "--resume", "--checkpoint", "notes.extxyz"], "is no checkpoint, or was cut short"),
         (["--trajectory", "t.traj"], "One evaluation has no --trajectory"),
-        (["--task", "md", "--trajectory", "t.xyz"], r"name it \.traj, not 't\.xyz'"),
+        (["--task", "md", "--trajectory", "t.cif"], r"add frames to a file like 't\.cif': use \.extxyz"),
         (["--task", "md", "--log", "nowhere/l.log"], "nowhere is no folder"),
         (["--task", "md", "--pressure", "1"], "--pressure acts on the cell"),
         (["--task", "relax", "--pressure", "1"], "--pressure acts on the cell"),
@@ -319,6 +319,24 @@ def test_doctor() -> None:
     assert rows["C++ compiler"] == (shutil.which("g++") or shutil.which("clang++"))
     assert rows["chgnet"] == f"{version('chgnet')}, works"
     assert rows["sevenn"] == "not installed"
+
+
+def test_doctor_finds_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More threads than processors, two kinds of OpenMP, no compiler: each with what to do."""
+    from distcompile.app import doctor
+    from distcompile.passes.lower.components import library
+
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    assert [what for what, _ in doctor.mistakes()] == []
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4096")
+    monkeypatch.setattr(library, "compiler", lambda: None)
+    found = dict(doctor.mistakes())
+    assert re.search(r"4096 ranks of 1 threads share \d+ processors.*start \d+ ranks", found["threads"])
+    assert "install g++" in found["compiler"]
+    maps = "7f00-7f01 r-xp 0 08:01 5 /a/torch/lib/libgomp-98b2.so.1\n7f02-7f03 r-xp 0 08:01 6 /b/lib/libiomp5.so\n"
+    assert doctor.openmp_runtimes(maps) == ["libgomp-98b2.so.1", "libiomp5.so"]
+    assert doctor.openmp_runtimes("7f00-7f01 r-xp 0 00:00 0\n7f02-7f03 r-xp 0 08:01 6 /lib/libm.so.6\n") == []
 
 
 @pytest.mark.parametrize("output", ["no_such_folder/o.extxyz", "o.unknown"])
