@@ -50,7 +50,7 @@ class Rate:
         self._start: tuple[int, float] | None = None
 
     def __call__(self, step: int) -> str:
-        """Steps a second, atoms times steps a second, ns a day and time left (of a relaxation, at most) after a step."""
+        """Steps a second, atoms times steps a second, ns a day and time left (to relax: at most) after a step."""
         now = time.perf_counter()
         if self._start is None or step <= self._start[0]:
             self._start = (step, now)
