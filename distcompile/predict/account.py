@@ -11,7 +11,7 @@ import sympy
 import torch
 from torch import fx, nn
 
-from ..ir import META, WHOLE_RULE, Halo, Placement, Space, Tiled, placement
+from ..ir import META, WHOLE_RULE, Halo, Placed, Placement, Space, Tiled, placement
 from ..ir.operators import OPERATORS, Crossing, facts
 from ..ir.text import short, short_name
 from ..ir.user_code import user_place
@@ -56,28 +56,44 @@ class Collective:
         return sizes[self.space] - owned[self.space] if self.to_all else halo[self.space]
 
 
-def collectives(program: Tiled) -> list[Collective]:
+def collectives(program: Placed) -> list[Collective]:
     """Every collective of `program`, in order."""
-    found = []
-    for node in program.graph.graph.nodes:
-        crossing = facts(node).crosses
-        if crossing is None:
-            continue
-        value = node.meta["val"]
-        operand: Any = node.args[0]
-        if crossing.dim is None:
-            summed: list[fx.Node] = [operand] if isinstance(operand, fx.Node) else operand
-            lines = dict.fromkeys(user_place(n) for n in summed)
-            size = sum(_bytes(program, n, {}) for n in summed)
-            found.append(Collective(short(node), "", size, "summed at " + ", ".join(lines)))
-            continue
-        dim: Any = node.args[crossing.dim]
-        widths = [n for i, n in enumerate(program.shape(node)) if i != dim]
-        row = math.prod(int(n) for n in widths if n.is_Integer) * value.element_size()
-        space = next(i for i in program.inputs if i.name == node.args[1].name).space  # type: ignore[union-attr]
-        readers = dict.fromkeys(user_place(u) for u in node.users)
-        why = "added at " + user_place(operand) if crossing.to == "owners" else "read at " + ", ".join(readers)
-        found.append(Collective(short(node), str(space), row, why))
+    return [found for node in program.graph.graph.nodes if (found := collective(program, node)) is not None]
+
+
+def collective(program: Placed, node: fx.Node) -> Collective | None:
+    """The collective that an operator is; None for other operators."""
+    crossing = facts(node).crosses
+    if crossing is None:
+        return None
+    value = node.meta["val"]
+    operand: Any = node.args[0]
+    if crossing.dim is None:
+        summed: list[fx.Node] = [operand] if isinstance(operand, fx.Node) else operand
+        lines = dict.fromkeys(user_place(n) for n in summed)
+        size = sum(_bytes(program, n, {}) for n in summed)
+        return Collective(short(node), "", size, "summed at " + ", ".join(lines))
+    dim: Any = node.args[crossing.dim]
+    widths = [n for i, n in enumerate(program.shape(node)) if i != dim]
+    row = math.prod(int(n) for n in widths if n.is_Integer) * value.element_size()
+    space = next(i for i in program.inputs if i.name == node.args[1].name).space  # type: ignore[union-attr]
+    readers = dict.fromkeys(user_place(u) for u in node.users)
+    why = "added at " + user_place(operand) if crossing.to == "owners" else "read at " + ", ".join(readers)
+    return Collective(short(node), str(space), row, why)
+
+
+def scheduled(program: Tiled) -> dict[fx.Node, Collective]:
+    """The collectives of a tiled graph, by the operators that send or start them."""
+    left: dict[tuple[str, str], list[Collective]] = {}
+    for c in collectives(program):
+        left.setdefault((c.kind, c.space), []).append(c)
+    found = {}
+    for node in program.tiled.graph.nodes:
+        sent = message(node)
+        if sent is not None:
+            found[node] = left[sent.name, str(sent.space(program.inputs))].pop(0)
+        elif (here := collective(program, node)) is not None:
+            found[node] = here
     return found
 
 
@@ -135,14 +151,9 @@ def work(program: Tiled, wanted: Collection[int] | None = None) -> Work:
 
 def _messages(program: Tiled) -> Iterator[tuple[Collective, ...]]:
     """Halo exchanges and reductions by the message in which they leave."""
-    left: dict[tuple[str, str], list[Collective]] = {}
-    for c in [c for c in collectives(program) if not c.to_all]:
-        left.setdefault((c.kind, c.space), []).append(c)
     shared: dict[Any, list[Collective]] = {}
-    for node in program.tiled.graph.nodes:
-        sent = message(node)
-        if sent is not None:
-            found = left[sent.name, str(sent.space(program.inputs))].pop(0)
+    for node, found in scheduled(program).items():
+        if message(node) is not None:
             shared.setdefault(node.kwargs.get("bucket", node), []).append(found)
     return (tuple(message) for message in shared.values())
 
@@ -230,6 +241,25 @@ def _product(program: Tiled, node: fx.Node, known: Mapping[sympy.Symbol, int]) -
 def peak_bytes(program: Tiled, sizes: Mapping[str, int], halos: Mapping[str, int]) -> int:
     """Bytes of live tensors at the peak of one rank's run of the graph, inputs included, parameters not.
 
+    Arguments as of `held_bytes`.
+    """
+    return max((held.tables + held.block for held in held_bytes(program, sizes, halos)), default=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """The bytes that a rank holds while one step of the graph runs."""
+
+    step: fx.Node
+    tables: int
+    """Inputs, and what exists for all rows."""
+    block: int
+    """What exists for a block of rows on each thread; zero if the step is no region."""
+
+
+def held_bytes(program: Tiled, sizes: Mapping[str, int], halos: Mapping[str, int]) -> Iterator[Held]:
+    """Bytes of live tensors during each step of one rank's run of the graph, inputs included, parameters not.
+
     A region holds its inputs and results whole and the values of its body for one block of rows a thread.
 
     Args:
@@ -248,7 +278,7 @@ def peak_bytes(program: Tiled, sizes: Mapping[str, int], halos: Mapping[str, int
     dies: dict[int, list[fx.Node]] = {}
     for node, i in last.items():
         dies.setdefault(i, []).append(node)
-    live, peak = 0, 0
+    live = 0
     held: dict[fx.Node, int] = {}
     for i, node in enumerate(nodes):
         block = 0
@@ -266,11 +296,10 @@ def peak_bytes(program: Tiled, sizes: Mapping[str, int], halos: Mapping[str, int
             if new.op in ("placeholder", "call_function"):
                 held[new] = _bytes(program, new, known, halos)
                 live += held[new]
-        peak = max(peak, live + block)
+        yield Held(node, live, block)
         for gone in dies.get(i, ()):
             if gone.op != "placeholder":  # inputs stay with the caller
                 live -= held.get(gone, 0)
-    return peak
 
 
 def untiled_bytes(program: Tiled, sizes: Mapping[str, int]) -> int:
@@ -314,7 +343,7 @@ def _is_result(node: fx.Node) -> bool:
 
 
 def _bytes(
-    program: Tiled, node: fx.Node, known: Mapping[sympy.Symbol, int], halos: Mapping[str, int] | None = None
+    program: Placed, node: fx.Node, known: Mapping[sympy.Symbol, int], halos: Mapping[str, int] | None = None
 ) -> int:
     values = node.meta.get("val")
     places = node.meta.get(META)

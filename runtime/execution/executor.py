@@ -138,8 +138,9 @@ class Executor:
         taken = [program.shape(n) if isinstance(n.meta["val"], Tensor) else () for n in output.args[0]]
         self._index_shapes = [*enumerate(raw), *enumerate(taken)]
         self._counted = tuple(enumerate(_traced_shape(n) for n in output.args[0]))
-        self._steps = grouped(program)
-        self._constants = _constants(program, self._steps)
+        self.steps = grouped(program)
+        """The graph that ranks run: regions, groups of them that run in step, and what is between."""
+        self._constants = _constants(program, self.steps)
         self._elsewhere: dict[torch.device, Elsewhere] = {}
         leaf_of = {n: i for i, n in enumerate(n for n in self._index_program.graph.nodes if n.op == "placeholder")}
         self._leaf_of = {i: leaf_of[n] for i, n in enumerate(output.args[0]) if n in leaf_of}
@@ -235,8 +236,8 @@ class Executor:
     def run_as(self, program: Tiled) -> None:
         """Run this tiling of the program from now on."""
         if program is not self.running:
-            self.running, self._steps = program, grouped(program)
-            self._constants = _constants(program, self._steps)
+            self.running, self.steps = program, grouped(program)
+            self._constants = _constants(program, self.steps)
             self._elsewhere = {}
 
     def inputs_without_rows(self) -> list[int]:
@@ -337,7 +338,7 @@ class Executor:
         """
         parameters = {name: enter(tensor) for name, tensor in given.items() if isinstance(name, str)}
         # Virtual ranks take turns within the graph, so none may set its parameters on the module that all share.
-        constants, tiled, differentiated = self._constants, self._steps, self.running.differentiated
+        constants, tiled, differentiated = self._constants, self.steps, self.running.differentiated
         if device not in (None, self.device):
             elsewhere = self._on(device)
             constants, tiled, differentiated = elsewhere.constants(constants), elsewhere.tiled, elsewhere.differentiated
