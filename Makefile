@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SIDE_BY_SIDE := --numprocesses 2 --dist worksteal
 unit unit-e3nn06: export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint unit unit-e3nn06 env env-e3nn06 models gpu clean
+.PHONY: demo test lint test-browser unit unit-e3nn06 env env-e3nn06 models gpu clean
 
 demo: env
 	$(BIN)/distcompile run examples/structures/LiCoO2_supercell.extxyz --calculator chgnet --ranks 2 --check
@@ -27,6 +27,11 @@ unit: env
 
 unit-e3nn06: env-e3nn06
 	$(VENV_E3NN06)/bin/python -m pytest tests/models $(SIDE_BY_SIDE) --durations=15
+
+# Pages in a browser without a window; needs chromium and its driver (Debian: chromium, chromium-driver).
+test-browser: env
+	$(BIN)/pip install --quiet selenium
+	$(BIN)/python -m pytest tests/show/test_browser.py
 
 # The table of models in docs/models.md, from real runs in both environments.
 models: env env-e3nn06

@@ -329,6 +329,23 @@ class DistributedModel:
         tables = simplifying(self.settings.radial_error, leaves)
         return [tables if stage.name == tables.name else stage for stage in STAGES[:-1]]
 
+    def history(self, executor: Executor) -> list[tuple[str, Normal]]:
+        """The program of one of this model's executors after the capture and after each pass, by name.
+
+        Passes run once more for it, but for the last one, which makes the program ready to run.
+        """
+        captured = executor.program.captured
+        found = [("capture", Normal(captured, captured.graph_module))]
+        stages = self._stages([leaf.tensor for leaf in captured.leaves])
+        with one_at_a_time(), as_written(), quiet(), told_in_words():
+            run(
+                found[0][1],
+                stages,
+                without=self.settings.without,
+                after=lambda name, program: found.append((name, program)),
+            )
+        return [*found, (lower.__name__, executor.running)]
+
     def _lowered(self, program: Tiled) -> Runnable:
         """A program in the form in which it runs."""
         with one_at_a_time(), compiling() as notify, as_written():

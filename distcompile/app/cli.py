@@ -1,4 +1,4 @@
-"""The command line: ``distcompile run STRUCTURE --calculator NAME --ranks N``, ``plan``, ``check`` and ``doctor``."""
+"""The command line: ``distcompile run STRUCTURE --calculator NAME --ranks N``, ``plan``, ``explain`` and others."""
 
 from __future__ import annotations
 
@@ -130,11 +130,28 @@ def plan(
     ] = None,
     repeat: Annotated[tuple[int, int, int], typer.Option(min=1, help="Repeat the cell along its axes.")] = (1, 1, 1),
     plot: Annotated[Path | None, typer.Option(help="Draw strong and weak scaling (.png).")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page for a browser (.html).")] = None,
 ) -> None:
     """Predict rows, traffic, memory and time of a step on many ranks, without running the model on the structure."""
     from .jobs import perform_plan
 
-    perform_plan(structure, calculator, ranks, device, measured, repeat, plot)
+    perform_plan(structure, calculator, ranks, device, measured, repeat, plot, html)
+
+
+@app.command()
+def explain(
+    structure: Annotated[Path, typer.Argument(help="Any structure file that ASE reads.")],
+    calculator: Annotated[str, typer.Option(help="As for run.")],
+    ranks: Annotated[int, typer.Option(min=1, help="Virtual ranks, all in this process.")] = 1,
+    repeat: Annotated[tuple[int, int, int], typer.Option(min=1, help="Repeat the cell along its axes.")] = (1, 1, 1),
+    detail: Annotated[bool, typer.Option("--detail", help="Print every operator, too.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page for a browser (.html).")] = None,
+    lowering: Annotated[How, typer.Option(help="How the model runs meanwhile.")] = How.eager,
+) -> None:
+    """Say what was found in a model, what crosses between ranks and why; or show it, with the atoms of each rank."""
+    from .jobs import perform_explain
+
+    perform_explain(structure, calculator, ranks, repeat, detail, html, lowering.value)
 
 
 @app.command()

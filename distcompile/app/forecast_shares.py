@@ -6,7 +6,6 @@ import math
 import time
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..ir import Tiled
@@ -53,7 +52,7 @@ def counted(evaluator: Evaluator, own: OwnRows, structure: Structure, parts: int
         peers.append({name: int((plan.splits[1] > 0).sum()) if parts > 1 else 0 for name, plan in plans.items()})
     spaces = {name: _space(name, owned, halo, peers, parts) for name in owned[0]}
     program = own.executor.program
-    here = Partition(ranks, "by positions", 0.0, _imbalance(ranks, made), 1.0)
+    here = Partition.of(ranks, "by positions", made)
     counts = RankCounts(
         parts, here, spaces, _memory(program, own, owned, halo), frozenset(s.name for s in program.thinned_spaces)
     )
@@ -104,8 +103,3 @@ def _memory(program: Tiled, own: OwnRows, owned: list[dict[str, float]], halo: l
         [0] * len(owned), len(owned), {n: by_rank(owned, n) for n in names}, {n: by_rank(halo, n) for n in halo[0]}
     )
     return np.array(needs(own.executor.running, dict.fromkeys([s.name for s in program.spaces], 8), tally))
-
-
-def _imbalance(ranks: Tensor, parts: int) -> float:
-    counts = torch.bincount(ranks, minlength=parts).double()
-    return float(counts.max() / counts.mean())

@@ -12,11 +12,12 @@ from typing import Any
 
 import typer
 
-from ..calculators.calculator import calculate, described, distribute, load_calculator, statistics
+from ..calculators.calculator import calculate, described, distribute, explanation, load_calculator, statistics
 from ..errors import DistcompileError, OutOfMemory, RankError, SimulationError, StructureError, in_one_line
 from ..files import replacing
 from ..passes import Lowering
 from ..runtime.world import is_first
+from ..show.html.records import Page
 from ..show.progress import stepping
 from .checkpoint import last, resume
 from .dynamics import Ensemble, Md, Output, Relaxation, relax, run_md
@@ -154,9 +155,11 @@ def perform_plan(
     measured: Path | None,
     repeat: tuple[int, int, int],
     plot: Path | None,
+    html: Path | None,
 ) -> None:
     """Predict steps on many ranks and print them. It ends the process with a message if that cannot be done."""
     from ..predict.planning import DEVICES
+    from .explaining import page_of_plan
     from .forecast import forecast
     from .report_plan import plot_plan, report_plan
 
@@ -173,6 +176,8 @@ def perform_plan(
     for path in (measured, plot):
         if path is not None and not (path is measured and path.is_file()) and (problem := unwritable(path)):
             stop(problem)
+    if html is not None and (problem := _no_page(html)):
+        stop(problem)
     with _explained(None):
         atoms, note = read_structure(structure, repeat)
         if note:
@@ -188,6 +193,51 @@ def perform_plan(
                     plot_plan(found, unfinished)
             except (ImportError, ValueError) as error:  # matplotlib is missing, or does not know the format
                 stop(f"{plot} cannot be drawn: {error}.")
+        if html is not None:
+            _write_page(html, page_of_plan(found, calculator))
+
+
+def perform_explain(
+    structure: Path,
+    calculator: str,
+    ranks: int,
+    repeat: tuple[int, int, int],
+    detail: bool,
+    html: Path | None,
+    lowering: Lowering,
+) -> None:
+    """Evaluate on virtual ranks, and say what was compiled. It ends the process with a message if that fails."""
+    from .explaining import explained, page_of
+
+    if html is not None and (problem := _no_page(html)):
+        stop(problem)
+    with _explained(None):
+        atoms, note = read_structure(structure, repeat)
+        if note:
+            print(note, flush=True)
+        try:
+            loaded = explained(atoms, calculator, ranks, lowering)
+        except (TypeError, ValueError) as error:
+            stop(str(error))
+        print(explanation(loaded, detail))
+        if html is not None:
+            _write_page(html, page_of(atoms, loaded, calculator))
+
+
+def _no_page(html: Path) -> str:
+    """The reason that a page cannot be written; empty if it can."""
+    from ..show.html.page import missing
+
+    return missing() or unwritable(html)
+
+
+def _write_page(html: Path, content: Page) -> None:
+    """Write a page in place of an old file."""
+    from ..show.html.page import page
+
+    with replacing(html) as unfinished:
+        unfinished.write_text(page(content), encoding="utf-8")
+    print(f"Page written to {html}.")
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -11,9 +12,12 @@ from torch import nn
 
 from ..errors import NoIndexSpaceError, in_one_line
 from ..layout.evaluate import Evaluator
+from ..layout.layout import Layout
 from ..layout.structure import Structure
 from ..model import DistributedModel
 from ..passes import Lowering
+from ..runtime.division.plan import Division
+from ..runtime.execution.executor import Executor, Prepared
 from ..runtime.world import World
 from ..show.explain import code
 from .aliases import ALIASES
@@ -215,6 +219,36 @@ def statistics(calculator: Any) -> list[dict[str, Any]]:
     return last[1].stats(*last[2]) if last is not None else []
 
 
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """The last evaluation of a distributed calculator."""
+
+    model: DistributedModel
+    executor: Executor
+    prepared: Prepared
+    division: Division
+    """Of the whole graph object among all ranks."""
+    layout: Layout | None
+    """How the graph object was made, if not by the package."""
+
+
+def evaluated(calculator: Any) -> Evaluated | None:
+    """The last evaluation of a distributed calculator; None before the first.
+
+    Raises:
+        NoIndexSpaceError: there was nothing to divide in it.
+    """
+    if (around := _last_around(calculator)) is not None:
+        evaluator, structure = around
+        learned = evaluator.learned
+        return Evaluated(learned.model, *evaluator.divided_whole(structure), learned.layout)
+    if (last := _last_call(calculator)) is None:
+        return None
+    _, model, graph = last
+    executor, prepared = model.prepared(*graph)
+    return Evaluated(model, executor, prepared, executor.layout(prepared).division, None)
+
+
 def described(calculator: Any) -> list[tuple[str, str]]:
     """How a distributed calculator's last evaluation ran, in words: what of it, and how. Empty before the first."""
     model = _last_model(calculator)
@@ -225,6 +259,12 @@ def described(calculator: Any) -> list[tuple[str, str]]:
     with contextlib.suppress(NoIndexSpaceError):  # the stock model ran
         found.append(("code", code(model.program)))
     return found
+
+
+def explanation(calculator: Any, detail: bool = False) -> str:
+    """`DistributedModel.explain` of the model of a distributed calculator's last evaluation."""
+    model = _last_model(calculator)
+    return model.explain(detail) if model is not None else "Nothing was evaluated yet."
 
 
 def _last_model(calculator: Any) -> DistributedModel | None:

@@ -12,10 +12,11 @@ from ..errors import GuardError
 from ..ir.tree import Leaf, flatten
 from ..model import costs, memory_explained, normally
 from ..predict.fit import needs
-from ..runtime.division.partition import bisect
+from ..runtime.division.partition import Partition, bisect
+from ..runtime.division.plan import Division
 from ..runtime.division.shares import Share
 from ..runtime.execution.agreement import checksum
-from ..runtime.execution.executor import Executor
+from ..runtime.execution.executor import Executor, Prepared
 from ..runtime.execution.inputs import together
 from ..runtime.execution.shares import NotDivisibleError, OwnRows
 from .learned import Learned
@@ -83,6 +84,22 @@ class Evaluator:
             row | {"peak_memory": row["peak_memory"] + held, "graph_memory": held}
             for row, held in zip(found, own.tally.graph_bytes, strict=True)
         ]
+
+    def divided_whole(self, structure: Structure) -> tuple[Executor, Prepared, Division]:
+        """The program, the whole graph object, and its division among the ranks, of the last evaluation.
+
+        That was of this structure. Ranks that make their rows themselves have no such division, but rows as in it.
+        """
+        own, learned = self._own, self.learned
+        structure = structure.seen_as(learned.sees)
+        tensors = learned.layout.leaves(self.part(structure, None, None))
+        if self.why_whole or own is None or own.tally is None:
+            executor, prepared = learned.model.prepared(*learned.tree.unflatten(tensors))
+            return executor, prepared, executor.layout(prepared).division
+        executor, parts = own.executor, learned.model.world.size
+        prepared = executor.prepare([Leaf(path, tensor) for path, tensor in zip(learned.paths, tensors, strict=True)])
+        found = Partition.of(self.divided(structure, parts), "by positions", parts)
+        return executor, prepared, executor.divide_as(prepared, found, parts)
 
     def part(self, structure: Structure, rank: int | None, ranks: Tensor | None) -> Part:
         """The part of a structure that a rank needs; without ranks, all of it."""

@@ -31,8 +31,12 @@ class LeafRecipe:
     """The example's tensor, if the program does not read its values."""
 
     def __str__(self) -> str:
-        made = ", ".join(r.name for r in self.recipes) or "not read"
-        return f"{self.path}: {made}"
+        return f"{self.path}: {self.made or 'not read'}"
+
+    @property
+    def made(self) -> str:
+        """What it is made of, in words; empty if nothing reads it."""
+        return ", ".join(r.name for r in self.recipes)
 
     @property
     def depends_on_species_alone(self) -> bool:
@@ -79,8 +83,5 @@ class Layout:
         return [recipe(part) for recipe in self.recipes]
 
     def __str__(self) -> str:
-        rows = [
-            f"{space}: {rows.kind}" + (f" within {rows.cutoff:g} A" if rows.cutoff else "")
-            for space, rows in self.kinds.items()
-        ]
+        rows = [f"{space}: {rows}" for space, rows in self.kinds.items()]
         return "\n".join([f"edges within {self.cutoff:g} A", *rows, *map(str, self.recipes)])

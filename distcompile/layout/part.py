@@ -28,6 +28,9 @@ class Rows:
     kind: Kind
     cutoff: float = 0.0
 
+    def __str__(self) -> str:
+        return self.kind + (f" within {self.cutoff:g} A" if self.cutoff else "")
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:

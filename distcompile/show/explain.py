@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from ..ir import Tiled
+from ..ir import Space, Tiled
 from ..ir.operators import facts
 from ..ir.text import short
 from ..ir.user_code import user_frame, user_place
@@ -46,15 +46,21 @@ def explain(program: Tiled, detail: bool = False) -> str:
 
 def _spaces(program: Tiled) -> Iterator[str]:
     for space in program.spaces:
-        owner = next((p for p in program.pointers if p.source == space and p.owner), None)
-        where = "divided among ranks"
-        if not space.sharded:
-            where = "whole on every rank"
-        elif space.blocks:
-            where = f"rows of {', then of '.join(b.name for b in space.blocks)}"
-        elif owner is not None:
-            where = f"on the rank that owns the row of {owner.target} in {_label(program, owner.input)}"
-        yield f"  {space.name:<8} {where}"
+        yield f"  {space.name:<8} {where_rows_are(program, space)}"
+
+
+def where_rows_are(program: Tiled, space: Space) -> str:
+    """How the rows of a space are divided, in words."""
+    owner = next((p for p in program.pointers if p.source == space and p.owner), None)
+    if space.halo_of is not None:
+        return f"rows of {space.halo_of} that a rank reads of others"
+    if not space.sharded:
+        return "whole on every rank"
+    if space.blocks:
+        return f"rows of {', then of '.join(b.name for b in space.blocks)}"
+    if owner is not None:
+        return f"on the rank that owns the row of {owner.target} in {_label(program, owner.input)}"
+    return "divided among ranks"
 
 
 def _pointers(program: Tiled) -> Iterator[str]:
@@ -171,17 +177,18 @@ def _under_way(tiled: fx.GraphModule) -> set[fx.Node]:
 
 def code(program: Tiled) -> str:
     """What runs the regions of a program, in a few words."""
-    found = Counter(_code(region) for region in program.tiled.children())  # type: ignore[arg-type]
+    found = Counter(code_of(region) for region in program.tiled.children())  # type: ignore[arg-type]
     total = sum(found.values())
     return ", ".join(f"{kind}: {n} of {total} regions" for kind, n in found.most_common()) or "operators"
 
 
 def _how(region: Region) -> str:
     """A note on the code that a region runs; empty if its operators run one by one."""
-    return "" if region.compiled is None else f", {_code(region)}"
+    return "" if region.compiled is None else f", {code_of(region)}"
 
 
-def _code(region: Region) -> str:
+def code_of(region: Region) -> str:
+    """What runs a region, in a word."""
     if region.compiled is None:
         return "operators"
     return "kernel" if isinstance(region.compiled, Kernel) else "Inductor's code"

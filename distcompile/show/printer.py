@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,13 +61,18 @@ def show_type(program: Placed, node: fx.Node) -> str:
 
 
 def _type(program: Placed, node: fx.Node) -> str:
-    value = node.meta.get("val")
-    if node.op == "get_attr":
-        value = getattr(program.graph, str(node.target))
-    place = node.meta.get(META)
+    value = getattr(program.graph, str(node.target)) if node.op == "get_attr" else node.meta.get("val")
+    return show_tensor(value, node.meta.get(META), lambda size: str(program.size(size)))
+
+
+def show_tensor(value: Any, place: Any, size: Callable[[Any], str]) -> str:
+    """The dtype and the dimensions of a value, spaces by name where its placement is known; empty if it is no tensor.
+
+    `size` gives the text of any other size.
+    """
     if not isinstance(value, torch.Tensor):
         return ""
     dims = place.dims if isinstance(place, Placement) and len(place.dims) == value.dim() else ((),) * value.dim()
-    sizes = ["*".join(str(f) for f in d) if d else str(program.size(n)) for d, n in zip(dims, value.shape, strict=True)]
+    sizes = ["*".join(str(f) for f in d) if d else size(n) for d, n in zip(dims, value.shape, strict=True)]
     partial = " partial" if isinstance(place, Placement) and place.partial else ""
     return f"{DTYPES.get(value.dtype, str(value.dtype))}[{', '.join(sizes)}]{partial}"

@@ -54,6 +54,12 @@ class Partition:
     """Predicted time of a step (of the slowest rank) over the time of the mean work without halo rows. It is that of
     the time when the partition was found: atoms may have moved since."""
 
+    @classmethod
+    def of(cls, ranks: Tensor, method: str, parts: int) -> Partition:
+        """A partition of which only the atoms of each rank are known: work is counted in atoms."""
+        counts = torch.bincount(ranks, minlength=parts).double()
+        return cls(ranks, method, 0.0, float(counts.max() / counts.mean()), 1.0)
+
 
 def partition(
     n_atoms: int,

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import DistcompileError, InputError
-from ...ir import Output, Placement, Tiled, placement
+from ...ir import Output, Placement, Pointer, Space, Tiled, placement
 from ...ir.graphs import runnable
 from ...ir.operators import facts
 from ...ir.sizes import as_traced
 from ...ir.tree import Leaf
 from ..division.partition import Partition
-from ..division.plan import Division, SpacePlan, Tally, divide
+from ..division.plan import Division, SpacePlan, Tally, divide, follow
 from ..division.shard import DividedRows, Order, gather_output, joined, own_rows, shard_inputs
 from ..world import Communicator, World, active, communicator
 from .agreement import Report, compare, fingerprint
@@ -383,11 +383,20 @@ class Executor:
 
     def divide(self, prepared: Prepared, parts: int, last: Partition | None = None) -> Division:
         """The division of a graph object among any number of ranks; `last` as for `runtime.division.plan.divide`."""
+        spaces, pointers, values = self._to_divide(prepared)
+        coordinates = [x.cpu() for x in prepared.coordinates]
+        return divide(spaces, pointers, prepared.sizes, values, coordinates, parts, last, self.program.thinned_spaces)
+
+    def divide_as(self, prepared: Prepared, found: Partition, parts: int) -> Division:
+        """The division of a graph object among ranks that own these atoms."""
+        spaces, pointers, values = self._to_divide(prepared)
+        return follow(spaces, pointers, prepared.sizes, values, found, parts, self.program.thinned_spaces)
+
+    def _to_divide(self, prepared: Prepared) -> tuple[list[Space], list[Pointer], dict[str, Tensor]]:
+        """The spaces whose rows are divided, the pointers between them, and their values."""
         spaces = [s for s in self.program.spaces if s.sharded]
         pointers = [p for p in self.program.pointers if p.source.sharded and p.target.sharded]
-        on_host = {name: pointer.cpu() for name, pointer in prepared.pointers.items()}
-        given = prepared.sizes, on_host, [x.cpu() for x in prepared.coordinates]
-        return divide(spaces, pointers, *given, parts, last, self.program.thinned_spaces)
+        return spaces, pointers, {name: pointer.cpu() for name, pointer in prepared.pointers.items()}
 
     def run_rank(self, comm: Communicator, prepared: Prepared, layout: Layout) -> list[Tensor]:
         """One rank's part of an evaluation in a given layout."""
