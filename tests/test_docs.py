@@ -73,6 +73,7 @@ def test_no_block_is_left_out() -> None:
     found = {page: set(re.findall(r"^```(\w+)", text, re.MULTILINE)) for page, text in PAGES.items()}
     assert {page: languages for page, languages in found.items() if languages} == {
         "README.md": {"bash", "python"},
+        "docs/gallery.md": {"bash"},
         "docs/extending.md": {"python"},
         "docs/running.md": {"bash", "python"},
         "docs/training.md": {"bash", "python"},
@@ -95,12 +96,16 @@ def make():
 """
 
 
+COMMANDS = ("README.md", "docs/running.md", "docs/gallery.md")
+"""Pages with commands."""
+
+
 def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every ``distcompile`` command, one after the other in one folder, on one rank, with a small calculator.
 
     Ranks, checks against pretrained models and restarts have tests of their own.
     """
-    lines = "\n".join(block for page in ("README.md", "docs/running.md") for block in blocks("bash", page))
+    lines = "\n".join(block for page in COMMANDS for block in blocks("bash", page))
     commands = re.findall(r"^distcompile (.*)", lines, re.MULTILINE)
     assert len(commands) >= 12
     write(tmp_path / "structure.cif", structures.crystal((1, 1, 1)))
@@ -108,6 +113,7 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(springs.__file__, tmp_path)
     monkeypatch.chdir(tmp_path)
     steps = 0
+    pytest.importorskip("plotly")
     for command in commands:
         words = shlex.split(command, comments=True)
         if words[0] == "run":
@@ -115,13 +121,21 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             command = re.sub("--calculator chgnet", "--calculator springs.py:SpringCalculator", shlex.join(words))
             command = re.sub(r" --ranks \d+| --max-restarts \d+| --steps \d+", "", command)
             words = shlex.split(command) + (["--steps", str(steps)] if "--task" in command else [])
-        if words[0] == "plan":
+        if words[0] in ("plan", "explain"):
             words[words.index("chgnet")] = "springs.py:SpringCalculator"
         done = CliRunner().invoke(app, words)
         assert done.exit_code == 0, f"{command}\n{done.output}\n{done.exception!r}"
-    assert {"out.extxyz", "relaxed.extxyz", "md.npz", "md.log", "run.traj", "scaling.png"} <= {
-        p.name for p in tmp_path.iterdir()
+    written = {
+        "out.extxyz",
+        "relaxed.extxyz",
+        "md.npz",
+        "md.log",
+        "run.traj",
+        "scaling.png",
+        "report.html",
+        "plan.html",
     }
+    assert written <= {p.name for p in tmp_path.iterdir()}
 
 
 def test_job_scripts_are_shell() -> None:

@@ -192,6 +192,6 @@ def test_a_plan_is_drawn(browser: Any, tmp_path: Path) -> None:
     )
     (tmp_path / "plan.html").write_text(page(page_of_plan(found, "springs")))
     browser.get((tmp_path / "plan.html").as_uri())
-    assert ask(browser, "document.querySelectorAll('#scaling .figure .main-svg').length") >= 5
-    assert ask(browser, "document.querySelectorAll('[data-figure=scaling0] .bars path').length") >= 6
+    assert ask(browser, "document.querySelectorAll('#scaling .figure:has(.main-svg)').length") == 7
+    assert ask(browser, "document.querySelectorAll('[data-figure=parts0] .bars path').length") >= 6
     assert said(browser) == []

@@ -13,10 +13,14 @@ import numpy as np
 import pytest
 import springs
 import structures
+import undividable
 from ase.io import write
 from pages import RANKS, array, calculated, data_of, springs_page, toy
+from toys import random_graph
 from typer.testing import CliRunner
 
+import distcompile
+from distcompile import LocalWorld
 from distcompile.app.cli import app
 from distcompile.app.explaining import page_of_plan
 from distcompile.app.forecast import forecast
@@ -107,6 +111,27 @@ def test_bytes_between_ranks_are_those_of_the_statistics() -> None:
     assert found.sent.sum(0).tolist() == [row["bytes"] for row in stats]
     assert not found.sent.diagonal().any() and found.sent[0, 1] > 0
     assert found.memory.tolist() == [row["peak_memory"] for row in stats]
+
+
+def test_rows_that_every_rank_gathers_are_counted_too() -> None:
+    """Of a stretch that runs whole: each rank receives the rows of all others."""
+    model = distcompile.compile(
+        undividable.Given(undividable.UNDIVIDABLE["a running sum over edges"][0]).eval(),
+        random_graph(14, 1),
+        world=LocalWorld(3),
+        validate=False,
+    )
+    executor, prepared = model.prepared(random_graph(14, 1))
+    division = executor.layout(prepared).division
+    found = ranks(executor.running, prepared.sizes, division)
+    gathered = [c for c in collectives(executor.running) if c.to_all]
+    stats = model.stats(random_graph(14, 1))
+    assert gathered and found.sent.sum(0).tolist() == [row["bytes"] for row in stats]
+    edges, atoms_ = np.array(division.counts("edges")), np.array(division.counts("atoms"))
+    least = sum(c.row_bytes * (edges if c.space == "edges" else atoms_) for c in gathered)
+    assert all(
+        (found.sent[owner, reader] >= least[owner]) for owner in range(3) for reader in range(3) if owner != reader
+    )
 
 
 def test_regions_hold_what_is_predicted_and_take_what_is_measured() -> None:
@@ -242,7 +267,7 @@ def test_texts_of_the_user_stay_texts() -> None:
         title=HOSTILE,
         facts=((HOSTILE, HOSTILE),),
         program=Program(
-            ((HOSTILE, HOSTILE), *harmless.program.spaces[1:]),
+            (*harmless.program.spaces, (HOSTILE, HOSTILE)),
             (Pass("capture", "capture", (operator,)),),
             {"line": Line(HOSTILE, 1, ((1, HOSTILE),))},
         ),
@@ -314,7 +339,7 @@ def test_without_plotly_the_cure_is_named(command: list[str], folder: Path, monk
     done = CliRunner().invoke(app, [*command, "--html", "page.html"])
     assert done.exit_code == 1
     assert done.stderr.strip() == (
-        "distcompile: Pages are made with plotly, not installed here: pip install 'distcompile[html]'."
+        "distcompile: Pages are made with plotly, which is not installed here: pip install plotly."
     )
     assert not (folder / "page.html").exists()
 
@@ -328,10 +353,17 @@ def test_a_plan_is_drawn_as_it_is_printed(folder: Path) -> None:
     assert isinstance(content, Page) and content.growth is not None
     html = pages.page(content)
     figures = data_of(html)["figures"]
-    assert set(figures) == {"efficiency", "scaling0", "scaling1", "growth", "held"}
-    for name, steps in (("scaling0", [c.steps[0] for c in found.columns]), ("scaling1", found.weak[0])):
+    assert set(figures) == {"strong", "weak", "efficiency", "growth", "held", "parts0", "parts1"}
+    for curve, name, steps in (
+        ("strong", "parts0", [c.steps[0] for c in found.columns]),
+        ("weak", "parts1", found.weak[0]),
+    ):
         bars = [array(t["y"]) for t in figures[name]["data"] if t["type"] == "bar"]
         assert np.allclose(np.sum(bars, axis=0), [s.total for s in steps])
+        total, without, ideal = (array(t["y"]) for t in figures[curve]["data"])
+        assert np.allclose(total, [s.total for s in steps]) and np.allclose(without, [s.evaluation for s in steps])
+        numbers = [1 if curve == "weak" else c.ranks.parts for c in found.columns]
+        assert np.allclose(ideal, [steps[0].evaluation / n for n in numbers])
     lines = {t["name"]: t for t in figures["growth"]["data"]}
     assert array(lines["atoms, owned"]["y"]).tolist() == [c.ranks.spaces["atoms"].owned.max() for c in found.columns]
     one = found.columns[0].steps[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -22,6 +22,8 @@ WHOLE = "#8a8f98"
 OF_RANKS = (*qualitative.D3, *qualitative.Dark24)
 """Colours of ranks."""
 
+OTHERS = qualitative.T10
+"""Colours of what is neither a space nor a rank."""
 HALO = halo_name("")
 
 DRAWN = 12_000
@@ -43,7 +45,7 @@ def colours(spaces: Sequence[str]) -> dict[str, str]:
 def lighter(colour: str) -> str:
     """A colour mixed with white."""
     parts = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    return "#" + "".join(f"{round(0.6 * part + 0.4 * 255):02x}" for part in parts)
+    return "#" + "".join(f"{round(0.7 * part + 0.3 * 255):02x}" for part in parts)
 
 
 def of_rank(rank: int) -> str:
@@ -287,39 +289,56 @@ def _key(figure: go.Figure, regions: Sequence[Region], colour: Mapping[str, str]
 
 
 def scaling(found: Scaling, weak: bool) -> go.Figure:
-    """Seconds of a step by number of ranks, stacked by its parts, beside the ideal."""
-    parts = found.weak if weak else found.strong
+    """Seconds of a step by number of ranks, its parts one upon the other."""
     figure = go.Figure()
-    ranks = [str(n) for n in found.ranks]
-    for (name, each), tint in zip(parts.items(), itertools.cycle(SPACES)):
+    for (name, each), tint in zip((found.weak if weak else found.strong).items(), OTHERS, strict=False):
         if any(each):
             said = "%{x} ranks, " + escape(name) + ": %{y:.3g} s<extra></extra>"
+            ranks = [str(n) for n in found.ranks]
             figure.add_bar(x=ranks, y=each, name=name, marker={"color": tint}, hovertemplate=said)
-    total = np.sum(list(parts.values()), axis=0)
-    without = np.sum([each for name, each in parts.items() if name not in found.graph], axis=0)
-    line = {"color": "#1c2128", "width": 2}
-    figure.add_scatter(x=ranks, y=total, name="a step", mode="lines+markers", line=line)
-    if weak:
-        ideal = np.full(len(ranks), total[0])
-        title = f"Weak scaling on {found.device}: as many rows a rank as on {found.ranks[-1]} ranks"
-    else:
-        ideal = without[0] / np.array(found.ranks)
-        title = f"Strong scaling on {found.device}"
-    dotted = {"color": "#57606a", "dash": "dot"}
-    figure.add_scatter(x=ranks, y=ideal, name="ideal" if weak else "ideal, without graph", mode="lines", line=dotted)
-    figure.update_layout(_layout(title, height=420), barmode="stack")
+    much = f"as many rows a rank as on {found.ranks[-1]} ranks" if weak else "the whole structure"
+    figure.update_layout(_layout(f"A step on {found.device}, by its parts: {much}", height=400), barmode="stack")
     figure.update_xaxes(title="ranks", type="category")
     figure.update_yaxes(title="s/step")
     return figure
 
 
+def curves(found: Sequence[Scaling], weak: bool) -> go.Figure:
+    """Seconds of a step by number of ranks, with and without the work on the graph object, and what would be ideal."""
+    figure = go.Figure()
+    for each, tint in zip(found, itertools.cycle(OTHERS)):
+        parts, ranks = each.weak if weak else each.strong, np.array(each.ranks)
+        total, without = _total(parts), _total(parts, each.graph)
+        ideal = np.full(len(ranks), without[0]) if weak else without[0] / ranks
+        lines = (("", total, "solid"), (", without graph", without, "dash"), (", ideal", ideal, "dot"))
+        for what, values, dash in lines:
+            said = "%{x} ranks: %{y:.3g} s<extra>" + escape(each.device + what) + "</extra>"
+            figure.add_scatter(
+                x=ranks, y=values, name=each.device + what, hovertemplate=said, line={"color": tint, "dash": dash},
+                mode="lines" if dash == "dot" else "lines+markers",
+            )  # fmt: skip
+    much = f"as many rows a rank as on {found[0].ranks[-1]} ranks" if weak else "the whole structure"
+    figure.update_layout(_layout(f"{'Weak' if weak else 'Strong'} scaling: {much}", height=420))
+    _by_ranks(figure, found[0].ranks)
+    figure.update_yaxes(title="s/step", type="log")
+    return figure
+
+
+def _total(parts: Mapping[str, tuple[float, ...]], without: Collection[str] = ()) -> np.ndarray:
+    """The sum of parts of steps, but for some.  # Shape: [numbers of ranks]"""
+    return np.sum([each for name, each in parts.items() if name not in without], axis=0)  # type: ignore[no-any-return]
+
+
+def _by_ranks(figure: go.Figure, ranks: Sequence[int]) -> None:
+    """Make the numbers of ranks the x axis."""
+    figure.update_xaxes(title="ranks", type="log", tickvals=ranks, ticktext=[str(n) for n in ranks])
+
+
 def efficiency(found: Sequence[Scaling]) -> go.Figure:
     """Time on one rank over time on N ranks times N, with and without the work on the graph object."""
     figure = go.Figure()
-    for each, tint in zip(found, itertools.cycle(SPACES)):
-        ranks = np.array(each.ranks)
-        total = np.sum(list(each.strong.values()), axis=0)
-        without = np.sum([part for name, part in each.strong.items() if name not in each.graph], axis=0)
+    for each, tint in zip(found, itertools.cycle(OTHERS)):
+        ranks, total, without = np.array(each.ranks), _total(each.strong), _total(each.strong, each.graph)
         for values, name, dash in ((total, each.device, "solid"), (without, f"{each.device}, without graph", "dash")):
             said = "%{x} ranks: %{y:.0%}<extra>" + escape(name) + "</extra>"
             figure.add_scatter(
@@ -327,7 +346,7 @@ def efficiency(found: Sequence[Scaling]) -> go.Figure:
                 line={"color": tint, "dash": dash},
             )  # fmt: skip
     figure.update_layout(_layout("Efficiency against one rank", height=420))
-    figure.update_xaxes(title="ranks", type="log", tickvals=found[0].ranks, ticktext=[str(n) for n in found[0].ranks])
+    _by_ranks(figure, found[0].ranks)
     figure.update_yaxes(tickformat=".0%", rangemode="tozero")
     return figure
 
@@ -343,7 +362,7 @@ def growth(found: Growth, colour: Mapping[str, str]) -> go.Figure:
             seen = [n or None for n in found.halo[space]]
             figure.add_scatter(x=found.ranks, y=seen, name=f"{space}, halo", mode="lines+markers", line=dashed)
     figure.update_layout(_layout("Rows of the fullest rank", height=420))
-    figure.update_xaxes(title="ranks", type="log", tickvals=found.ranks, ticktext=[str(n) for n in found.ranks])
+    _by_ranks(figure, found.ranks)
     figure.update_yaxes(title="rows", type="log")
     return figure
 
@@ -353,12 +372,12 @@ def held(found: Growth) -> go.Figure:
     figure = go.Figure()
     shown = (("memory at the peak", found.memory), ("halo rows received", found.received),
              ("results received", found.results))  # fmt: skip
-    for (name, values), tint in zip(shown, SPACES, strict=False):
+    for (name, values), tint in zip(shown, OTHERS, strict=False):
         figure.add_scatter(
             x=found.ranks, y=[v / 1e6 or None for v in values], name=name, mode="lines+markers", line={"color": tint}
         )
     figure.update_layout(_layout("Bytes of the fullest rank", height=420))
-    figure.update_xaxes(title="ranks", type="log", tickvals=found.ranks, ticktext=[str(n) for n in found.ranks])
+    _by_ranks(figure, found.ranks)
     figure.update_yaxes(title="MB", type="log")
     return figure
 

@@ -23,7 +23,9 @@ def missing() -> str:
     without = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if not without:
         return ""
-    return f"Pages are made with {' and '.join(without)}, not installed here: pip install 'distcompile[html]'."
+    there = "is" if len(without) == 1 else "are"
+    named, cure = " and ".join(without), " ".join(without)
+    return f"Pages are made with {named}, which {there} not installed here: pip install {cure}."
 
 
 def page(content: Page) -> str:
@@ -88,12 +90,15 @@ def _figures(content: Page, colour: Mapping[str, str]) -> dict[str, go.Figure]:
         found["memory"] = figures.memory(content.regions, colour, int(content.ranks.memory.max()))
         found["seconds"] = figures.seconds(content.regions, colour)
     if content.scaling:
-        found["efficiency"] = figures.efficiency(content.scaling)
-    for i, (device, weak) in enumerate(itertools.product(content.scaling, (False, True))):
-        found[f"scaling{i}"] = figures.scaling(device, weak)
+        found["strong"] = figures.curves(content.scaling, False)
+        found["weak"] = figures.curves(content.scaling, True)
     if content.growth is not None:
         found["growth"] = figures.growth(content.growth, colour)
         found["held"] = figures.held(content.growth)
+    for i, (device, weak) in enumerate(itertools.product(content.scaling, (False, True))):
+        found[f"parts{i}"] = figures.scaling(device, weak)
+    if content.scaling:
+        found["efficiency"] = figures.efficiency(content.scaling)
     return found
 
 

@@ -15,7 +15,7 @@ import sympy
 import torch
 from torch import fx
 
-from ...ir import META, Halo, Normal, Placed, Placement, Space, Split, Tiled
+from ...ir import META, Distributed, Halo, Normal, Placed, Placement, Space, Split, Tiled
 from ...ir.text import short
 from ...ir.user_code import user_frame, user_place
 from ...ir.writer import made_by
@@ -102,7 +102,8 @@ def _operator(
         named = f"start {sent.name}"
         gives = show_tensor(sent.value.meta["val"], sent.value.meta.get(META), size)
     if crossing is not None and crossing.space:
-        space = crossing.space
+        thinned = after.thinned_spaces if isinstance(after, Distributed) else ()
+        space = next((str(s.some_of) for s in thinned if s.name == crossing.space), crossing.space)
     arguments = [_shown(a) for a in node.args] + [f"{k}={_shown(v)}" for k, v in said_by_name(node)]
     return Operator(
         part,

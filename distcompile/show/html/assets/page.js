@@ -146,7 +146,7 @@ if (data.program) {
       const [file, number, code] = line;
       parts.push(head("for this line of the model"), make("div", { textContent: `${file}:${number}` }),
         make("pre", {}, ...code.map(([n, text]) =>
-          make("span", { className: n === number ? "here" : "", textContent: `${String(n).padStart(4)}  ${text}\n` }))));
+          make("span", { className: n === number ? "here" : "", textContent: `${String(n).padStart(4)}  ${text}` }))));
     }
     parts.push(head(`read by ${users.length}`),
       make("div", {}, ...users.slice(0, 200).flatMap((n) => [link(n), " "])));
