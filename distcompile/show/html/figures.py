@@ -90,7 +90,7 @@ def division(atoms: Atoms, ranks: Ranks) -> go.Figure:
             y=y,
             z=z,
             mode="text",
-            text=[f"<b>rank {rank}</b>" for rank in middles],
+            text=[f"<b>rank {rank}</b>" if parts > 1 else "" for rank in middles],
             hoverinfo="skip",
             textfont={"size": 14, "color": "#1c2128"},
             showlegend=False,
@@ -105,7 +105,7 @@ def division(atoms: Atoms, ranks: Ranks) -> go.Figure:
             "yaxis": hidden,
             "zaxis": hidden,
             "aspectmode": "data",
-            "camera": {"eye": {"x": 1.05, "y": 1.05, "z": 0.6}},
+            "camera": {"eye": {"x": 1.35, "y": 1.35, "z": 0.65}, "center": {"x": 0, "y": 0, "z": -0.1}},
         },
         margin={"l": 0, "r": 0, "t": 10, "b": 0},
         legend={"itemsizing": "constant", "yanchor": "top", "y": 0.95},
@@ -283,9 +283,8 @@ def _tint(region: Region, colour: Mapping[str, str]) -> str:
 
 def _key(figure: go.Figure, regions: Sequence[Region], colour: Mapping[str, str]) -> None:
     """Say in the legend which colour is which space."""
-    for space in dict.fromkeys(r.space.split(", ")[0] for r in regions):
-        marker = {"color": colour.get(space, WHOLE)}
-        figure.add_bar(x=[None], y=[None], marker=marker, name=f"regions over {space}", showlegend=True)
+    for space, tint in {r.space: _tint(r, colour) for r in regions}.items():
+        figure.add_bar(x=[None], y=[None], marker={"color": tint}, name=f"over {space}", showlegend=True)
 
 
 def scaling(found: Scaling, weak: bool) -> go.Figure:

@@ -30,8 +30,10 @@ if (data.figures.division) {
     const rank = find("rank").value, lines = find("lines").checked;
     Plotly.restyle(place, { visible: place.data.map((trace) => isShown(trace.meta, rank, lines)) });
   };
-  find("rank").addEventListener("change", show);
-  find("lines").addEventListener("change", show);
+  if (find("rank")) {  // there are several
+    find("rank").addEventListener("change", show);
+    find("lines").addEventListener("change", show);
+  }
 }
 
 // ---- the program ---------------------------------------------------------------------------------------------------
@@ -236,6 +238,7 @@ if (data.program) {
 
   // A bar of a region leads to its operators in the program as it runs.
   document.querySelectorAll("#regions [data-figure]").forEach((place) => place.on("plotly_click", (event) => {
+    if (!operators.some((o) => o.part === event.points[0].x)) return;  // a group of regions
     find("words").value = event.points[0].x;
     go(passes.length - 1);
     find("program").scrollIntoView();
