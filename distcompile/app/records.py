@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ase import Atoms
 from ase.io import read, write
-from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+from ase.io.formats import filetype
 from ase.io.trajectory import Trajectory
 
 from ..files import replacing
@@ -43,13 +46,23 @@ def frames(path: Path | None, atoms: Atoms, kept: int = 0) -> Callable[[], None]
 
 
 def grows(path: Path) -> bool:
-    """True if frames can be added to a file of that name."""
+    """True if frames can be added to a file of that name, one at a time; found out with a small one."""
     if path.suffix == ".traj":
         return True
-    try:
-        return bool(ioformats[filetype(str(path), read=False)].can_append)
-    except (UnknownFileTypeError, KeyError, AttributeError):
-        return False
+    images = [Atoms("Ar2", [[0.0, 0.0, z], [1.0, 2.0, 3.0]], cell=[4.0, 5.0, 6.0], pbc=True) for z in (0.25, 0.5)]
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            small = Path(folder) / path.name
+            for n, frame in enumerate(images):
+                write(small, frame, format=filetype(str(path), read=False), append=n > 0)
+            found = read(small, ":", format=filetype(str(path), read=False))
+        except Exception:  # writers of ASE raise whatever their format makes them raise
+            return False
+    return len(found) == 2 and all(
+        np.allclose(one.positions, two.positions, atol=1e-3) and np.allclose(one.cell, two.cell, atol=1e-3)
+        for one, two in zip(found, images, strict=True)
+    )
 
 
 def log_lines(path: Path | None, dynamics: Any, atoms: Atoms, stress: bool, kept: int = 0) -> Callable[[], None]:
