@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from ..passes import Lowering
 from .dynamics import Ensemble, Md, Optimizer, Output, Relaxation
 from .jobs import Job, Task, perform, problem_of
 from .launch import in_job, joined, launch, restarts, stop
+from .speech import speaking
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -78,6 +80,8 @@ def run(
     max_restarts: Annotated[
         int, typer.Option(min=0, help="Start all ranks again if one fails, from --checkpoint.", rich_help_panel=FILES)
     ] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results alone.")] = False,
 ) -> None:
     """Evaluate, relax or move a structure."""
     if restarts() and checkpoint is not None and checkpoint.exists():
@@ -89,7 +93,8 @@ def run(
     how: Lowering = "kernels" if lowering is None and checkpoint is not None else (lowering or How.auto).value
     budget = None if memory is None else int(memory * 1e9)
     job = Job(
-        structure, calculator, task, repeat, check, output, relaxation, md, files, resume, how, budget, radial_error
+        *(structure, calculator, task, repeat, check, output, relaxation, md, files, resume),
+        *(how, budget, radial_error, as_json, quiet),
     )
     problem = problem_of(job, pressure is not None, max_restarts)
     if problem:
@@ -131,11 +136,12 @@ def plan(
     repeat: Annotated[tuple[int, int, int], typer.Option(min=1, help="Repeat the cell along its axes.")] = (1, 1, 1),
     plot: Annotated[Path | None, typer.Option(help="Draw strong and weak scaling (.png).")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page for a browser (.html).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Predict rows, traffic, memory and time of a step on many ranks, without running the model on the structure."""
     from .jobs import perform_plan
 
-    perform_plan(structure, calculator, ranks, device, measured, repeat, plot, html)
+    perform_plan(structure, calculator, ranks, device, measured, repeat, plot, html, as_json)
 
 
 @app.command()
@@ -147,17 +153,19 @@ def explain(
     detail: Annotated[bool, typer.Option("--detail", help="Print every operator, too.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write a page for a browser (.html).")] = None,
     lowering: Annotated[How, typer.Option(help="How the model runs meanwhile.")] = How.eager,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what was found in a model, what crosses between ranks and why; or show it, with the atoms of each rank."""
     from .jobs import perform_explain
 
-    perform_explain(structure, calculator, ranks, repeat, detail, html, lowering.value)
+    perform_explain(structure, calculator, ranks, repeat, detail, html, lowering.value, as_json)
 
 
 @app.command()
 def check(
     factory: Annotated[str, typer.Argument(help="package.module:function or file.py:function")],
     ranks: Annotated[str, typer.Option(help="Numbers of virtual ranks, separated by commas.")] = "1,2,3",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Hold a model of yours, compiled for N ranks, against itself.
 
@@ -181,7 +189,9 @@ def check(
         if not isinstance(made, tuple) or not 2 <= len(made) <= 4:
             stop(f"{factory} returns {type(made).__name__}; it has to return a model and a graph: see --help.")
         model, graph, other, kwargs = (*made, None, None)[:4]
-        print(check_model(model, graph, other, numbers, model_kwargs=kwargs))
+        with speaking(as_json, False) as speak:
+            report = check_model(model, graph, other, numbers, model_kwargs=kwargs)
+            speak({**dataclasses.asdict(report), "ok": report.ok, "worst": report.worst}, lambda: print(report))
     except DistcompileError as error:
         stop(str(error))
     except typer.Exit:
@@ -191,12 +201,16 @@ def check(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
     """Report versions, devices, backends, the compiler, which packages of models work, and what is set up badly."""
     from .doctor import machine, mistakes, models
     from .report import report_doctor
 
-    report_doctor(machine(), models(), mistakes())
+    with speaking(as_json, False) as speak:
+        found = {"machine": machine(), "models": models(), "mistakes": mistakes()}
+        speak({name: dict(rows) for name, rows in found.items()}, lambda: report_doctor(*found.values()))
 
 
 def main() -> None:

@@ -25,8 +25,9 @@ from .files import consistent, labelled, unwritable
 from .launch import is_collective, restarts, say, stop, stop_together
 from .reading import missing, read_structure
 from .records import grows
-from .report import report_check, report_end, report_results
+from .report import differences, record_of, report_check, report_end, report_results
 from .sanity import Guard, unknown_species
+from .speech import Speak, speaking
 
 
 class Task(StrEnum):
@@ -55,6 +56,10 @@ class Job:
     memory: int | None = None
     """Bytes that a rank may use."""
     radial_error: float | None = None
+    as_json: bool = False
+    """True to print one JSON object, and nothing else."""
+    quiet: bool = False
+    """True to print results alone."""
 
 
 def problem_of(job: Job, pressed: bool, max_restarts: int) -> str:
@@ -105,6 +110,11 @@ def _files_problem(job: Job) -> str:
 
 def perform(job: Job) -> None:
     """Do a job, on every rank. It ends the process with a message if the job cannot be done."""
+    with speaking(job.as_json, job.quiet) as speak:
+        _perform(job, speak)
+
+
+def _perform(job: Job, speak: Speak) -> None:
     first, problem, note = is_first(), "", ""
     calculator: Any = None
     stock: tuple[dict[str, Any], float] | None = None
@@ -137,11 +147,15 @@ def perform(job: Job) -> None:
             results, seconds = _evaluate(calculator, atoms)
             rows = statistics(calculator)
             if first:
-                report_results(atoms, results, rows, described(calculator), first_time, seconds)
-                if stock is not None:
-                    report_check(results, *stock, seconds)
+                how = described(calculator)
+                record = {**record_of(atoms, results, rows, how), "seconds": seconds, "first_seconds": first_time}
+                speak(record, lambda: report_results(atoms, results, rows, how, first_time, seconds))
+            if first and stock is not None:
+                theirs, stock_seconds = stock
+                compared = {"differences": differences(results, theirs), "stock_seconds": stock_seconds}
+                speak(compared, lambda: report_check(results, theirs, stock_seconds, seconds))
         else:
-            _move(job, atoms)
+            _move(job, atoms, speak)
             results = consistent(calculator.results)
         if first and job.output is not None:
             _write(job.output, atoms, results)
@@ -156,12 +170,13 @@ def perform_plan(
     repeat: tuple[int, int, int],
     plot: Path | None,
     html: Path | None,
+    as_json: bool = False,
 ) -> None:
     """Predict steps on many ranks and print them. It ends the process with a message if that cannot be done."""
     from ..predict.planning import DEVICES
     from .explaining import page_of_plan
     from .forecast import forecast
-    from .report_plan import plot_plan, report_plan
+    from .report_plan import plan_record, plot_plan, report_plan
 
     devices = device.split(",")
     unknown = set(devices) - {*DEVICES, "cpu"}
@@ -178,7 +193,7 @@ def perform_plan(
             stop(problem)
     if html is not None and (problem := _no_page(html)):
         stop(problem)
-    with _explained(None):
+    with _explained(None), speaking(as_json, False) as speak:
         atoms, note = read_structure(structure, repeat)
         if note:
             print(note, flush=True)
@@ -186,7 +201,7 @@ def perform_plan(
             found = forecast(atoms, calculator, numbers, devices, measured)
         except (TypeError, ValueError) as error:
             stop(str(error))
-        report_plan(found)
+        speak(plan_record(found), lambda: report_plan(found))
         if plot is not None:
             try:
                 with replacing(plot) as unfinished:
@@ -205,13 +220,14 @@ def perform_explain(
     detail: bool,
     html: Path | None,
     lowering: Lowering,
+    as_json: bool = False,
 ) -> None:
     """Evaluate on virtual ranks, and say what was compiled. It ends the process with a message if that fails."""
     from .explaining import explained, page_of
 
     if html is not None and (problem := _no_page(html)):
         stop(problem)
-    with _explained(None):
+    with _explained(None), speaking(as_json, False) as speak:
         atoms, note = read_structure(structure, repeat)
         if note:
             print(note, flush=True)
@@ -219,9 +235,11 @@ def perform_explain(
             loaded = explained(atoms, calculator, ranks, lowering)
         except (TypeError, ValueError) as error:
             stop(str(error))
-        print(explanation(loaded, detail))
-        if html is not None:
-            _write_page(html, page_of(atoms, loaded, calculator))
+        content = page_of(atoms, loaded, calculator) if html is not None or as_json else None
+        record = dataclasses.asdict(content) if content is not None and as_json else {}
+        speak(record, lambda: print(explanation(loaded, detail)))
+        if html is not None and content is not None:
+            _write_page(html, content)
 
 
 def _no_page(html: Path) -> str:
@@ -279,23 +297,28 @@ def _first_evaluation(atoms: Any) -> float:
     return time.perf_counter() - start
 
 
-def _move(job: Job, atoms: Any) -> None:
+def _move(job: Job, atoms: Any, speak: Speak) -> None:
     """Relax, or run a trajectory."""
+    record: dict[str, Any]
     if job.task is Task.relax:
         with stepping("Relaxation", job.relaxation.steps, len(atoms)) as done:
             converged, steps = relax(atoms, job.relaxation, job.files, done)
         title = f"relaxed in {steps} steps" if converged else f"not relaxed after {steps} steps"
+        record = {"relaxed": converged, "steps": steps}
     else:
         if job.resume:
             print(f"Resuming. {last(job.md.checkpoint)}", flush=True)
         with stepping(job.md.ensemble.upper(), job.md.steps, len(atoms), job.md.timestep) as done:
             start = run_md(atoms, job.md, job.files, done, calculator=job.calculator, resume=job.resume)
         title = f"steps {start} to {max(start, job.md.steps)}, {job.md.ensemble.upper()}"
+        record = {"ensemble": job.md.ensemble.value, "first_step": start, "steps": max(start, job.md.steps)}
     atoms.get_potential_energy()  # on every rank, so that the report of the first finds it
     atoms.get_forces()
     rows = statistics(atoms.calc)
     if is_first():
-        report_end(atoms, title, rows, described(atoms.calc))
+        how = described(atoms.calc)
+        record |= record_of(atoms, atoms.calc.results, rows, how)
+        speak(record, lambda: report_end(atoms, title, rows, how))
 
 
 def _evaluate(calculator: Any, atoms: Any) -> tuple[dict[str, Any], float]:

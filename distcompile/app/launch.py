@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -106,6 +107,8 @@ def joined(checkpoint: Path | None) -> Iterator[None]:
         with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
             if rank > 0:  # one rank speaks
                 stack.enter_context(contextlib.redirect_stdout(nowhere))
+                stack.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
             yield
     except BaseException as error:
         said = isinstance(error, typer.Exit) or (is_collective(error) and watch.wait())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,35 @@ def report_results(
     report_ranks(rows, how)
 
 
+def record_of(
+    atoms: Any, results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], how: Sequence[tuple[str, str]]
+) -> dict[str, Any]:
+    """What the tables of a structure say, as numbers: eV, A, muB, bytes."""
+    found: dict[str, Any] = {"formula": atoms.get_chemical_formula(), "atoms": len(atoms)}
+    found["energy"] = float(results["energy"])
+    if "forces" in results:
+        found["largest_force"] = float(np.linalg.norm(results["forces"], axis=1).max())
+    if "stress" in results:
+        found["stress"] = np.asarray(results["stress"])
+    if "magmoms" in results:
+        found["largest_moment"] = float(np.abs(results["magmoms"]).max())
+    if atoms.has("momenta"):
+        found["temperature"] = atoms.get_temperature()
+    if atoms.cell.rank == 3:
+        found["volume"] = atoms.get_volume()
+    return {**found, "how": dict(how), "ranks": list(rows)}
+
+
+def differences(results: Mapping[str, Any], stock: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """For each result, its largest difference from the stock model's, and the largest value of that."""
+    pairs = {name: (results[name], stock[name]) for name in COMPARED if name in results and name in stock}
+    both = {name: tuple(map(np.asarray, pair)) for name, pair in pairs.items()}
+    return {name: (float(np.abs(a - b).max()), float(np.abs(b).max())) for name, (a, b) in both.items()}
+
+
+COMPARED = ("energy", "forces", "stress", "magmoms")
+
+
 def report_ranks(rows: list[dict[str, Any]], how: Sequence[tuple[str, str]]) -> None:
     """Print rows owned, halo rows and bytes of every rank, and how they ran."""
     if how:
@@ -58,10 +87,8 @@ def report_ranks(rows: list[dict[str, Any]], how: Sequence[tuple[str, str]]) -> 
 def report_check(results: dict[str, Any], stock: dict[str, Any], stock_time: float, seconds: float) -> None:
     """Print the differences of results from those of the stock model."""
     table = Table("", "largest difference", "largest value", title="Against the stock model")
-    for name in ("energy", "forces", "stress", "magmoms"):
-        if name in results and name in stock:
-            ours, theirs = np.asarray(results[name]), np.asarray(stock[name])
-            table.add_row(name, f"{np.abs(ours - theirs).max():.2e}", f"{np.abs(theirs).max():.4f}")
+    for name, (apart, largest) in differences(results, stock).items():
+        table.add_row(name, f"{apart:.2e}", f"{largest:.4f}")
     table.add_row("time", f"{seconds:.2f} s", f"stock: {stock_time:.2f} s")
     show(table)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -41,6 +43,36 @@ def report_plan(found: Forecast) -> None:
     )
     for device in found.devices:
         console.print(f"- {device.name}: {device.basis}.", soft_wrap=True)
+
+
+def plan_record(found: Forecast) -> dict[str, Any]:
+    """What the tables of a plan say, as numbers: rows, bytes and seconds of the rank that has most."""
+    columns = []
+    for column in found.columns:
+        held, sent = column.ranks, column.traffic
+        rows = {name: {"owned": counts.owned.max(), "halo": counts.halo.max()} for name, counts in held.spaces.items()}
+        steps = {
+            device.name: {**dataclasses.asdict(step), "total": step.total}
+            for device, step in zip(found.devices, column.steps, strict=True)
+        }
+        columns.append(
+            {
+                "ranks": held.parts,
+                "partition": held.partition.method,
+                "imbalance": held.partition.imbalance,
+                "rows": rows,
+                "messages": sent.messages.max(),
+                "halo_bytes": sent.halo.max(),
+                "result_bytes": sent.results.max(),
+                "memory_bytes": held.memory.max(),
+                "seconds": steps,
+            }
+        )
+    assumed = {device.name: device.basis for device in found.devices}
+    return {
+        "formula": found.formula, "atoms": found.atoms, "graph_bytes": found.graph_bytes, "plans": columns,
+        "devices": assumed,
+    }  # fmt: skip
 
 
 def _graphs(host: Host, ranks: int) -> str:

@@ -13,10 +13,24 @@ EVERY = 10.0
 """Seconds between two lines where there is no terminal."""
 
 
+_quiet = False
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Show no progress."""
+    global _quiet
+    before, _quiet = _quiet, True
+    try:
+        yield
+    finally:
+        _quiet = before
+
+
 @contextmanager
 def compiling() -> Iterator[Callable[[int, int], None] | None]:
     """A function to call with (done, in all) that shows a bar; None if no terminal shows it."""
-    if not sys.stderr.isatty():
+    if _quiet or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
@@ -30,7 +44,7 @@ def compiling() -> Iterator[Callable[[int, int], None] | None]:
 @contextmanager
 def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
     """A function to call after each of `total` steps of equal length. The first rank shows a bar on a terminal."""
-    if not (is_first() and sys.stderr.isatty()):
+    if _quiet or not (is_first() and sys.stderr.isatty()):
         yield lambda: None
         return
     from rich.console import Console
@@ -78,7 +92,7 @@ def stepping(title: str, total: int, atoms: int, timestep: float | None = None) 
 
     rate = Rate(total, atoms, timestep)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    terminal = is_first() and sys.stderr.isatty()
+    terminal = is_first() and sys.stderr.isatty() and not _quiet
     bar = Progress(*columns, console=Console(stderr=True)) if terminal else None
     task = bar.add_task(title, total=total, rate="") if bar is not None else None
     last = time.perf_counter()
