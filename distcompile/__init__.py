@@ -5,6 +5,9 @@ dmodel = distcompile.compile(model, example_graph)     # then dmodel(graph), on 
 
 from __future__ import annotations
 
+from . import torch_versions  # noqa: F401  refuses other releases before anything takes what these lack
+
+# isort: split
 from .api import compile
 from .calculators.calculator import distribute
 from .derivatives.hessian import hessian
@@ -22,6 +25,7 @@ from .errors import (
     TrainingError,
     UnsupportedOp,
     ValidationError,
+    VersionError,
 )
 from .model import DistributedModel
 from .pieces import load_blocks, save_blocks
@@ -50,6 +54,7 @@ __all__ = [
     "TrainingStep",
     "UnsupportedOp",
     "ValidationError",
+    "VersionError",
     "compile",
     "distribute",
     "hessian",

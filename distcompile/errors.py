@@ -10,6 +10,10 @@ class DistcompileError(RuntimeError):
     """Base of all errors below."""
 
 
+class VersionError(DistcompileError, ImportError):
+    """torch is of a release whose inside is not known."""
+
+
 class CaptureError(DistcompileError):
     """The model's call could not be turned into one graph that holds for other sizes."""
 

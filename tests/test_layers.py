@@ -17,6 +17,7 @@ ROOT = Path(distcompile.__file__).parent
 
 LAYERS = (
     "errors",
+    "torch_versions",
     "files",
     "ir",
     "runtime",

@@ -20,6 +20,7 @@ import distcompile
 from distcompile import LocalWorld
 from distcompile.passes import NAMES, STAGES, name_of
 from distcompile.show.printer import show_program
+from distcompile.torch_versions import TORCH
 
 HELD = ("gnn", "mace", "chgnet")
 """Models whose texts are held."""
@@ -41,7 +42,9 @@ def text_file(snapshot: SnapshotAssertion) -> SnapshotAssertion:
 @pytest.mark.parametrize("name", HELD)
 def test_program(name: str, text_file: SnapshotAssertion) -> None:
     """Every operator with its placement, every collective."""
-    assert show_program(compiled(name)[0].program) == text_file
+    text = show_program(compiled(name)[0].program)
+    # Since then, the gradient of a clamp is zero at its bound, too.
+    assert (text.replace("gt.Scalar(", "ge.Scalar(") if TORCH >= (2, 14) else text) == text_file
 
 
 @pytest.mark.parametrize("name", HELD)

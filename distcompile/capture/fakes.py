@@ -15,6 +15,9 @@ from torch.utils import _pytree as pytree
 
 from ..ir.graphs import writes
 from ..ir.sizes import SMALLEST_SPACE
+from ..torch_versions import COUNTS_LIKE_WHAT_IS_COUNTED, type_of_counts
+
+_COUNT, _CONVERT = torch.ops.aten.bincount.default, torch.ops.aten._to_copy.default
 
 
 class Fakes(FakeTensorMode):
@@ -57,6 +60,8 @@ class Fakes(FakeTensorMode):
             result = super().dispatch(func, types, args, kwargs or {})
         finally:
             self._changing = False
+        if func is _COUNT and COUNTS_LIKE_WHAT_IS_COUNTED:
+            result = self.dispatch(_CONVERT, types, (result,), {"dtype": type_of_counts(*args[1:2])})
         if self.propagate_real_tensors:
             # A result of a dropped value has no real value either; torch would make one up from empty tensors.
             lost = any(_is_lost(a) for arg in args for a in (arg if isinstance(arg, list | tuple) else [arg]))

@@ -13,20 +13,20 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
+from .... import torch_versions
 from ....capture.threads import replaced
 from ..cache import cache_folder
 from .side_by_side import beside
 
 INDUCTOR: dict[str, Any] = {
     "assert_indirect_indexing": False,  # pointers were checked on the whole graph
-    "size_asserts": False,
+    "size_asserts": torch_versions.SIZES_ARE_READ_WITH_ASSERTS,
     "nan_asserts": False,
     "cpp.threads": 1,  # blocks run side by side instead
     "cpp_cache_precompile_headers": True,  # most of a library is headers
-    "aot_inductor.enable_line_tables": False,  # for debuggers
+    **torch_versions.NO_LINE_TABLES,  # for debuggers
 }
 OPTIMIZATION = "O2"
 """The optimisation level of the C++ compiler. Loops are written out in vectors already, and what Inductor's O3 adds
@@ -72,9 +72,9 @@ def compiled_together() -> Iterator[None]:
     from torch._inductor.async_compile import AsyncCompile
     from torch._inductor.cpu_vec_isa import VecISA
 
-    def loads(instructions: Any, library: str) -> bool:
-        known = Path(f"{library}.loads")
-        if not known.exists() and try_to_load(instructions, library):
+    def loads(instructions: Any, code: str) -> bool:
+        known = noted(instructions, code)
+        if not known.exists() and try_to_load(instructions, code):
             known.touch()
         return known.exists()
 
@@ -93,12 +93,17 @@ def compiled_together() -> Iterator[None]:
             library = _library(kernels)
             names |= {name: _function(library, k) for name, k in names.items() if isinstance(k, Kernel)}
 
-    optimization, wait, try_to_load = cpp_builder._get_optimization_cflags, AsyncCompile.wait, VecISA._probe_load
+    tries, noted = torch_versions.tries_of_instructions()
+    optimization, wait, try_to_load = (
+        cpp_builder._get_optimization_cflags,
+        AsyncCompile.wait,
+        getattr(VecISA, tries),
+    )
     headers = str(cache_folder().parents[1] / "headers")  # Inductor keeps them where other users may put files
     with ExitStack() as replacements:
         replacements.enter_context(inductor_config.patch(INDUCTOR))
         replacements.enter_context(replaced(cpp_builder, "_get_optimization_cflags", flags))
-        replacements.enter_context(replaced(VecISA, "_probe_load", loads))
+        replacements.enter_context(replaced(VecISA, tries, loads))
         replacements.enter_context(replaced(codecache, "_HEADER_DIR", headers))
         replacements.enter_context(replaced(codecache, "_HEADER_LOCK_DIR", f"{headers}/locks"))
         replacements.enter_context(replaced(codecache, "_precompile_header", _precompile_header(headers)))

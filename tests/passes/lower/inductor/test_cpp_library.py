@@ -15,6 +15,7 @@ import distcompile
 from distcompile import LocalWorld
 from distcompile.passes.lower import lower
 from distcompile.passes.lower.inductor import cpp_library
+from distcompile.torch_versions import TORCH
 
 pytestmark = pytest.mark.skipif(lower.compiler() is None, reason="no C++ compiler")
 
@@ -110,13 +111,13 @@ def test_processes_that_try_instructions_are_started_once(monkeypatch: pytest.Mo
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     tries = []
-    run = subprocess.run
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        tries.extend(a for a in args if a[0] == sys.executable)  # others are the compiler's
-        return run(*args, **kwargs)
+    class Counted(subprocess.Popen[Any]):
+        def __init__(self, args: Any, **kwargs: Any) -> None:
+            tries.extend([args] if args[0] == sys.executable else [])  # others are the compiler's
+            super().__init__(args, **kwargs)
 
-    monkeypatch.setattr(subprocess, "run", counted)
+    monkeypatch.setattr(subprocess, "Popen", Counted)
     instructions = cpu_vec_isa.VecAVX2()
     instructions._arch_flags = ""  # as any processor has them
     code = 'extern "C" void nothing() {}'
@@ -127,4 +128,4 @@ def test_processes_that_try_instructions_are_started_once(monkeypatch: pytest.Mo
         counts.append(len(tries))
     assert instructions.check_build(code)
     assert counts == [1, 1]
-    assert len(tries) == 2
+    assert len(tries) == (1 if TORCH >= (2, 14) else 2)  # where torch does not remember it by itself
