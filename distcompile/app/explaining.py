@@ -9,6 +9,7 @@ import torch
 from .. import __version__
 from ..calculators.calculator import Evaluated, calculate, distribute, evaluated, load_calculator
 from ..errors import SimulationError
+from ..ir import Tiled
 from ..ir.text import DTYPES
 from ..passes import Lowering
 from ..runtime.world import LocalWorld
@@ -19,6 +20,9 @@ from ..show.html.ranks import ranks as ranks_of
 from ..show.html.regions import regions, timing
 from .forecast import Forecast
 from .sanity import unknown_species
+
+_GRAPH = frozenset({"whole graph", "own rows"})
+"""The parts of a step that are work on the graph object."""
 
 
 def explained(atoms: Any, calculator: str, ranks: int, lowering: Lowering) -> Any:
@@ -49,9 +53,12 @@ def page_of(atoms: Any, calculator: Any, name: str) -> records.Page:
     """
     last = evaluated(calculator)
     assert last is not None
-    with timing(last.executor) as seconds:
-        calculate(calculator, atoms)
-    running, sizes = last.executor.running, last.prepared.sizes
+    running: Tiled | None = None
+    while running is not last.executor.running:  # kernels may have become ready meanwhile
+        running = last.executor.running
+        with timing(last.executor) as seconds:
+            calculate(calculator, atoms)
+    sizes = last.prepared.sizes
     held = ranks_of(running, sizes, last.division)
     wrapped = atoms.get_positions(wrap=True) if atoms.cell.rank == 3 else atoms.get_positions()
     space = running.spaces[0].name
@@ -100,9 +107,7 @@ def page_of_plan(found: Forecast, name: str) -> records.Page:
     devices = []
     for i, device in enumerate(found.devices):
         strong, weak = [c.steps[i] for c in found.columns], found.weak[i]
-        devices.append(
-            records.Scaling(device.name, device.basis, numbers, _parts(strong), _parts(weak), frozenset(_GRAPH))
-        )
+        devices.append(records.Scaling(device.name, device.basis, numbers, _parts(strong), _parts(weak), _GRAPH))
     names = [n for n in found.columns[0].ranks.spaces if n not in found.columns[0].ranks.some]
     held, last = [c.ranks for c in found.columns], found.columns[-1]
     return records.Page(
@@ -124,10 +129,6 @@ def page_of_plan(found: Forecast, name: str) -> records.Page:
             tuple(int(h.memory.max()) for h in held),
         ),
     )  # fmt: skip
-
-
-_GRAPH = ("whole graph", "own rows")
-"""The parts of a step that are work on the graph object."""
 
 
 def _parts(steps: Any) -> dict[str, tuple[float, ...]]:

@@ -16,7 +16,7 @@ import structures
 import undividable
 from ase.io import write
 from pages import RANKS, array, calculated, data_of, springs_page, toy
-from toys import random_graph
+from toys import Gnn, random_graph
 from typer.testing import CliRunner
 
 import distcompile
@@ -150,6 +150,21 @@ def test_regions_hold_what_is_predicted_and_take_what_is_measured() -> None:
     assert {r.name: r.operators for r in found} == {
         name: sum(n.op == "call_function" for n in body.graph.nodes) for name, body in bodies.items()
     }
+
+
+def test_regions_that_run_in_step_are_one_bar() -> None:
+    """On one rank; it holds what is predicted, and is timed."""
+    graph = random_graph(60, 2)
+    model = distcompile.compile(Gnn().eval(), random_graph(14, 1), world=LocalWorld(1), validate=False)
+    model(graph)
+    executor, prepared = model.prepared(graph)
+    with timing(executor) as seconds:
+        model(graph)
+    found = regions(executor, prepared.sizes, executor.layout(prepared).division, seconds)
+    assert {r.space for r in found if r.name.startswith("group_")} == {"edges, atoms"}
+    assert not any("," in r.space for r in found if r.name.startswith("region_"))
+    assert all(r.seconds[0] > 0 for r in found)
+    assert max(r.tables + r.block for r in found) == model.stats(graph)[0]["peak_memory"]
 
 
 def test_ranks_that_make_their_rows_have_the_division_that_is_drawn() -> None:

@@ -65,21 +65,15 @@ def division(atoms: Atoms, ranks: Ranks) -> go.Figure:
     """
     every, parts = thinned(atoms), len(atoms.halo)
     figure = go.Figure()
-    figure.add_trace(_box(atoms.cell))
+    if np.linalg.matrix_rank(atoms.cell) == 3:
+        figure.add_trace(_box(atoms.cell))
     for rank in range(parts):
         mine = np.flatnonzero(atoms.owner == rank)
         figure.add_trace(_points(atoms, mine[::every], rank, "owned", f"rank {rank}: {len(mine)} atoms"))
     for rank in range(parts):
         read = atoms.halo[rank]
-        figure.add_trace(
-            _points(
-                atoms,
-                read[::every],
-                rank,
-                "halo",
-                f"halo of rank {rank}: {len(read)} atoms,<br>in the colours of their owners",
-            )
-        )
+        name = f"halo of rank {rank}: {len(read)} atoms,<br>in the colours of their owners"
+        figure.add_trace(_points(atoms, read[::every], rank, "halo", name))
     middles = {rank: atoms.positions[atoms.owner == rank].mean(0) for rank in range(parts) if rank in atoms.owner}
     for line in _messages(middles, ranks.sent):
         figure.add_trace(line)

@@ -50,7 +50,6 @@ def page(content: Page) -> str:
         colour=colour,
         every=figures.thinned(content.atoms) if content.atoms is not None else 1,
         pairs=figures.PAIRS,
-        amount=figures.amount,
         figures=list(drawn),
         data=Markup(in_script(data)),
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
