@@ -28,13 +28,14 @@ from ..division.partition import Partition
 from ..division.plan import Division, SpacePlan, Tally, divide, follow
 from ..division.shard import DividedRows, Order, gather_output, joined, own_rows, shard_inputs
 from ..world import Communicator, World, active, communicator
-from .agreement import Report, compare, fingerprint
+from .agreement import Report, checksums, compare, fingerprint
 from .autograd import Lockstep, enter, leave
 from .budget import Careful, compares_all_with_all
 from .devices import Elsewhere
 from .grouping import grouped
 from .inputs import (
     Numbers,
+    Questions,
     bind_number,
     bind_sizes,
     check_branches,
@@ -42,8 +43,9 @@ from .inputs import (
     check_leaves,
     check_numbers,
     counted,
-    number_in,
-    together,
+    ends,
+    finite,
+    refuse_infinite,
 )
 from .memory import free, share
 from .precision import as_written
@@ -69,6 +71,10 @@ class Prepared:
     sizes: dict[str, int]
     pointers: dict[str, Tensor]
     coordinates: tuple[Tensor, ...]
+    held: Layout | None = None
+    """The last layout, if it holds for this graph object."""
+    digest: str = ""
+    """A digest of the graph object, if ranks compare it."""
 
 
 class Fitting(Protocol):
@@ -186,8 +192,10 @@ class Executor:
         except DistcompileError as error:
             problem = error
         numbers = repr((self.program.captured.numbers, self.program.captured.precision))
-        graph = fingerprint(leaves) + numbers if self.world.size > 1 else ""
-        held = self._held(prepared) if prepared is not None else None
+        graph = ""
+        if self.world.size > 1:
+            graph = (prepared.digest if prepared is not None else fingerprint(leaves)) + numbers
+        held = prepared.held if prepared is not None else None
         fits = self.fit is None or (held is not None and held is self._fitted)
         ready = fits and self.fit is not None and self.fit.is_faster_ready
         report = Report(self.calls, graph, str(problem or ""), None, ready)
@@ -359,17 +367,18 @@ class Executor:
         It depends on this graph object and on those that were evaluated, which are the same on all ranks. A graph
         object that was only asked about, perhaps on one rank, leaves no trace.
         """
-        return self._held(prepared) or self._laid_out_anew(prepared)
+        is_last = prepared.held is not None and prepared.held is self._layout
+        return prepared.held if is_last and prepared.held is not None else self._laid_out_anew(prepared)
 
-    def _held(self, prepared: Prepared) -> Layout | None:
-        """The last layout, if it still holds."""
+    def _compared(self, pointers: Mapping[str, Tensor]) -> list[Tensor] | None:
+        """For each pointer, if it is that of the last layout; None if they cannot be."""
         last = self._layout
-        if last is None or last.sizes != prepared.sizes:
+        if last is None:
             return None
-        pairs = [(last.pointers[name], value) for name, value in prepared.pointers.items()]
+        pairs = [(last.pointers[name], value) for name, value in pointers.items()]
         if any(then.shape != now.shape for then, now in pairs):
             return None
-        return last if all(together([(then == now).all() for then, now in pairs])) else None
+        return [(then == now).all() for then, now in pairs]
 
     def _laid_out_anew(self, prepared: Prepared) -> Layout:
         division = self.divide(prepared, self.world.size, self._standing)
@@ -410,13 +419,18 @@ class Executor:
         """
         check_leaves(self.program, leaves)
         known = bind_sizes(self.program, leaves)
+        questions = Questions()
+        is_finite = questions.ask(finite(leaves))
+        sums = questions.ask(checksums(leaves) if whole and self.world.size > 1 else [])
         with torch.no_grad(), as_written():
             try:
                 run = Careful(self.program, known).run if self._is_quadratic else runnable(self._index_program).forward
                 values = tuple(run(*[leaf.tensor.detach() for leaf in leaves]))
             except InputError:
+                refuse_infinite(self.program, leaves)
                 raise
             except (IndexError, RuntimeError) as error:
+                refuse_infinite(self.program, leaves)
                 check_branches(self.program, known, [leaf.tensor.detach() for leaf in leaves], self._counted)
                 raise InputError(
                     f"The graph's integers are inconsistent: {str(error).splitlines()[0]}. "
@@ -427,22 +441,38 @@ class Executor:
             for size, n in zip(shape, rows, strict=False):  # values of conditions have no rows
                 if size.is_Symbol:
                     known.setdefault(size, n)
-        for symbol, position in self.program.conditions:
-            bind_number(self.program, known, symbol, number_in(values[position]))
+        pointers = {i.name: values[i.source] for i in self.inputs if i.kind == "pointer"}
+        same = self._compared(pointers) if whole else None
+        is_same = questions.ask(same or [])
+        found = questions.ask([end for value in self._numbers(values) for end in ends(value)])
+        conditions = questions.ask([values[position].reshape(()) for _, position in self.program.conditions])
+        if not all(is_finite()):
+            refuse_infinite(self.program, leaves)
+        for (symbol, _), number in zip(self.program.conditions, conditions(), strict=True):
+            bind_number(self.program, known, symbol, number)
         if whole:
             check_guards(self.program, known, counted(values, self._counted))
         sizes = {s.name: int((s.all_of or s).symbol.xreplace(known)) for s in self.program.spaces}
-        pointers = {i.name: values[i.source] for i in self.inputs if i.kind == "pointer"}
-        self._check_ranges(values, sizes, known)
+        self._check_ranges(values, sizes, known, found())
         atoms = self.program.spaces[0]
         coordinates = tuple(
             values[i.source]
             for i, shape in zip(self.inputs, self._shapes, strict=True)
             if i.kind == "rows" and shape == (atoms.symbol, 3) and values[i.source].is_floating_point()
         )
-        return Prepared(values, sizes, pointers, coordinates)
+        last = self._layout
+        held = last if same is not None and all(is_same()) and last is not None and last.sizes == sizes else None
+        digest = fingerprint(leaves, sums()) if whole and self.world.size > 1 else ""
+        return Prepared(values, sizes, pointers, coordinates, held, digest)
 
-    def _check_ranges(self, values: Sequence[Any], sizes: Mapping[str, int], known: dict[sympy.Symbol, Any]) -> None:
+    def _numbers(self, values: Sequence[Any]) -> list[Tensor]:
+        """What `_check_ranges` checks."""
+        pointers = [values[i.source] for i in self.inputs if i.kind == "pointer"]
+        return pointers + [values[span.source] for span in self.program.ranges]
+
+    def _check_ranges(
+        self, values: Sequence[Any], sizes: Mapping[str, int], known: dict[sympy.Symbol, Any], found: Sequence[int]
+    ) -> None:
         """Every pointer points at rows that exist, every lookup in a whole table finds its row."""
         spans: list[Numbers] = []
         for given in self.inputs:
@@ -454,7 +484,7 @@ class Executor:
             of = "a table of the model (species?)" if span.rows.is_Integer else "the table that it is an index of"
             rows = int(span.rows.xreplace(known))
             spans.append(Numbers(values[span.source], rows, span.label, f"entries of {of}", span.negative))
-        check_numbers(spans)
+        check_numbers(spans, found)
 
 
 def _constants(program: Tiled, steps: fx.GraphModule) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -17,7 +17,7 @@ from ...ir.tree import Leaf
 
 
 def check_leaves(program: Placed, leaves: Sequence[Leaf]) -> None:
-    """Check that a graph has the same tensors, dtypes and feature widths as the example, and no NaN."""
+    """Check that a graph has the same tensors, dtypes and feature widths as the example."""
     expected = program.captured.leaves
     paths, known = [leaf.path for leaf in leaves], [leaf.path for leaf in expected]
     if paths != known:
@@ -49,15 +49,18 @@ def check_leaves(program: Placed, leaves: Sequence[Leaf]) -> None:
                 f"{leaf.path} has shape {tuple(tensor.shape)}, the model was compiled for ({shape}): "
                 "build the graph as the example was built, or compile again."
             )
-    _check_finite(leaves, expected)
 
 
-def _check_finite(leaves: Sequence[Leaf], examples: Sequence[Leaf]) -> None:
-    """No number is NaN or infinite, unless some of the example's are. An accelerator is asked once."""
-    real = [(leaf, example) for leaf, example in zip(leaves, examples, strict=True) if leaf.tensor.is_floating_point()]
-    if not real or all(together([torch.isfinite(leaf.tensor).all() for leaf, _ in real])):
-        return
-    for leaf, example in real:
+def finite(leaves: Sequence[Leaf]) -> list[torch.Tensor]:
+    """For each tensor of real numbers, if all of them are finite."""
+    return [torch.isfinite(leaf.tensor).all() for leaf in leaves if leaf.tensor.is_floating_point()]
+
+
+def refuse_infinite(program: Placed, leaves: Sequence[Leaf]) -> None:
+    """Raise `InputError` if a number is NaN or infinite, unless some of the example's are."""
+    for leaf, example in zip(leaves, program.captured.leaves, strict=True):
+        if not leaf.tensor.is_floating_point():
+            continue
         bad = ~torch.isfinite(leaf.tensor)
         if bool(bad.any()) and bool(torch.isfinite(example.tensor).all()):
             where = tuple(bad.nonzero()[0].tolist())
@@ -88,22 +91,55 @@ class Numbers:
             )
 
 
-def check_numbers(spans: Sequence[Numbers]) -> None:
-    """Raise `InputError` if some are no numbers of rows that exist. An accelerator is asked once."""
-    spans = [s for s in spans if s.value.numel() and s.value.dtype != torch.bool]
-    ends = together([end.long() for s in spans for end in s.value.aminmax()])
-    for numbers, low, high in zip(spans, ends[::2], ends[1::2], strict=True):
+def ends(value: torch.Tensor) -> list[torch.Tensor]:
+    """The lowest and the highest of some numbers of rows; nothing of no numbers, or of truths."""
+    return [end.long() for end in value.aminmax()] if _has_ends(value) else []
+
+
+def _has_ends(value: torch.Tensor) -> bool:
+    return value.numel() > 0 and value.dtype != torch.bool
+
+
+def check_numbers(spans: Sequence[Numbers], found: Sequence[int]) -> None:
+    """Raise `InputError` if some are no numbers of rows that exist; `found` are the `ends` of all, in this order."""
+    spans = [s for s in spans if _has_ends(s.value)]
+    for numbers, low, high in zip(spans, found[::2], found[1::2], strict=True):
         numbers.check(low, high)
 
 
 def together(numbers: Sequence[torch.Tensor]) -> list[Any]:
-    """The numbers that tensors hold, with one question to each device: an answer waits for all that it is to do."""
+    """The numbers that tensors hold, with one question to each device: an answer waits for all that it is to do.
+
+    Truth is 1.
+    """
     found: list[Any] = [None] * len(numbers)
-    for device in {n.device for n in numbers}:
-        at = [i for i, n in enumerate(numbers) if n.device == device]
-        for i, value in zip(at, torch.stack([numbers[i] for i in at]).tolist(), strict=True):
+    kinds = [(n.device, n.is_floating_point()) for n in numbers]
+    for kind in dict.fromkeys(kinds):
+        at = [i for i, k in enumerate(kinds) if k == kind]
+        alike = [numbers[i].double() if kind[1] else numbers[i].long() for i in at]
+        for i, value in zip(at, torch.stack(alike).tolist(), strict=True):
             found[i] = value
     return found
+
+
+class Questions:
+    """Numbers that tensors hold, which are asked for one after the other and read together."""
+
+    def __init__(self) -> None:
+        self._numbers: list[torch.Tensor] = []
+        self._answers: list[Any] = []
+
+    def ask(self, numbers: Sequence[torch.Tensor]) -> Callable[[], list[Any]]:
+        """A function that gives the numbers; the first such call reads all that was asked by then."""
+        start, end = len(self._numbers), len(self._numbers) + len(numbers)
+        self._numbers += numbers
+
+        def answers() -> list[Any]:
+            if len(self._answers) < end:
+                self._answers += together(self._numbers[len(self._answers) :])
+            return self._answers[start:end]
+
+        return answers
 
 
 def bind_sizes(program: Placed, leaves: Sequence[Leaf]) -> dict[sympy.Symbol, int]:

@@ -74,7 +74,7 @@ def test_results(name: str, ranks: int | list[str]) -> None:
     found = on_the_device(_apart, name, ranks)
     assert max(found["apart"].values()) < EXACT
     assert found["devices"] == {"sim:0"}
-    assert found["reads"] <= 4, "a host that waits for an answer has nothing to hand to the device"
+    assert found["reads"] <= 2, "a host that waits for an answer has nothing to hand to the device"
 
 
 def test_processes_whose_backend_takes_other_tensors() -> None:
