@@ -1,6 +1,7 @@
 """Which releases of torch are supported, and what of its inside differs between them.
 
     2.12    numbers of a count have the type of what is counted      =>  the type that they have when it runs
+    2.12    C++ of composite operators asks for plain sizes          =>  torch's Python forms of them
     2.12    libraries have no tables of lines                        =>  none are turned off
     2.12    one method compiles and tries a processor's instructions =>  what loaded is remembered for that one
     2.14    generated code reads sizes where it asserts them         =>  it asserts them
@@ -12,6 +13,7 @@ releases differ, they ask here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +82,13 @@ def tries_of_instructions() -> tuple[str, Callable[[Any, str], Path]]:
         return Path(f"{codecache.write(code, 'cpp', extra=flags)[1]}.loads")
 
     return "check_build", beside_source
+
+
+def composites_in_python() -> AbstractContextManager[Any]:
+    """Let 2.12 follow operators that consist of others (``matmul``, ``linalg.det``) in torch's own Python forms.
+
+    Its C++ asks for sizes as plain numbers.
+    """
+    from torch._dispatch.python import enable_python_dispatcher  # a torch that is refused need not have it
+
+    return enable_python_dispatcher() if TORCH < (2, 13) else nullcontext()

@@ -75,3 +75,27 @@ def test_counts_have_the_type_that_they_have_when_they_are_counted(weights: torc
     found = capture(model, model, (graph,)).graph_module.graph
     (counts,) = [node for node in found.nodes if node.target is torch.ops.aten.bincount.default]
     assert counts.meta["val"].dtype == model(graph).dtype
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("form", ["matrices", "matrix", "vector", "turned", "linear", "biased"])
+def test_products_keep_the_sizes_of_their_operands(form: str, gradients: bool) -> None:
+    """Of a table of matrices for each row: its sizes stay symbols, whatever it is multiplied by."""
+    forms: dict[str, Any] = {
+        "matrices": lambda m, x: x @ (x.transpose(1, 2) @ x),
+        "matrix": lambda m, x: torch.matmul(x, m),
+        "vector": lambda m, x: x.matmul(m[0]),
+        "turned": lambda m, x: m @ x.transpose(1, 2),
+        "linear": lambda m, x: nn.functional.linear(x, m),
+        "biased": lambda m, x: nn.functional.linear(x[..., None, :], m, bias=m[0]),
+    }
+
+    class Product(nn.Module):
+        def forward(self, graph: dict[str, Tensor]) -> Tensor:
+            return forms[form](*[x.clone().requires_grad_(gradients) for x in graph.values()])
+
+    model, graph = Product(), {"m": torch.rand(3, 3), "x": torch.rand(11, 7, 3)}
+    captured = capture(model, model, (graph,))
+    assert [[n.is_Symbol for n in size] for size in captured.sizes] == [[False, False], [True, True, False]]
+    other = {"m": torch.rand(3, 3), "x": torch.rand(5, 6, 3)}
+    torch.testing.assert_close(captured.graph_module(*other.values())[0], model(other))

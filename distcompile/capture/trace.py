@@ -39,6 +39,7 @@ from ..ir import Captured
 from ..ir.tree import Leaf, Tree, flatten
 from ..ir.user_code import OURS
 from ..runtime.execution.precision import as_written, no_casts_kept, precision
+from ..torch_versions import composites_in_python
 from . import decompositions
 from .cures import Cures
 from .fakes import Fakes, fake
@@ -184,6 +185,7 @@ def _trace(
         mode,
         cures.applied(model, fakes),
         torch.enable_grad(),
+        composites_in_python(),
         _helpers_recorded(),
         compiled_code_as_python(),
         torch.autograd.set_multithreading_enabled(False),  # backward in this thread, too, whatever the device
