@@ -8,9 +8,9 @@ BIN := $(VENV)/bin
 
 # Two tests at a time, each with one thread: most of what they do is Python.
 SIDE_BY_SIDE := --numprocesses 2 --dist worksteal
-unit unit-e3nn06: export OMP_NUM_THREADS ?= 1
+unit unit-e3nn06 test-torch: export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint test-browser unit unit-e3nn06 env env-e3nn06 models gpu clean
+.PHONY: demo test lint test-browser unit unit-e3nn06 test-torch env env-e3nn06 models gpu dist clean
 
 demo: env
 	$(BIN)/distcompile run examples/structures/LiCoO2_supercell.extxyz --calculator chgnet --ranks 2 --check
@@ -32,6 +32,11 @@ unit-e3nn06: env-e3nn06
 test-browser: env
 	$(BIN)/pip install --quiet selenium
 	$(BIN)/python -m pytest tests/show/test_browser.py
+
+# The tests on another release of torch, in an environment of its own: make test-torch VERSION=2.14.1
+test-torch: .venv-torch-$(VERSION)/dependencies
+	.venv-torch-$(VERSION)/bin/pip install --quiet --no-deps --editable .
+	.venv-torch-$(VERSION)/bin/python -m pytest tests $(SIDE_BY_SIDE) --durations=15
 
 # The table of models in docs/models.md, from real runs in both environments.
 models: env env-e3nn06
@@ -65,5 +70,21 @@ $(VENV_E3NN06)/dependencies: pyproject.toml constraints.txt
 	$(VENV_E3NN06)/bin/pip install --quiet --constraint constraints.txt --editable '.[fairchem,sevenn,nequip,dev]'
 	touch $@
 
+.venv-torch-%/dependencies: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-torch-$*
+	grep -v '^torch==' constraints.txt > .venv-torch-$*/constraints.txt
+	.venv-torch-$*/bin/pip install --quiet --constraint .venv-torch-$*/constraints.txt torch==$* 'setuptools>=77'
+	.venv-torch-$*/bin/pip install --quiet --constraint .venv-torch-$*/constraints.txt torch==$* \
+		--editable '.[chgnet,mace,matgl,torch-sim,dev]'
+	touch $@
+
+# What is uploaded to a package index; tests/test_dist.py looks at what is in it.
+dist:
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/pip install --quiet build twine
+	rm -rf dist
+	.venv-dist/bin/python -m build
+	.venv-dist/bin/twine check --strict dist/*
+
 clean:
-	rm -rf $(VENV) $(VENV_E3NN06) build *.egg-info
+	rm -rf $(VENV) $(VENV_E3NN06) .venv-torch-* .venv-dist build dist *.egg-info
