@@ -17,7 +17,7 @@ PACKAGE = {
     (Path(where) / name).relative_to(ROOT).as_posix()
     for where, _, names in os.walk(ROOT / "distcompile", followlinks=True)
     for name in names
-    if name.endswith((".py", ".h", ".typed"))
+    if not name.endswith(".pyc")
 }
 
 
