@@ -147,7 +147,7 @@ SPRINGS = ["oxide.extxyz", "--calculator", "springs.py:SpringCalculator"]
         (["--task", "md", "--checkpoint", "notes.extxyz"], "a checkpoint notes.extxyz already"),
         (["--task", "md", "--resume", "--checkpoint", "notes.extxyz"], "is no checkpoint, or was cut short"),
         (["--trajectory", "t.traj"], "One evaluation has no --trajectory"),
-        (["--task", "md", "--trajectory", "t.cif"], r"add frames to a file like 't\.cif': use \.extxyz"),
+        (["--task", "md", "--trajectory", "t.vasp"], r"add frames to a file like 't\.vasp': use \.extxyz"),
         (["--task", "md", "--log", "nowhere/l.log"], "nowhere is no folder"),
         (["--task", "md", "--pressure", "1"], "--pressure acts on the cell"),
         (["--task", "relax", "--pressure", "1"], "--pressure acts on the cell"),
