@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import math
 
+import hypothesis
 import pytest
 
 from distcompile.predict import fit
+
+hypothesis.settings.register_profile(
+    "timeless", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)  # how busy the machine is says nothing about what is tested
+hypothesis.settings.load_profile("timeless")
 
 
 @pytest.fixture(autouse=True)

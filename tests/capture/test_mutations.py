@@ -61,7 +61,7 @@ def rewritten(call: Callable[..., Any], *args: Tensor) -> fx.GraphModule:
     return module
 
 
-@hypothesis.settings(max_examples=150, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=150, derandomize=True)
 @hypothesis.given(PROGRAMS)
 def test_any_order_of_views_changes_and_uses(steps: list[tuple[int, int, int]]) -> None:
     """Views of views, changed through any of them and read through any other."""

@@ -147,7 +147,7 @@ def part(draw: st.DrawFn) -> Part:
     return Part(start, start + 1 if is_column else draw(st.integers(start + 1, WIDTH)), is_column)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(part(), min_size=1, max_size=8), st.integers(0, 2))
 def test_any_parts_give_the_same_sum(cut: list[Part], dim: int) -> None:
     """Disjoint or overlapping, with gaps, in any order and along any dimension; never more sums than before."""
@@ -166,7 +166,7 @@ def _shapes(module: fx.GraphModule) -> list[tuple[int, ...]]:
     return [tuple(n.meta["val"].shape) for n in output.all_input_nodes]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sets(st.integers(1, WIDTH - 1), min_size=1), st.integers(0, 2), st.randoms())
 def test_parts_that_tile_the_whole_leave_no_sum(cuts: set[int], dim: int, random: Any) -> None:
     """Bit by bit the same: nothing is added to zero any more."""
