@@ -240,7 +240,7 @@ class DistributedModel:
         """The cost of an evaluation of this graph object for each rank, without running it.
 
         Returns:
-            One dict per rank: ``owned`` and ``halo`` rows per space, ``bytes`` received in halo exchanges and
+            For each rank a dict of ``owned`` and ``halo`` rows per space, ``bytes`` received in halo exchanges and
             reductions, ``peak_memory`` in bytes (predicted, without parameters), ``partition``. Empty for a graph in
             which there is nothing to divide.
         """

@@ -55,7 +55,9 @@ def training_step(
         example_targets: what `loss` compares with: tensors, in any lists, dictionaries and data classes. Those with a
             row for each atom or edge are divided as the graph is, in the order of the user's rows.
         model_kwargs: keyword arguments of every call of the model (``training=True``).
-        world, lowering, memory: as for `distcompile.compile`.
+        world: as for `distcompile.compile`.
+        lowering: as for `distcompile.compile`.
+        memory: as for `distcompile.compile`.
         validate: compare loss and gradients with those of the stock model, as `distcompile.compile` does.
 
     Raises:

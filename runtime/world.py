@@ -325,7 +325,7 @@ def default_world() -> World:
 def is_first() -> bool:
     """True if this process is the one that prints and writes: rank 0, or the only process.
 
-    Every rank runs the same script, and energies and forces are whole on all of them::
+    Every rank runs the same script, and energies and forces are whole on all of them:
 
         energy = atoms.get_potential_energy()  # on every rank
         if distcompile.is_first():
