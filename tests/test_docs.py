@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ import zoo
 from ase.io import write
 from typer.testing import CliRunner
 
+from distcompile.app import checkpoint
 from distcompile.app.cli import app
 from distcompile.passes import NAMES
 
@@ -77,6 +81,7 @@ def test_no_block_is_left_out() -> None:
         "docs/extending.md": {"python"},
         "docs/running.md": {"bash", "python"},
         "docs/training.md": {"bash", "python"},
+        "docs/tutorial.md": {"bash", "python"},
     }
 
 
@@ -100,20 +105,12 @@ COMMANDS = ("README.md", "docs/running.md", "docs/gallery.md")
 """Pages with commands."""
 
 
-def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every ``distcompile`` command, one after the other in one folder, on one rank, with a small calculator.
-
-    Ranks, checks against pretrained models and restarts have tests of their own.
-    """
-    lines = "\n".join(block for page in COMMANDS for block in blocks("bash", page))
+def run_commands(pages: Sequence[str]) -> int:
+    """Run the commands of pages, one after the other in this folder, on one rank and cheaply; return their number."""
+    lines = "\n".join(block for page in pages for block in blocks("bash", page))
     commands = re.findall(r"^distcompile (.*)", lines, re.MULTILINE)
-    assert len(commands) >= 12
-    write(tmp_path / "structure.cif", structures.crystal((1, 1, 1)))
-    (tmp_path / "my_model.py").write_text(MODEL)
-    shutil.copy(springs.__file__, tmp_path)
-    monkeypatch.chdir(tmp_path)
+    shutil.copy(springs.__file__, ".")
     steps = 0
-    pytest.importorskip("plotly")
     for command in commands:
         words = shlex.split(command, comments=True)
         if words[0] == "run":
@@ -123,8 +120,22 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             words = shlex.split(command) + (["--steps", str(steps)] if "--task" in command else [])
         if words[0] in ("plan", "explain"):
             words[words.index("chgnet")] = "springs.py:SpringCalculator"
+            words = shlex.split(shlex.join(words).replace("--repeat 25 25 50", "--repeat 2 2 2"))  # a million atoms
         done = CliRunner().invoke(app, words)
         assert done.exit_code == 0, f"{command}\n{done.output}\n{done.exception!r}"
+    return len(commands)
+
+
+def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every ``distcompile`` command, one after the other in one folder, on one rank, with a small calculator.
+
+    Ranks, checks against pretrained models and restarts have tests of their own.
+    """
+    pytest.importorskip("plotly")
+    write(tmp_path / "structure.cif", structures.crystal((1, 1, 1)))
+    (tmp_path / "my_model.py").write_text(MODEL)
+    monkeypatch.chdir(tmp_path)
+    assert run_commands(COMMANDS) >= 12
     written = {
         "out.extxyz",
         "relaxed.extxyz",
@@ -138,9 +149,45 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert written <= {p.name for p in tmp_path.iterdir()}
 
 
-def test_job_scripts_are_shell() -> None:
+def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Python blocks as one script, whose structure its commands are then given."""
+    pytest.importorskip("chgnet")
+    (tmp_path / "tutorial.py").write_text("\n".join(blocks("python", "docs/tutorial.md")))
+    command = [sys.executable, "-W", "ignore", "tutorial.py"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (stock,) = re.findall(r"32 atoms: (\S+) eV, largest force (\S+) eV/A", done.stdout)
+    assert [float(number) for number in stock] == pytest.approx([-201.0198, 1.3080], rel=0, abs=5e-4)
+    (difference,) = re.findall(r"largest difference of a force: (\S+) eV/A", done.stdout)
+    assert float(difference) < 2e-4  # in float32
+    costs = re.findall(r"^\d \{'atoms': (\d+), .* bytes received", done.stdout, re.MULTILINE)
+    assert len(costs) == 4 and sum(map(int, costs)) == 300
+    monkeypatch.chdir(tmp_path)
+    assert run_commands(["docs/tutorial.md"]) == 6
+    assert checkpoint.read(Path("md.npz")).step == 6, "resumed by the third command that runs something"
+
+
+def test_the_notebook_is_the_tutorial() -> None:
+    """Made by the script from the page, and every block of Python in it."""
+    spec = importlib.util.spec_from_file_location("notebook", ROOT / "docs/notebook.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    written = (ROOT / "examples/tutorial.ipynb").read_text()
+    assert written == module.text_of(PAGES["docs/tutorial.md"]), "python docs/notebook.py > examples/tutorial.ipynb"
+    cells = ["".join(cell["source"]) for cell in json.loads(written)["cells"] if cell["cell_type"] == "code"]
+    assert [cell for cell in cells if not cell.startswith("!")] == [
+        block.strip() for block in blocks("python", "docs/tutorial.md")
+    ]
+    for link in re.findall(r"\]\(([^)#:]+)\)", "".join("".join(c["source"]) for c in json.loads(written)["cells"])):
+        assert (ROOT / "examples" / link).exists(), f"the notebook links to {link}"
+
+
+@pytest.mark.parametrize("page", ["docs/running.md", "docs/tutorial.md"])
+def test_job_scripts_are_shell(page: str) -> None:
     """Blocks for several machines: their syntax, and that their commands' options exist."""
-    found = [b for b in blocks("bash", "docs/running.md") if "torchrun --nnodes" in b or "srun" in b]
+    found = [b for b in blocks("bash", page) if "torchrun --nnodes" in b or "srun" in b]
     assert len(found) == 2
     for block in found:
         subprocess.run(["bash", "-n"], input=block, text=True, check=True)
