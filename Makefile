@@ -4,18 +4,19 @@ PYTHON ?= python3.11
 # e3nn divides the model packages: mace-torch pins 0.4.4; sevenn, nequip and fairchem-core need 0.5 or later.
 VENV := .venv
 VENV_E3NN06 := .venv-e3nn06
+VENV_DOCS := .venv-docs
 BIN := $(VENV)/bin
 
 # Two tests at a time, each with one thread: most of what they do is Python.
 SIDE_BY_SIDE := --numprocesses 2 --dist worksteal
 unit unit-e3nn06 test-torch: export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint test-browser unit unit-e3nn06 test-torch env env-e3nn06 models gpu dist clean
+.PHONY: demo test lint docs test-browser unit unit-e3nn06 test-torch env env-e3nn06 models gpu dist clean
 
 demo: env
 	$(BIN)/distcompile run examples/structures/LiCoO2_supercell.extxyz --calculator chgnet --ranks 2 --check
 
-test: lint unit unit-e3nn06
+test: lint docs unit unit-e3nn06
 
 lint: env
 	$(BIN)/ruff check .
@@ -27,6 +28,10 @@ unit: env
 
 unit-e3nn06: env-e3nn06
 	$(VENV_E3NN06)/bin/python -m pytest tests/models $(SIDE_BY_SIDE) --durations=15
+
+# The pages as a site, build/site/index.html. Warnings (links, docstrings) are errors; not --quiet, which would drop them.
+docs: $(VENV_DOCS)/dependencies
+	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/mkdocs build
 
 # Pages in a browser without a window; needs chromium and its driver (Debian: chromium, chromium-driver).
 test-browser: env
@@ -70,6 +75,13 @@ $(VENV_E3NN06)/dependencies: pyproject.toml constraints.txt
 	$(VENV_E3NN06)/bin/pip install --quiet --constraint constraints.txt --editable '.[fairchem,sevenn,nequip,dev]'
 	touch $@
 
+# The extra alone, without the package and torch.
+$(VENV_DOCS)/dependencies: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV_DOCS)
+	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])' \
+		| xargs $(VENV_DOCS)/bin/pip install --quiet --constraint constraints.txt
+	touch $@
+
 .venv-torch-%/dependencies: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-torch-$*
 	grep -v '^torch==' constraints.txt > .venv-torch-$*/constraints.txt
@@ -87,4 +99,4 @@ dist:
 	.venv-dist/bin/twine check --strict dist/*
 
 clean:
-	rm -rf $(VENV) $(VENV_E3NN06) .venv-torch-* .venv-dist build dist *.egg-info
+	rm -rf $(VENV) $(VENV_E3NN06) $(VENV_DOCS) .venv-torch-* .venv-dist build dist *.egg-info

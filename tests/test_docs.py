@@ -20,6 +20,7 @@ import zoo
 from ase.io import write
 from typer.testing import CliRunner
 
+import distcompile
 from distcompile.app import checkpoint
 from distcompile.app.cli import app
 from distcompile.passes import NAMES
@@ -295,6 +296,23 @@ def test_every_patch_is_on_the_page() -> None:
     assert set(re.findall(r"\| (?:`[\w/]+\.py`, )?`([\w/]+\.py)`", page)) <= set.union(*where.values()) | {
         "capture/cures.py"
     }
+
+
+def test_the_reference_has_all_names_and_commands() -> None:
+    """Each name that the package offers by a line that its docstring replaces; errors by those of their module."""
+    page = PAGES["docs/reference.md"]
+    named = {name for name in distcompile.__all__ if getattr(distcompile, name).__module__ != "distcompile.errors"}
+    directives = re.findall(r"^::: distcompile\.([\w.]+)$", page, re.MULTILINE)
+    assert set(directives) == named | {"backend.distmlip", "testing", "lammps", "errors"}
+    commands = [command.name or command.callback.__name__ for command in app.registered_commands]
+    assert re.findall(r"^\| `distcompile (\w+)", page, re.MULTILINE) == commands
+
+
+def test_the_site_shows_every_page() -> None:
+    """In its navigation, each once; the README is its first page."""
+    pages = re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    there = {Path(page).name for page in PAGES if page.startswith("docs/")}
+    assert sorted(pages) == sorted(there | {"index.md", "CHANGELOG.md", "CONTRIBUTING.md"})
 
 
 def test_the_page_of_models_lists_the_models_of_the_zoo() -> None:
