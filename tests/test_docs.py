@@ -121,7 +121,7 @@ def run_commands(pages: Sequence[str]) -> int:
             words = shlex.split(command) + (["--steps", str(steps)] if "--task" in command else [])
         if words[0] in ("plan", "explain"):
             words[words.index("chgnet")] = "springs.py:SpringCalculator"
-            words = shlex.split(shlex.join(words).replace("--repeat 25 25 50", "--repeat 2 2 2"))  # a million atoms
+            words = shlex.split(shlex.join(words).replace("--repeat 32 32 32", "--repeat 2 2 2"))  # a million atoms
         done = CliRunner().invoke(app, words)
         assert done.exit_code == 0, f"{command}\n{done.output}\n{done.exception!r}"
     return len(commands)
