@@ -28,8 +28,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from .errors import InputError, RankError, in_one_line
+from .runtime.world import Communicator, default_world
 
 VOIGT = (0, 1, 2, 5, 4, 3)
 """ASE's order of stress (xx, yy, zz, yz, xz, xy) in LAMMPS's (xx, yy, zz, xy, xz, yz)."""
@@ -147,18 +149,12 @@ def _raising(method: Callable[..., Any], problems: list[str]) -> Callable[..., A
 
 def _whole(tags: np.ndarray, numbers: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """Tags of the atoms of all ranks, ascending; and their atomic numbers and positions in that order."""
-    mine = np.column_stack([tags, numbers, positions])
-    everyone = [mine]
-    if dist.is_initialized():
-        counts = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
-        dist.all_gather(counts, torch.tensor([len(mine)]))
-        rows = [int(n) for n in counts]
-        padded = torch.zeros(max(rows), 5, dtype=torch.float64)
-        padded[: len(mine)] = torch.from_numpy(mine)
-        parts = [torch.empty_like(padded) for _ in rows]
-        dist.all_gather(parts, padded)
-        everyone = [part[:n].numpy() for part, n in zip(parts, rows, strict=True)]
-    joined = np.concatenate(everyone)
+    mine = torch.from_numpy(np.column_stack([tags, numbers, positions]))
+
+    def gathered(comm: Communicator) -> Tensor:
+        return comm.all_gather(mine, comm.all_gather_objects(len(mine)))
+
+    joined = default_world().run(gathered)[0].numpy()
     joined = joined[joined[:, 0].argsort()]
     return joined[:, 0].astype(np.int64), (joined[:, 1].astype(int), joined[:, 2:])
 
@@ -166,9 +162,7 @@ def _whole(tags: np.ndarray, numbers: np.ndarray, positions: np.ndarray) -> tupl
 def _on_any(problem: str) -> bool:
     """True if some rank has a problem."""
     flag = torch.tensor(int(bool(problem)))
-    if dist.is_initialized():
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-    return bool(flag)
+    return bool(default_world().run(lambda comm: comm.all_reduce(flag, "amax"))[0])
 
 
 def _box(lmp: Any) -> tuple[np.ndarray, np.ndarray]:
