@@ -90,9 +90,9 @@ def shard_inputs(
         to: the device that the rank computes on; by default that of the values.
     """
     numbers = {name: local_numbers(plans[name], n) for name, n in sizes.items() if name in plans}
-    device = next((v.device for v in values if isinstance(v, Tensor)), torch.device("cpu"))
+    device = to or next((v.device for v in values if isinstance(v, Tensor)), torch.device("cpu"))
     given = zip(inputs, shapes, strict=True)
-    return [_input(i, shape, values, spaces, plans, sizes, numbers, orders, to or device) for i, shape in given]
+    return [_input(i, shape, values, spaces, plans, sizes, numbers, orders, device, to) for i, shape in given]
 
 
 def _input(
@@ -105,6 +105,7 @@ def _input(
     numbers: Mapping[str, Tensor],
     orders: Mapping[str, Order],
     device: torch.device,
+    to: torch.device | None,
 ) -> Any:
     name = given.space.name if given.space is not None else ""
     match given.kind:
@@ -140,7 +141,7 @@ def _input(
         value = numbers[name].to(value.device)[value.long()].to(value.dtype)
         if value.device.type == "cpu":  # torch would count row -1 from the end and go on; an accelerator is not asked
             assert not bool((value < 0).any()), f"{given.name} points at rows of {name} that are not here"
-    return value.to(device, non_blocking=True)
+    return value if to is None else value.to(to, non_blocking=True)
 
 
 def _rows_here(space: Space, plans: Mapping[str, SpacePlan]) -> Tensor:
