@@ -9,9 +9,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime
+import faulthandler
 import multiprocessing
 import os
 import pickle
+import signal
 import tempfile
 import time
 import traceback
@@ -59,9 +61,10 @@ class _Team:
         context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
         self._processes = []
+        self._folder = tempfile.TemporaryDirectory()
         for rank in range(n):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, n, theirs), daemon=True)
+            process = context.Process(target=_serve, args=(rank, n, theirs, self._stacks(rank)), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
@@ -76,7 +79,8 @@ class _Team:
                 pipe.send_bytes(pickle.dumps((os.path.join(folder, "store"), function, args)))
             silent = [r for r, pipe in enumerate(self._pipes) if not pipe.poll(max(0.0, deadline - time.monotonic()))]
             if silent:
-                pytest.fail(f"{function.__name__}: rank {', '.join(map(str, silent))} hangs for more than {timeout} s")
+                where = "".join(f"\n\nrank {r}:\n{self._where(r)}" for r in silent)
+                pytest.fail(f"{function.__name__}: silent for more than {timeout} s{where}")
             answers = [pickle.loads(pipe.recv_bytes()) for pipe in self._pipes]
             # All have answered: only now does any rank leave the group, or a rank that waits for one that
             # failed would be told that it is gone.
@@ -85,6 +89,19 @@ class _Team:
             for pipe in self._pipes:
                 pipe.recv()
         return answers
+
+    def _stacks(self, rank: int) -> str:
+        """The file that a rank writes its stacks to when it is asked for them."""
+        return os.path.join(self._folder.name, str(rank))
+
+    def _where(self, rank: int) -> str:
+        """The stack of each thread of a rank."""
+        pid = self._processes[rank].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGUSR1)
+        time.sleep(1.0)
+        with open(self._stacks(rank)) as file:
+            return file.read()
 
     def end(self) -> None:
         """End the processes of this team."""
@@ -95,9 +112,10 @@ class _Team:
             process.join(10)
 
 
-def _serve(rank: int, n: int, pipe: Connection) -> None:
+def _serve(rank: int, n: int, pipe: Connection, stacks: str) -> None:
     torch.set_num_threads(1)
-    with contextlib.suppress(EOFError, ConnectionError):  # the test run has ended
+    with open(stacks, "w") as file, contextlib.suppress(EOFError, ConnectionError):  # the test run has ended
+        faulthandler.register(signal.SIGUSR1, file)
         while True:
             _answer(rank, n, pipe)
 
