@@ -26,6 +26,7 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
 
@@ -43,10 +44,15 @@ TRIED = 8
 """The number of functions around a failure that are tried as single steps. Each try takes a capture up to there."""
 
 
+class LearntEnough(BaseException):
+    """Ends a capture whose rest would be thrown away. No model's code catches it."""
+
+
 class Cures:
     """The facts that one capture learns about the model for the next.
 
-    Captures are repeated until nothing new is learnt.
+    Captures are repeated until nothing new is learnt. Gradients are most of a capture, so it is looked at what was
+    learnt before they are taken, too.
     """
 
     def __init__(self) -> None:
@@ -86,18 +92,20 @@ class Cures:
                 stack.enter_context(as_host_function(place, only_indices=place is self._failing))
             constructors = _Constructors(self.bincounts, self.conversions, leaves)
             stack.enter_context(self._written.out())
-            stack.enter_context(self._gradients_noted(constructors))
+            stack.enter_context(self._gradients_noted(constructors, leaves))
             stack.enter_context(_functions_followed(constructors))
             stack.enter_context(constructors)
             yield
 
     @contextmanager
-    def _gradients_noted(self, constructors: _Constructors) -> Iterator[None]:
+    def _gradients_noted(self, constructors: _Constructors, leaves: Sequence[Tensor]) -> Iterator[None]:
         autograd: Any = torch.autograd  # where autograd.grad and Tensor.backward look it up
         original = autograd._engine_run_backward
 
         def noted(outputs: Any, gradients: Any, keep: Any, *args: Any, **kwargs: Any) -> Any:
             self.differentiates = True
+            if self._learn_at_once(leaves):
+                raise LearntEnough
             with constructors.in_backward():
                 return original(outputs, gradients, keep or self._written.keeps_graph, *args, **kwargs)
 
@@ -145,11 +153,31 @@ class Cures:
             sizes: the sizes of its inputs.
             rows: the sizes that may be numbers of rows, before the example fixed any.
         """
-        learnt = [self.bincounts.learn(shape_env, sizes), self.conversions.learn()]
-        if not any(learnt) and (places := self.conversions.loops.learn(rows)):
+        if self._learn(shape_env, sizes):
+            return True
+        if places := self.conversions.loops.learn(rows):
             self._search(places, None)
             return True
-        return any(learnt)
+        return False
+
+    def _learn(self, shape_env: ShapeEnv, sizes: Sequence[Sequence[sympy.Expr]]) -> bool:
+        """What shows as soon as it has happened."""
+        return any([self.bincounts.learn(shape_env, sizes), self.conversions.learn()])
+
+    def _learn_at_once(self, leaves: Sequence[Tensor]) -> bool:
+        """Look back on a capture that is under way."""
+        modes = [leaf.fake_mode for leaf in leaves if isinstance(leaf, FakeTensor)]
+        shape_env = next((mode.shape_env for mode in modes), None)
+        return shape_env is not None and self._learn(shape_env, shapes_of(shape_env, leaves))
+
+
+def shapes_of(shape_env: ShapeEnv, leaves: Sequence[Tensor]) -> tuple[tuple[sympy.Expr, ...], ...]:
+    """The shape of each input of a capture. Symbols that a guard made equal are one symbol."""
+
+    def size(n: torch.SymInt | int) -> sympy.Expr:
+        return shape_env.replace(n.node.expr) if isinstance(n, torch.SymInt) else sympy.Integer(n)
+
+    return tuple(tuple(size(n) for n in leaf.shape) for leaf in leaves)
 
 
 class Bincounts:

@@ -41,7 +41,7 @@ from ..ir.user_code import OURS
 from ..runtime.execution.precision import as_written, no_casts_kept, precision
 from ..torch_versions import composites_in_python
 from . import decompositions
-from .cures import Cures
+from .cures import Cures, LearntEnough, shapes_of
 from .fakes import Fakes, fake
 from .leaving_torch import BuildsNoIndices, LeftTorch
 from .mutations import NoRule, without_mutations
@@ -87,6 +87,8 @@ def capture(
                         raise _explained(left) from left
                 except BuildsNoIndices:
                     cures.search_on()
+                except LearntEnough:
+                    pass
                 except Exception as error:
                     if isinstance(error, GuardOnDataDependentSymNode) and not cures.keeps_all_values:
                         cures.keeps_all_values = True  # the answer may hang on features, whose values were dropped
@@ -143,12 +145,8 @@ class _Trace:
 
     @property
     def sizes(self) -> tuple[tuple[sympy.Expr, ...], ...]:
-        """For each leaf, its shape. Symbols that a guard made equal are one symbol."""
-
-        def size(n: torch.SymInt | int) -> sympy.Expr:
-            return self.shape_env.replace(n.node.expr) if isinstance(n, torch.SymInt) else sympy.Integer(n)
-
-        return tuple(tuple(size(n) for n in fake.shape) for fake in self.fakes)
+        """For each leaf, its shape."""
+        return shapes_of(self.shape_env, self.fakes)
 
     @property
     def rows(self) -> set[sympy.Symbol]:
