@@ -44,8 +44,9 @@ def compile(
         world: the ranks that execute; the default process group if there is one, else one rank.
         lowering: how the row-local stretches of the program run. ``"eager"`` calls each operator of PyTorch.
             ``"kernels"`` makes C++ code of them, several times faster, which takes up to a minute to compile (once: it
-            is kept on disk). ``"auto"`` calls operators at first. Once evaluations have taken two seconds, the code is
-            compiled beside them, and all ranks switch at the same call: results change by rounding there.
+            is kept on disk); for a CUDA device, CUDA C++, which no GPU has run yet. ``"auto"`` calls operators at
+            first. Once evaluations on a processor have taken two seconds, the code is compiled beside them, and all
+            ranks switch at the same call: results change by rounding there.
             ``"inductor"`` takes the code of torch's own generator. Without a C++ compiler there is a warning for
             ``"kernels"`` and ``"inductor"``, and operators are called.
         memory: bytes that a rank may use for one evaluation; what they hold is not computed again, which is faster.

@@ -316,7 +316,9 @@ class DistributedModel:
                 program: Tiled = run(normal, stages, without=settings.without, after=settings.after)
             self.captures += 1
             _warn_of_whole(program)
-            faster = self._faster if settings.lowering == "auto" else None
+            # Kernels for other devices are made when asked for: no GPU has shown yet that they are faster.
+            beside = settings.lowering == "auto" and device_of(leaves).type == "cpu"
+            faster = self._faster if beside else None
             fit = Fit(program, settings.memory, self._lowered, settings.without, faster, self.world.size == 1)
             executor = Executor(program, self.world, fit)
             if settings.memory is None:  # else the first graph decides how much memory is used

@@ -22,8 +22,11 @@ from .beside import piece_by_piece
 from .cache import cache_folder
 from .components import library
 from .components.elements import Unsupported
+from .components.gpu.cuda import Cuda
+from .components.gpu.target import GPU
 from .components.kernel import Body as ComponentBody
 from .components.library import compiler as compiler
+from .components.target import PROCESSOR, Target
 from .inductor.body import Body as InductorBody
 from .inductor.cpp_library import getting_ready
 from .inductor.generate import settings
@@ -33,8 +36,17 @@ Lowering = Literal["auto", "eager", "inductor", "kernels"]
 """The way to run the body of a region: PyTorch, operator by operator; C++ that Inductor generates; component code, and
 Inductor for what has no form in it; or operators at first, and component code once it is compiled."""
 
+TARGETS: dict[str, Target] = {"cpu": PROCESSOR, "cuda": GPU}
+"""What component code is written for, by the type of the device."""
+
 Notify = Callable[[int, int], None]
 """Called with (bodies done, bodies in all)."""
+
+
+def device_of(program: Tiled) -> torch.device:
+    """The device that a program runs on: an accelerator if any of its example is on one."""
+    devices = [leaf.tensor.device for leaf in program.captured.leaves]
+    return next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
 
 
 def get_ready(how: Lowering) -> None:
@@ -52,7 +64,8 @@ def lower(program: Tiled, how: Lowering | Literal["components"] = "eager", notif
         notify: called as compilation goes on.
     """
     regions = {name: m for name, m in program.tiled.named_children() if isinstance(m, Region)}
-    if how in ("auto", "eager") or not regions:
+    target = TARGETS.get(device_of(program).type)
+    if how in ("auto", "eager") or not regions or (how != "inductor" and target is None):
         return grown(program, Runnable)
     if compiler() is None:
         warnings.warn(
@@ -63,9 +76,9 @@ def lower(program: Tiled, how: Lowering | Literal["components"] = "eager", notif
         return grown(program, Runnable)
     found: dict[str, Region] = {}
     read: dict[int, tuple[torch.Tensor, int]] = {}
-    if how in ("kernels", "components"):
-        bodies = _followed(program, regions)
-        for name, kernel in _kernels(bodies, notify).items():
+    if target is not None and how in ("kernels", "components"):
+        bodies = _followed(program, regions, target)
+        for name, kernel in _kernels(bodies, device_of(program), notify).items():
             found[name] = regions[name].running(kernel)
             read |= {id(buffer): (buffer, buffer._version) for buffer in bodies[name].buffers}
     if how != "components":
@@ -78,7 +91,7 @@ def lower(program: Tiled, how: Lowering | Literal["components"] = "eager", notif
         return grown(program, Runnable, tiled=module, compiled_in=(*program.compiled_in, *read.values()))
 
 
-def _followed(program: Tiled, regions: dict[str, Region]) -> dict[str, ComponentBody]:
+def _followed(program: Tiled, regions: dict[str, Region], target: Target) -> dict[str, ComponentBody]:
     """The bodies that have a form in component code."""
     with piece_by_piece():
         cache_folder()  # what it imports is imported here, not in the threads that wait for compilers
@@ -88,20 +101,21 @@ def _followed(program: Tiled, regions: dict[str, Region]) -> dict[str, Component
         if not region.spec.in_turn:
             try:
                 with piece_by_piece():
-                    found[name] = ComponentBody(program, name, constants)
+                    found[name] = ComponentBody(program, name, constants, target)
             except Unsupported:
                 continue
     return found
 
 
-def _kernels(bodies: dict[str, ComponentBody], notify: Notify | None) -> dict[str, Kernel]:
+def _kernels(bodies: dict[str, ComponentBody], device: torch.device, notify: Notify | None) -> dict[str, Kernel]:
     """Kernels of bodies, compiled side by side; those that the compiler takes."""
     done = 0
 
     def compiled(name: str) -> Kernel | None:
         nonlocal done
         try:
-            return bodies[name].kernel()
+            body = bodies[name]
+            return body.kernel() if device.type == "cpu" else body.launched(Cuda(body.program, device))
         except Unsupported:
             return None
         finally:

@@ -167,6 +167,8 @@ class _Run:
             inputs = [args[i] if isinstance(i, int) else None for i in member.inputs]
             compiled = member.region.compiled
             kernel = compiled if isinstance(compiled, Kernel) and compiled.takes(inputs) else None
+            if kernel is not None and not kernel.in_stretches:
+                return None
             kernels.append(kernel)
             given.append(kernel.laid_out(inputs) if kernel is not None else list(member.region.laid_out(inputs)))
         atoms = next((t for _, t in group.follows.values() if t not in group.follows), "")

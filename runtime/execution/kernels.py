@@ -60,7 +60,8 @@ class Value:
 class Kernel:
     """A compiled body."""
 
-    library: ctypes.CDLL
+    library: Any
+    """What it was compiled to: a library of this processor."""
     scratch: int
     """Bytes that each thread needs."""
     lanes: int
@@ -70,6 +71,15 @@ class Kernel:
     rows: tuple[int | None, ...]
     """The dimension of rows of each input; None if it is taken whole."""
     values: tuple[Value, ...]
+
+    @property
+    def in_stretches(self) -> bool:
+        """True if it runs over stretches of rows, side by side with others and with other kernels."""
+        return True
+
+    def empty(self, value: Value, rows: int, room: int, _: Sequence[Any]) -> Tensor:
+        """Memory for a result of all rows, where the inputs are."""
+        return value.empty(rows, room)
 
     @functools.cached_property
     def by_result(self) -> tuple[tuple[Value, ...], ...]:

@@ -184,7 +184,7 @@ class Region(nn.Module):
         at_once: list[bool] = []
         for j, (result, (value, *more)) in enumerate(zip(self.spec.results, kernel.by_result, strict=True)):
             if value.kind == "store" and results[j] is None:
-                results[j] = value.empty(collected.rows, collected.room[j])
+                results[j] = kernel.empty(value, collected.rows, collected.room[j], inputs)
             if isinstance(result, Add):
                 results[j] = results[j].contiguous() if result.after is None else results[result.after]
             adds = kernel.adds_at_once(value, threads) and not collected.in_double(j)

@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,13 +17,13 @@ from .loops import Loop, Plan, plan
 from .memory import Memory, laid_out
 from .outer import Outer, Summed, summed
 from .recompute import recomputed
-from .statements import C_TYPES, LoopWriter, Texts
+from .statements import C_TYPES, LoopWriter, Result, Texts, held
+from .target import BYTES, PROCESSOR, Target
 from .values import Given, check_size, kind_of
+from .work import Work, moved, multiplied, of_statements
 
 FLUSHED = 32
 """Blocks of lanes after which sums of outer products are added to those in double precision."""
-
-PRELUDE = Path(__file__).with_name("prelude.h").read_text()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +51,20 @@ class Program:
     lanes: int
     """Rows that run side by side."""
     statements: int
+    work: Work
+    """Of one row."""
 
 
-def written(followed: Followed, given: Sequence[Given], outputs: Sequence[Output]) -> Program:
-    """The C++ of a body."""
-    return _Writer(followed, given, outputs).program()
+def written(
+    followed: Followed, given: Sequence[Given], outputs: Sequence[Output], target: Target = PROCESSOR
+) -> Program:
+    """The C++ of a body, for a processor or what else there is."""
+    return _Writer(followed, given, outputs, target).program()
 
 
 class _Writer:
-    def __init__(self, followed: Followed, given: Sequence[Given], outputs: Sequence[Output]) -> None:
+    def __init__(self, followed: Followed, given: Sequence[Given], outputs: Sequence[Output], target: Target) -> None:
+        self.target = target
         self.table: Table = followed.table
         self.given, self.outputs = given, outputs
         self.values = [v.elements.numpy().reshape(-1) for v in followed.outputs]
@@ -92,8 +96,9 @@ class _Writer:
         self.memory: Memory = laid_out(self.plan, self.definitions, self.last_use, self.constants)
         self.functions: list[str] = []
         self.statements = 0
-        wide = torch.float32 in (d.dtype for d in self.definitions) or torch.float32 in self.dtypes
-        self.lanes = 16 if wide else 8
+        self.work = Work()
+        is_single = torch.float32 in (d.dtype for d in self.definitions) or torch.float32 in self.dtypes
+        self.lanes = target.lanes(self.memory.size, is_single)
 
     # ---- What is read from memory, and when for the last time.
 
@@ -141,57 +146,53 @@ class _Writer:
             calls += self._lookups(phase.blocks)
             calls += [self._loop(loop) for loop in phase.loops]
             calls += [self._block(d) for d in phase.blocks if isinstance(d.what, Product)]
-            calls += [line for o in self.outputs if self._output_phase(o) == number for line in self._output(o)]
+            calls.append("MEET")
+            results = [line for o in self.outputs if self._output_phase(o) == number for line in self._output(o)]
+            calls += [*results, "MEET"] if results else []
         if not self.plan.phases:
             calls += [line for o in self.outputs for line in self._output(o)]
         starts, sums_first, sums_last = self._parts()
         source = "\n".join(
             [
-                f"#define LANES {self.lanes}",
-                PRELUDE,
-                "struct Memory { F* f; D* d; I* i; B* b; const void* const* given; };",
+                *self.target.header(self.lanes, len(self.given), len(self.outputs)),
                 *self.texts.tables.values(),
                 *self.functions,
-                'extern "C" void run(int64_t first, int64_t last, const int64_t* order, const void* const* given,',
-                "    const int64_t* extent, void* const* results, int64_t* const* numbers, char* scratch) {",
-                f"    Memory m = {{{', '.join(starts)}, given}};",
+                *self.target.entry,
+                f"    Memory m = {{{', '.join(starts)}}};",
+                "    ONCE {",
                 *self._constant_lines(),
+                "    }",
                 *sums_first,
-                "    for (int64_t at = first; at < last; at += LANES) {",
-                "        const int lanes = last - at < LANES ? last - at : LANES;",
-                "        int64_t row[LANES], local[LANES], target[LANES];",
-                "        B valid;",
-                "        for (int l = 0; l < LANES; ++l) {",
-                "            local[l] = at + (l < lanes ? l : lanes - 1);",
-                "            row[l] = order ? order[local[l]] : local[l];",
-                "            local[l] -= first;",
-                "            valid[l] = l < lanes ? -1 : 0;",
-                "        }",
-                "        (void)target; (void)valid; (void)extent; (void)numbers;",
+                "    MEET",
+                "    STEPS(at, first, last) {",
+                "        const Step here(at, first, last, order);",
                 *(f"        {c}" for c in calls),
                 "    }",
                 *sums_last,
                 "}",
+                *self.target.ending,
             ]
         )
-        return Program(source, self._scratch(), self.lanes, self.statements)
+        return Program(source, self._scratch(), self.lanes, self.statements, self.work)
 
     def _parts(self) -> tuple[list[str], list[str], list[str]]:
         starts, offset = [], 0
         for kind in "FDIB":
-            starts.append(f"({kind}*)(scratch + {offset})")
+            starts.append(f"part<{kind}>(scratch + {offset})")
             offset += self._bytes(kind)
         first, last = [], []
         for k, o in enumerate(self.outputs):
             if o.kind == "sum":
                 kind, width = self._sum_kind(o), len(self.values[o.value])
-                first.append(f"    {kind}* const sum{k} = ({kind}*)(scratch + {offset});")
-                first.append(f"    for (int j = 0; j < {width}; ++j) sum{k}[j] = {kind}{{}};")
+                first.append(f"    const auto sum{k} = part<{kind}>(scratch + {offset});")
+                first.append(f"    clear(sum{k}, {width});")
                 offset += -(-width * self._size(kind) // 128) * 128
-                result = f"(({C_TYPES[self.dtypes[o.value]]}*)results[{k}])"
+                result = f"(({C_TYPES[self.target.summed_in(self.dtypes[o.value])]}*)results[{k}])"
                 if not self.sums[k].outers:
-                    last.append(f"    for (int j = 0; j < {width}; ++j) {result}[j] = total(sum{k}[j]);")
+                    last.append(f"    total(sum{k}, {width}, {result});")
                     continue
+                if not self.target.sums_outer_products:
+                    raise Unsupported("a sum over rows of outer products")
                 first.append(f"    double* const total{k} = (double*)(scratch + {offset});")
                 first.append(f"    for (int j = 0; j < {self.widths[o.value]}; ++j) total{k}[j] = 0;")
                 offset += -(-self.widths[o.value] * 8 // 128) * 128
@@ -213,7 +214,7 @@ class _Writer:
         return "D" if kind == "F" else kind
 
     def _size(self, kind: str) -> int:
-        return self.lanes * (8 if kind in "DI" else 4)
+        return self.lanes * BYTES[kind]
 
     def _bytes(self, kind: str) -> int:
         return -(-self.memory.size[kind] * self._size(kind) // 128) * 128
@@ -223,7 +224,8 @@ class _Writer:
 
     def _constant_lines(self) -> Iterator[str]:
         for (element, kind), place in self.memory.constants.items():
-            yield f"    m.{kind.lower()}[{place}] = {self.texts.same_for_all(np.array([element]), kind, 'm.given')};"
+            number = self.texts.same_for_all(np.array([element]), kind)
+            yield f"        m.{kind.lower()}[{place}] = {number};"
 
     # ---- Rows, gathers, products, results.
 
@@ -236,15 +238,14 @@ class _Writer:
             case Rows(i):
                 width = math.prod(n for n in self.given[i].shape if n is not None)
                 base = f"(const {C_TYPES[self.given[i].dtype]}*)given[{i}]"
-                return f"read<{kind}>({base}, {width}, row, {first}, {count}, {to});"
+                self.work += moved(count, self.given[i].dtype.itemsize, kind)
+                return f"read<{kind}>({base}, {width}, here.row, {first}, {count}, {to});"
             case Gather(i, index, split):
                 width = math.prod(d.shape)
                 base = f"(const {C_TYPES[self.given[i].dtype]}*)given[{i}]"
-                at = f"m.i[{self.memory.places(index, 'I')[0]}]"
-                pointed = (
-                    f"for (int l = 0; l < LANES; ++l) target[l] = {at}[l] + ({at}[l] < 0) * extent[{i}] * {split};"
-                )
-                return f"{pointed} read<{kind}>({base}, {width}, target, {first}, {count}, {to});"
+                self.work += moved(count, self.given[i].dtype.itemsize, kind)
+                pointer = f"m.i[{self.memory.places(index, 'I')[0]}], extent[{i}] * {split}"
+                return f"gather<{kind}>({base}, {width}, {pointer}, {first}, {count}, {to});"
             case Product(left, right):
                 return self._product(d, left, right, kind, start)
         raise AssertionError(d)
@@ -268,6 +269,8 @@ class _Writer:
             to = ", ".join(f"{memory} + {self.memory.place[d.elements[0]]}" for d in by_order.values())
             orders = ", ".join(map(str, by_order))
             self.statements += functions * len(by_order) // 8
+            terms = Work(6 * len(by_order), BYTES[kind] * len(by_order), weights=6 * BYTES[kind])
+            self.work += terms * functions
             span = f"{what.intervals}, {what.low!r}, {what.high!r}"
             yield f"lookup<{kind}, {functions}, {orders}>({number}, {base}, {span}, {to});"
 
@@ -284,6 +287,7 @@ class _Writer:
         call = f"product<{kind}, {terms}, {width}, {row}, {column}>"
         memory = f"m.{kind.lower()}"
         self.statements += terms * width * len(left) // 64
+        self.work += multiplied(len(left), terms, width, kind)
         lines = [
             f"{call}({memory}, {at} + {j * terms}, {weights}, {memory} + {start + j * width});"
             for j in range(len(left))
@@ -332,7 +336,8 @@ class _Writer:
         )
         memory, name = f"m.{kind.lower()}", f"{k}_{number}"
         self.statements += m * n * terms // 64
-        yield f"add_outer({memory}, {left}, {m}, {right}, {n}, {terms}, packed{name}, outer{name}, lanes);"
+        self.work += Work(m * n * terms, 2 * m * n * BYTES[kind])
+        yield f"add_outer({memory}, {left}, {m}, {right}, {n}, {terms}, packed{name}, outer{name}, here.lanes);"
         yield f"if ((at - first) / LANES % {FLUSHED} == {FLUSHED - 1}) {{"
         yield from (f"    {line}" for line in self._flush(k, number))
         yield "}"
@@ -346,29 +351,38 @@ class _Writer:
         kind, c_type = kind_of(dtype), C_TYPES[dtype]
         places = self.memory.places(values, kind)
         at, width, memory = self.texts.static("int", places.tolist()), len(values), f"m.{kind.lower()}"
+        if o.kind != "sum":
+            self.work += moved(width, dtype.itemsize, kind, 2 if o.kind == "add" else 1)
         if o.kind == "sum":
-            term = f"as<{self._sum_kind(o)}>(where(valid, {memory}[{at}[j]], {kind}{{}}))"
             if width:
-                yield f"for (int j = 0; j < {width}; ++j) sum{k}[j] += {term};"
+                yield f"sum_up(sum{k}, {memory}, {at}, {width}, here);"
             for number in range(len(self.sums[k].outers)):
                 yield from self._outer(k, number)
         elif o.kind == "add":
             (index,) = self.memory.places(self.values[o.index], "I").tolist()
-            yield f"for (int l = 0; l < LANES; ++l) target[l] = m.i[{index}][l];"
-            yield f"if (!numbers[{k}]) add<{kind}>({memory}, {at}, {width}, ({c_type}*)results[{k}], target, lanes);"
-            yield f"else {{ for (int l = 0; l < lanes; ++l) numbers[{k}][local[l]] = target[l];"
-            yield f"write<{kind}>({memory}, {at}, {width}, ({c_type}*)results[{k}], local, lanes); }}"
+            yield f"add<{kind}>({memory}, {at}, {width}, ({c_type}*)results[{k}], numbers[{k}], m.i[{index}], here);"
         else:
-            rows = "row" if o.kind == "store" else "local"
-            yield f"write<{kind}>({memory}, {at}, {width}, ({c_type}*)results[{k}], {rows}, lanes);"
+            rows = "here.row" if o.kind == "store" else "here.local"
+            yield f"write<{kind}>({memory}, {at}, {width}, ({c_type}*)results[{k}], {rows}, here.lanes);"
 
     # ---- Loops.
 
     def _loop(self, loop: Loop) -> str:
-        name = f"loop{len(self.functions)}"
+        everything = LoopWriter(self.texts, self.plan, self.memory, loop).results()
+        return " ".join(self._part(loop, everything))
+
+    def _part(self, loop: Loop, results: Sequence[Result]) -> Iterator[str]:
+        """Calls of loops with some results of a loop: several if one needs more registers than there are."""
         writer = LoopWriter(self.texts, self.plan, self.memory, loop)
-        body = writer.written()
+        body = writer.written(results)
+        most = self.target.registers
+        if most is not None and len(results) > 1 and held(writer.lines) > most:
+            half = len(results) // 2
+            yield from self._part(loop, results[:half])
+            yield from self._part(loop, results[half:])
+            return
+        name = f"loop{len(self.functions)}"
         self.statements += len(writer.lines)
-        arguments = "F* __restrict f, D* __restrict d, I* __restrict i, B* __restrict b, const void* const* given"
-        self.functions.append("\n".join([f"static __attribute__((noinline)) void {name}({arguments}) {{", *body, "}"]))
-        return f"{name}(m.f, m.d, m.i, m.b, given);"
+        self.work += of_statements(writer.lines) * loop.turns
+        self.functions.append("\n".join([f"LOOP {name}(PARTS) {{", *body, "}"]))
+        yield f"APART {name}(m.f, m.d, m.i, m.b, given);"

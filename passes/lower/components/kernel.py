@@ -8,11 +8,13 @@ from torch import Tensor, fx
 from ....ir import Tiled
 from ....ir.constants import Constants
 from ....runtime.execution.kernels import Kernel, Value
+from ....runtime.execution.launches import Launch, Launched
 from ....runtime.execution.tiles import Add, Reduce, Region, Store
 from . import library
 from .cpp import Output, Program, written
 from .elements import Rows, Unsupported
 from .follow import Followed, follow
+from .target import PROCESSOR, Target
 from .values import Given
 
 aten = torch.ops.aten
@@ -25,7 +27,7 @@ class Body:
         Unsupported: it has no form in component code.
     """
 
-    def __init__(self, program: Tiled, name: str, constants: Constants) -> None:
+    def __init__(self, program: Tiled, name: str, constants: Constants, target: Target = PROCESSOR) -> None:
         self.region: Region = getattr(program.tiled, name)
         calls = (n for n in program.tiled.graph.nodes if n.op == "call_module" and n.target == name)
         call = next(calls)  # one that runs over some rows first is given the same the other time
@@ -35,19 +37,22 @@ class Body:
         followed = follow(self.region.graph_module, self.given)
         self.tables = followed.tables
         self.outputs = self._results(followed)
-        self.program: Program = written(followed, self.given, self.outputs)
+        self.program: Program = written(followed, self.given, self.outputs, target)
         self.values = tuple(self._value(o, followed) for o in self.outputs)
 
     def kernel(self) -> Kernel:
-        """The body, compiled."""
-        return Kernel(
-            library.loaded(self.program.source),
-            self.program.scratch,
-            self.program.lanes,
-            tuple(None if g.is_number else g.dtype for g in self.given),
-            tuple(self.tables.get(i, g.rows) for i, g in enumerate(self.given)),
-            self.values,
-        )
+        """The body, compiled for this machine's processor."""
+        return Kernel(library.loaded(self.program.source), *self._described())
+
+    def launched(self, launch: Launch, device: str = "cuda") -> Launched:
+        """The body, written for a GPU, as something runs it on a type of device."""
+        return Launched(launch, *self._described(), device)
+
+    def _described(self) -> tuple[int, int, tuple[torch.dtype | None, ...], tuple[int | None, ...], tuple[Value, ...]]:
+        """What a kernel knows of it."""
+        dtypes = tuple(None if g.is_number else g.dtype for g in self.given)
+        rows = tuple(self.tables.get(i, g.rows) for i, g in enumerate(self.given))
+        return self.program.scratch, self.program.lanes, dtypes, rows, self.values
 
     def _inputs(self, program: Tiled, call: fx.Node, constants: Constants) -> list[Given]:
         _, *names = (n for n in self.region.graph_module.graph.nodes if n.op == "placeholder")

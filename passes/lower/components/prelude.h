@@ -22,6 +22,39 @@ template <class V> using mask_t = typename entry<V>::mask;
 
 #define INLINE static inline __attribute__((always_inline))
 
+// ---- What a program is made of: memory, loops, meetings. A processor runs all rows of a step in one thread.
+
+#define CONSTANT static const
+#define LOOP static __attribute__((noinline)) void
+#define PARTS F* __restrict f, D* __restrict d, I* __restrict i, B* __restrict b, const void* const* given
+#define STEPS(at, first, last) for (int64_t at = first; at < last; at += LANES)
+#define TURNS(c, n) for (int c = 0; c < n; ++c)
+#define ONCE
+#define MEET
+#define APART
+
+struct Memory { F* f; D* d; I* i; B* b; };
+template <class V> INLINE V* part(char* at) { return (V*)at; }
+template <class V> INLINE void clear(V* x, long width) { for (long j = 0; j < width; ++j) x[j] = V{}; }
+template <class V> INLINE void keep(V* to, long place, V x) { to[place] = x; }
+
+// The rows of one step: their numbers, and the places of their results among those of a stretch.
+struct Step {
+    int lanes;
+    int64_t row[LANES], local[LANES];
+    B valid;
+
+    Step(int64_t at, int64_t first, int64_t last, const int64_t* order) {
+        lanes = last - at < LANES ? last - at : LANES;
+        for (int l = 0; l < LANES; ++l) {
+            local[l] = at + (l < lanes ? l : lanes - 1);
+            row[l] = order ? order[local[l]] : local[l];
+            local[l] -= first;
+            valid[l] = l < lanes ? -1 : 0;
+        }
+    }
+};
+
 template <class V> INLINE V all(entry_t<V> x) { return V{} + x; }
 template <class To, class V> INLINE To as(V x) { return __builtin_convertvector(x, To); }
 template <class M> INLINE B truth(M mask) { return __builtin_convertvector(mask, B); }
@@ -138,6 +171,14 @@ template <class V, class E> static void read(const E* base, long width, const in
         for (int l = 0; l < LANES; ++l) to[f][l] = __is_same(E, bool) ? -int(row[l][f]) : row[l][f];
 }
 
+// The same of the rows that lanes point at; negative numbers count from `extent`.
+template <class V, class E>
+INLINE void gather(const E* base, long width, I pointer, int64_t extent, long first, long count, V* to) {
+    int64_t rows[LANES];
+    for (int l = 0; l < LANES; ++l) rows[l] = pointer[l] + (pointer[l] < 0) * extent;
+    read(base, width, rows, first, count, to);
+}
+
 // Vectors at `at` of `from` become entries of rows of memory.
 template <class V, class E>
 static void write(const V* from, const int* at, long width, E* base, const int64_t* rows, int lanes) {
@@ -172,6 +213,16 @@ static void add(const V* from, const int* at, long width, E* base, const int64_t
     }
     for (; f < width; ++f)
         for (int l = 0; l < lanes; ++l) base[rows[l] * width + f] += from[at[f]][l];
+}
+
+// The same; or where there is memory for the numbers of these rows, both are kept one row after the other.
+template <class V, class E>
+INLINE void add(const V* from, const int* at, long width, E* base, int64_t* numbers, I pointer, const Step& here) {
+    int64_t rows[LANES];
+    for (int l = 0; l < LANES; ++l) rows[l] = pointer[l];
+    if (!numbers) return add(from, at, width, base, rows, here.lanes);
+    for (int l = 0; l < here.lanes; ++l) numbers[here.local[l]] = rows[l];
+    write(from, at, width, base, here.local, here.lanes);
 }
 
 // Rows of values, added to rows of a table.
@@ -372,8 +423,14 @@ static __attribute__((noinline)) void lookup(
 
 // ---- Sums over rows.
 
+template <class S, class V> INLINE void sum_up(S* sum, const V* from, const int* at, long width, const Step& here) {
+    for (long j = 0; j < width; ++j) sum[j] += as<S>(where(here.valid, from[at[j]], V{}));
+}
 template <class V> INLINE entry_t<V> total(V x) {
     entry_t<V> sum = 0;
     for (int l = 0; l < LANES; ++l) sum += x[l];
     return sum;
+}
+template <class V, class E> INLINE void total(const V* sum, long width, E* result) {
+    for (long j = 0; j < width; ++j) result[j] = total(sum[j]);
 }

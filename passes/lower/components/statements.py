@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -52,7 +54,7 @@ class Texts:
         """Declarations of constant tables, by their types and numbers."""
 
     def static(self, c_type: str, numbers: Sequence[int | float]) -> str:
-        start, end = f"static const {c_type} ", f"[] = {{{', '.join(map(str, numbers))}}};"
+        start, end = f"CONSTANT {c_type} ", f"[] = {{{', '.join(map(str, numbers))}}};"
         key = start + end
         if key not in self.tables:
             self.tables[key] = f"{start}table{len(self.tables)}{end}"
@@ -68,7 +70,7 @@ class Texts:
         lookup = np.searchsorted(definition.elements, row)
         return definition.what.input, definition.places[lookup]
 
-    def same_for_all(self, row: Elements, kind: str, given: str = "given") -> str:
+    def same_for_all(self, row: Elements, kind: str) -> str:
         """A vector of what is the same for all rows, in each turn."""
         numbers = self.table.value(row)
         if not np.isnan(numbers).any():
@@ -78,7 +80,7 @@ class Texts:
             return f"all<{kind}>({self.static(c_type, [_literal(n, kind) for n in numbers.tolist()])}[c])"  # type: ignore[misc]
         i, address = self.whole(row)
         dtype = self.given[i].dtype
-        entry = f"((const {C_TYPES[dtype]}*){given}[{i}])[{self.affine(address)}]"
+        entry = f"((const {C_TYPES[dtype]}*)given[{i}])[{self.affine(address)}]"
         return f"all<{kind}>({'-(int)' if dtype == torch.bool else ''}{entry})"
 
     def affine(self, address: np.ndarray) -> str:
@@ -89,6 +91,10 @@ class Texts:
         if (steps == steps[0]).all():
             return f"{address[0]} + {steps[0]} * c"
         return f"{self.static('int', address.tolist())}[c]"
+
+
+Result = tuple[int, int]
+"""A result of a loop: the number of its step, and of the statement among those of the step."""
 
 
 class LoopWriter:
@@ -104,26 +110,36 @@ class LoopWriter:
         self.before: list[str] = []
         self.after: list[str] = []
 
-    def written(self) -> list[str]:
-        memory = self.memory
+    def results(self) -> list[Result]:
+        """All that the loop stores or adds up."""
+        found = []
         for i, step in self.steps.items():
+            kept = np.full(len(step.results), True) if step.accumulates else self._places(i).min(-1) >= 0
+            found += [(i, v) for v in np.flatnonzero(kept).tolist()]
+        return found
+
+    def _places(self, i: int) -> np.ndarray:
+        return self.memory.place[self.steps[i].results]  # type: ignore[no-any-return]
+
+    def written(self, results: Sequence[Result]) -> list[str]:
+        """The text of a loop that has these results."""
+        for i, v in results:
+            step = self.steps[i]
             kind = kind_of(step.definition.dtype)
             pointer = kind.lower()
             if step.accumulates:
-                for v, (element,) in enumerate(step.results.tolist()):
-                    self.before.append(f"    {kind} s{i}_{v} = {{}};")
-                    text = self._sum(i, v, kind)
-                    self.lines.append(f"s{i}_{v} += {text};")
-                    self.after.append(f"    {pointer}[{memory.place[element]}] = s{i}_{v};")
-                continue
-            places = memory.place[step.results]
-            for v in np.flatnonzero((places >= 0).all(-1)).tolist():
-                name = self._statement(int(i), v)
-                self.lines.append(f"{pointer}[{self.texts.affine(places[v])}] = {name};")
+                (element,) = step.results[v].tolist()
+                self.before.append(f"    {kind} s{i}_{v} = {{}};")
+                text = self._sum(i, v, kind)
+                self.lines.append(f"s{i}_{v} += {text};")
+                self.after.append(f"    keep({pointer}, {self.memory.place[element]}, s{i}_{v});")
+            else:
+                name = self._statement(i, v)
+                self.lines.append(f"{pointer}[{self.texts.affine(self._places(i)[v])}] = {name};")
         inner = [f"        {line}" for line in self.lines]
         if self.loop.turns == 1:
-            return [*self.before, "    {", *inner, "    }", *self.after]
-        return [*self.before, f"    for (int c = 0; c < {self.loop.turns}; ++c) {{", *inner, "    }", *self.after]
+            return [*self.before, "    ONCE {", *inner, "    }", *self.after]
+        return [*self.before, f"    TURNS(c, {self.loop.turns}) {{", *inner, "    }", *self.after]
 
     def _statement(self, i: int, v: int) -> str:
         """The name of a statement's result, which is written now unless it was before."""
@@ -190,6 +206,21 @@ class LoopWriter:
             names = [self._operand(i, k, (v, t)) for k in range(len(factors)) if not one[k][t]]
             terms.append(" * ".join(names) or f"all<{kind}>(1)")
         return " + ".join(terms) or f"{kind}{{}}"
+
+
+def held(lines: Sequence[str]) -> int:
+    """The largest number of registers, of 32 bits, that named values take at once."""
+    size: dict[str, int] = {}
+    change = [0] * (len(lines) + 1)
+    last: dict[str, int] = {}
+    for at, line in enumerate(lines):
+        if match := re.match(r"const (\w) (v\d+) =", line):
+            size[match[2]] = 2 if match[1] in "DI" else 1
+            change[at] += size[match[2]]
+        last |= dict.fromkeys(re.findall(r"\bv\d+", line), at)
+    for name, at in last.items():
+        change[at + 1] -= size[name]
+    return max(itertools.accumulate(change))
 
 
 def _cast(step: Step, name: str, kind: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +19,17 @@ from distcompile.ir.operators import facts
 from distcompile.passes.lower.components import library
 from distcompile.passes.lower.components.cpp import Output, Program, written
 from distcompile.passes.lower.components.follow import Followed, follow
+from distcompile.passes.lower.components.gpu.emulated import emulated
 from distcompile.passes.lower.components.kernel import Body
+from distcompile.passes.lower.components.target import PROCESSOR, Target
 from distcompile.passes.lower.components.values import Given
 from distcompile.runtime.execution.kernels import Kernel, Value
+from distcompile.runtime.execution.launches import Launched
 from distcompile.runtime.execution.tiles import WORTH_A_THREAD, Region, RegionSpec, Result, Slice
 
 aten = torch.ops.aten
+
+emulation = functools.partial(Launched, device="cpu")
 
 Run = Callable[[Any], Sequence[Tensor]]
 """A function of named tensors: its argument has an attribute for each, and `n`, the number of rows."""
@@ -129,19 +135,20 @@ class Compiled:
         return results
 
 
-def as_program(run: Run | fx.GraphModule, inputs: Inputs) -> tuple[Followed, Program]:
+def as_program(run: Run | fx.GraphModule, inputs: Inputs, target: Target = PROCESSOR) -> tuple[Followed, Program]:
     """A function of rows, or its body, in component code that is not compiled."""
     given = described(inputs)
     followed = follow(run if isinstance(run, fx.GraphModule) else traced(run, inputs), given)
-    return followed, written(followed, given, [Output("store", k) for k in range(len(followed.outputs))])
+    return followed, written(followed, given, [Output("store", k) for k in range(len(followed.outputs))], target)
 
 
-def compiled(run: Run | fx.GraphModule, inputs: Inputs) -> Compiled:
-    """Component code of a function of rows, or of its body."""
-    followed, program = as_program(run, inputs)
+def compiled(run: Run | fx.GraphModule, inputs: Inputs, target: Target = PROCESSOR) -> Compiled:
+    """Component code of a function of rows, or of its body; a GPU's is run by the host."""
+    followed, program = as_program(run, inputs, target)
     given = described(inputs)
-    kernel = Kernel(
-        library.loaded(program.source),
+    kind, runs = (Kernel, library.loaded(program.source)) if target is PROCESSOR else (emulation, emulated(program))
+    kernel = kind(
+        runs,
         program.scratch,
         program.lanes,
         tuple(g.dtype for g in given),
@@ -157,7 +164,9 @@ def by_torch(run: Run, inputs: Inputs) -> list[Tensor]:
     return list(run(SimpleNamespace(n=rows, **{name: g.tensor for name, g in inputs.items()})))
 
 
-def regions(run: Run, inputs: Inputs, results: Sequence[Result], block: int = 64) -> tuple[Region, Region]:
+def regions(
+    run: Run, inputs: Inputs, results: Sequence[Result], block: int = 64, target: Target = PROCESSOR
+) -> tuple[Region, Region]:
     """A region that runs operator by operator, and the same one with a kernel.
 
     The outputs of the function are as a region's body has them: for an `Add`, the index and the rows.
@@ -171,6 +180,7 @@ def regions(run: Run, inputs: Inputs, results: Sequence[Result], block: int = 64
     followed = follow(module, given)
     body.tables = followed.tables
     body.outputs = body._results(followed)
-    body.program = written(followed, given, body.outputs)
+    body.program = written(followed, given, body.outputs, target)
     body.values = tuple(body._value(o, followed) for o in body.outputs)
-    return plain, plain.running(body.kernel())
+    kernel = body.kernel() if target is PROCESSOR else body.launched(emulated(body.program), "cpu")
+    return plain, plain.running(kernel)

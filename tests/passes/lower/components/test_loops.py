@@ -13,6 +13,7 @@ from torch import fx
 
 from distcompile.passes.lower import lower
 from distcompile.passes.lower.components.loops import plan
+from distcompile.passes.lower.components.target import PROCESSOR
 
 from .bodies import Constant, Inputs, Rows, Run, Weight, as_program, by_torch, compiled, traced
 
@@ -68,25 +69,29 @@ def body(run: Run) -> fx.GraphModule:
 def text(run: Run) -> str:
     """The program of a body, without the prelude."""
     source = as_program(body(run), inputs())[1].source
-    return source[source.index("struct Memory {") :]
+    return source.removeprefix(PROCESSOR.header(8, 0, 0)[0]).replace(PROCESSOR.prelude, "")
 
 
 def loops(run: Run) -> list[Loop]:
     """The loops of a body, in order."""
     found = []
-    for body in re.findall(r"void loop\d+\([^)]*\) \{\n(.*?)\n\}\n", text(run) + "\n", re.DOTALL):
+    for body in re.findall(r"LOOP loop\d+\(PARTS\) \{\n(.*?)\n\}\n", text(run) + "\n", re.DOTALL):
         before, head, inner, after = re.fullmatch(
-            r"(.*?)    (for \(int c = 0; c < \d+; \+\+c\) )?\{\n(.*?)\n    \}\n?(.*)", body, re.DOTALL
+            r"(.*?)    (TURNS\(c, \d+\)|ONCE) \{\n(.*?)\n    \}\n?(.*)", body, re.DOTALL
         ).groups()
-        turns = int(re.search(r"< (\d+)", head).group(1)) if head else 1
+        turns = 1 if head == "ONCE" else int(re.search(r"\d+", head).group())
         found.append(Loop(turns, *(tuple(s.strip() for s in p.splitlines()) for p in (inner, before, after))))
     return found
 
 
 def calls(run: Run) -> list[str]:
     """What is called for each few rows, in order: read, loop, product, write."""
-    inside = text(run).split("(void)extent;")[1]
-    return [re.match(r"\s*([a-z]+)", line).group(1) for line in inside.splitlines() if re.match(r"\s+[a-z]", line)]
+    inside = text(run).split("const Step here")[1]
+    return [
+        re.match(r"\s*(?:APART )?([a-z]+)", line).group(1)
+        for line in inside.splitlines()
+        if re.match(r"\s+(APART )?[a-z]", line)
+    ]
 
 
 def check(run: Run) -> None:

@@ -14,7 +14,9 @@ from torch.nn import functional as F
 from distcompile.ir.operators import OPERATORS
 from distcompile.passes.lower import lower
 from distcompile.passes.lower.components.elements import Unsupported
+from distcompile.passes.lower.components.gpu.target import GPU
 from distcompile.passes.lower.components.operators import HANDLERS
+from distcompile.passes.lower.components.target import PROCESSOR, Target
 from distcompile.runtime.operators.halo import stop_gradient
 from distcompile.runtime.operators.radial import radial_lookup
 from distcompile.runtime.operators.sparse import sparse_mm
@@ -424,11 +426,15 @@ def body(group: str, dtype: torch.dtype) -> fx.GraphModule:
     return traced(lambda t: flat([case(t) for case in GROUPS[group].values()]), inputs(LENGTHS[1], dtype))
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+KINDS = [(PROCESSOR, torch.float64), (PROCESSOR, torch.float32), (GPU, torch.float64)]
+"""Targets and dtypes; a GPU is emulated, one thread at a time."""
+
+
+@pytest.mark.parametrize(("target", "dtype"), KINDS, ids=["processor, double", "processor, single", "gpu, double"])
 @pytest.mark.parametrize("group", GROUPS)
-def test_operators_compute_what_torch_does(group: str, dtype: torch.dtype) -> None:
+def test_operators_compute_what_torch_does(group: str, dtype: torch.dtype, target: Target) -> None:
     """All cases of a group are one body."""
-    code = compiled(body(group, dtype), inputs(LENGTHS[1], dtype))
+    code = compiled(body(group, dtype), inputs(LENGTHS[1], dtype), target)
     for rows in LENGTHS:
         given = inputs(rows, dtype)
         found = iter(code(given))
@@ -508,14 +514,15 @@ SPECIAL: dict[str, Case] = {
 }
 
 
+@pytest.mark.parametrize("target", [PROCESSOR, GPU], ids=["processor", "gpu"])
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-def test_what_is_not_finite_flows_through(dtype: torch.dtype) -> None:
+def test_what_is_not_finite_flows_through(dtype: torch.dtype, target: Target) -> None:
     """Infinities and NaN come out where torch has them, and nowhere else."""
 
     def run(t: Any) -> list[Tensor]:
         return flat([case(t) for case in SPECIAL.values()])
 
-    code = compiled(run, special(7, dtype))
+    code = compiled(run, special(7, dtype), target)
     for rows in LENGTHS:
         given = special(rows, dtype)
         found = iter(code(given))
