@@ -41,7 +41,7 @@ MODELS = {
     "nequip:NequIP:float32:4:64": "nequip", "nequip:Allegro:float32:2:64": "allegro", "esen:4:128": "fairchem",
 }  # fmt: skip
 """Models that are timed, as `single.stock_case` names them, and the package that each needs."""
-MODES = ("stock", "compile", "cuequivariance", "eager", "inductor")
+MODES = ("stock", "compile", "cuequivariance", "eager", "inductor", "kernels")
 ATOMS = (1_000, 8_000, 64_000, 256_000, 1_000_000)
 CONSTANT = 5.64
 """Edge of the cubic cell of NaCl, A."""
@@ -123,11 +123,16 @@ def exact(name: str, kind: str) -> dict[str, Any]:
                     worst = max(worst, float(difference) / max(float(leaf.tensor.abs().max()), FLOOR))
         return worst
 
-    compiled = distcompile.compile(model, _one(first), model_kwargs=case.kwargs, world=LocalWorld(1), lowering="eager")
+    def compiled_as(lowering: Any) -> Any:
+        options: dict[str, Any] = {"model_kwargs": case.kwargs, "world": LocalWorld(1), "lowering": lowering}
+        return distcompile.compile(model, _one(first), **options)
+
+    compiled = compiled_as("eager")
     worlds = {"one rank": LocalWorld(1), "two ranks": LocalWorld(2), "all devices": LocalWorld(devices=devices(kind))}
     return {
         "stock": apart(lambda *graph: model(*graph, **case.kwargs)),
         **{label: apart(compiled.on(world)) for label, world in worlds.items()},
+        "kernels": apart(compiled_as("kernels")),
     }
 
 
@@ -266,7 +271,7 @@ def report(rows: list[dict[str, Any]]) -> str:
     """The page of results."""
     machines = dict.fromkeys(f"{r['device']}, torch {r['torch']}, {r['threads']} threads" for r in rows)
     parts = [f"# On GPUs\n\nMade by `make gpu`, on {'; '.join(machines)}.", f"## Exactness\n\n{EXPLAINED}"]
-    exact_ways = dict.fromkeys(("stock", "one rank", "two ranks", "all devices"), ".0e")
+    exact_ways = dict.fromkeys(("stock", "one rank", "two ranks", "all devices", "kernels"), ".0e")
     parts.append(_table(exact_ways, [r for r in rows if r["stage"] == "exact"]))
     speeds = {"atoms": "", "mode": "", "ms/atom": ".5f", "kB/atom": ".1f", "first s": ".0f"}
     parts += ["## Time and memory", _table(speeds, [r for r in rows if r["stage"] == "speed"])]
