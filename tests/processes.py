@@ -28,6 +28,10 @@ import torch.distributed as dist
 TIMEOUT = 120.0
 """Seconds after which ranks that have not answered are taken for hanging."""
 
+STARTING = 240.0
+"""Seconds more for the first call of a team. Processes import torch and packages of models, on a machine where two tests
+and compilers run at a time."""
+
 _teams: dict[tuple[int, str], _Team] = {}
 
 
@@ -61,6 +65,7 @@ class _Team:
         context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
         self._processes = []
+        self._starting = STARTING
         self._folder = tempfile.TemporaryDirectory()
         for rank in range(n):
             ours, theirs = context.Pipe()
@@ -73,7 +78,8 @@ class _Team:
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], timeout: float) -> list[Any]:
         """Results or exceptions by rank."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout + self._starting
+        self._starting = 0.0
         with tempfile.TemporaryDirectory() as folder:
             for pipe in self._pipes:
                 pipe.send_bytes(pickle.dumps((os.path.join(folder, "store"), function, args)))
