@@ -29,8 +29,8 @@ TIMEOUT = 120.0
 """Seconds after which ranks that have not answered are taken for hanging."""
 
 STARTING = 240.0
-"""Seconds more for the first call of a team. Processes import torch and packages of models, on a machine where two tests
-and compilers run at a time."""
+"""Seconds more for the first call of a team: its processes import torch and packages of models, beside two tests and
+compilers."""
 
 _teams: dict[tuple[int, str], _Team] = {}
 

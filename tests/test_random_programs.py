@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from random_programs import ROW_LOCAL, UNDIVIDABLE, case, differences
 
-SEEDS = range(200)
+SEEDS = range(100)
 
 
 @pytest.mark.filterwarnings("ignore")

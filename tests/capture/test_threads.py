@@ -237,4 +237,4 @@ def test_lowering_takes_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         compiled = distcompile.compile(model, random_graph(12, 1), world=LocalWorld(2), lowering=lowering)
         assert_equal(compiled(graph), model(graph))
 
-    in_threads(lambda: work(Gnn, "inductor"), lambda: work(Pair, "inductor"), lambda: work(Gnn, "eager"))
+    in_threads(lambda: work(Eam, "inductor"), lambda: work(Pair, "inductor"), lambda: work(Gnn, "eager"))
