@@ -152,6 +152,8 @@ class _Writer:
         if not self.plan.phases:
             calls += [line for o in self.outputs for line in self._output(o)]
         starts, sums_first, sums_last = self._parts()
+        if self.target.most_memory is not None and self._scratch() > self.target.most_memory:
+            raise Unsupported(f"{self._scratch()} bytes of memory, more than {self.target.most_memory}")
         source = "\n".join(
             [
                 *self.target.header(self.lanes, len(self.given), len(self.outputs)),

@@ -26,6 +26,8 @@ class Target(Protocol):
     registers: ClassVar[int | None]
     """Registers of 32 bits that a loop may fill with its values; what needs more is several loops, of which each
     computes what it needs. None for any number: those of a processor are few, and its cache is near."""
+    most_memory: ClassVar[int | None]
+    """Bytes that the rows which run side by side may take, with their sums; None for any number."""
     sums_outer_products: ClassVar[bool]
     """True if sums over rows of outer products have a form (`outer`)."""
 
@@ -50,6 +52,7 @@ class Processor:
 
     prelude: ClassVar[str] = Path(__file__).with_name("prelude.h").read_text()
     registers: ClassVar[int | None] = None
+    most_memory: ClassVar[int | None] = None
     sums_outer_products: ClassVar[bool] = True
     entry: ClassVar[list[str]] = [
         'extern "C" void run(int64_t first, int64_t last, const int64_t* order, const void* const* given,',

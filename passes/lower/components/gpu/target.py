@@ -10,7 +10,6 @@ from typing import ClassVar
 import torch
 
 from .....runtime.execution.launches import summed_in
-from ..elements import Unsupported
 from ..target import BYTES
 
 THREADS = 256
@@ -27,6 +26,7 @@ class Gpu:
     """A CUDA device of compute capability 8.0 or later."""
 
     registers: ClassVar[int | None] = 150
+    most_memory: ClassVar[int | None] = MOST_SHARED
     sums_outer_products: ClassVar[bool] = False
     prelude: ClassVar[str] = Path(__file__).with_name("prelude.cuh").read_text()
     entry: ClassVar[list[str]] = [
@@ -57,8 +57,6 @@ class Gpu:
     def lanes(self, sizes: Mapping[str, int], _: bool, /) -> int:
         """See `Target.lanes`."""
         row = sum(n * BYTES[kind] for kind, n in sizes.items())
-        if row > MOST_SHARED:
-            raise Unsupported(f"{row} bytes a row, more than a GPU's shared memory")
         lanes = 32
         while lanes > 1 and lanes * row > SHARED:
             lanes //= 2

@@ -200,8 +200,9 @@ def test_what_nvrtc_refuses_is_left_to_others() -> None:
         nvrtc.binary("void broken(", "sm_80")
 
 
-def test_a_row_that_is_too_large_has_no_form() -> None:
-    """More than the shared memory of a multiprocessor."""
-    with pytest.raises(Unsupported, match=r"\d+ bytes a row, more than a GPU's shared memory"):
-        GPU.lanes({"F": 50_000, "D": 0, "I": 1, "B": 0}, True)
+def test_rows_of_a_block_fill_its_memory() -> None:
+    """Up to 32 of them; a single one that is larger than shared memory has no form."""
     assert [GPU.lanes({"F": n, "D": 0, "I": 0, "B": 0}, True) for n in (100, 2000, 9000, 30_000)] == [32, 16, 4, 1]
+    given: Inputs = {"x": Rows(torch.randn(3, 30_000, dtype=torch.float64))}
+    with pytest.raises(Unsupported, match=r"\d+ bytes of memory, more than 163840"):
+        as_program(lambda t: [t.x.sin()], given, GPU)
