@@ -166,8 +166,7 @@ class Cures:
 
     def _learn_at_once(self, leaves: Sequence[Tensor]) -> bool:
         """Look back on a capture that is under way."""
-        modes = [leaf.fake_mode for leaf in leaves if isinstance(leaf, FakeTensor)]
-        shape_env = next((mode.shape_env for mode in modes), None)
+        shape_env = next((leaf.fake_mode.shape_env for leaf in leaves if isinstance(leaf, FakeTensor)), None)
         return shape_env is not None and self._learn(shape_env, shapes_of(shape_env, leaves))
 
 

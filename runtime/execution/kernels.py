@@ -71,6 +71,8 @@ class Kernel:
     rows: tuple[int | None, ...]
     """The dimension of rows of each input; None if it is taken whole."""
     values: tuple[Value, ...]
+    device: str = "cpu"
+    """The type of the device that its inputs are on."""
 
     @property
     def in_stretches(self) -> bool:
@@ -113,7 +115,7 @@ class Kernel:
     def takes(self, inputs: Sequence[Any]) -> bool:
         """True if inputs are of the kinds that it was compiled for; None for those that are not there yet."""
         return all(
-            d is None or a is None or (isinstance(a, Tensor) and a.dtype == d and a.device.type == "cpu")
+            d is None or a is None or (isinstance(a, Tensor) and a.dtype == d and a.device.type == self.device)
             for a, d in zip(inputs, self.dtypes, strict=True)
         )
 

@@ -25,21 +25,10 @@ Take = Callable[[Sequence[int], torch.dtype], Tensor]
 class Launched(Kernel):
     """A compiled body that a device runs. `library` is its `Launch`, `lanes` are the rows of a block of threads."""
 
-    device: str = "cuda"
-    """The type of the device."""
-
     @property
     def in_stretches(self) -> bool:
         """See `Kernel.in_stretches`."""
         return False
-
-    def takes(self, inputs: Sequence[Any]) -> bool:
-        """See `Kernel.takes`."""
-        there = [a for a in inputs if isinstance(a, Tensor)]
-        return all(a.device.type == self.device for a in there) and all(
-            d is None or a is None or (isinstance(a, Tensor) and a.dtype == d)
-            for a, d in zip(inputs, self.dtypes, strict=True)
-        )
 
     def empty(self, value: Value, rows: int, room: int, inputs: Sequence[Any]) -> Tensor:
         """See `Kernel.empty`."""
@@ -77,10 +66,7 @@ class Launched(Kernel):
                     kept.append((take((end - first,), torch.int64), torch.int64))
                     numbers[-1] = kept[-1][0].data_ptr()
                 if given is None:
-                    own = (
-                        value.empty(end - first, take=take) if value.rows else take(value.shape, summed_in(value.dtype))
-                    )
-                    given = own if value.rows else own.zero_()
+                    given = value.empty(end - first, take=take) if value.rows else _zero(value, take)
                     kept.append((given, value.dtype))
                 memory.append(given.data_ptr())
             blocks = min(MOST_BLOCKS, -(-(end - first) // self.lanes))
