@@ -224,6 +224,8 @@ def test_the_torchrun_command(tmp_path: Path) -> None:
         ("md_torchrun.py", 1, r"step 5: -\d+\.\d+ eV"),
         ("vibrations.py", 1, r"24 modes, highest 4\d\d 1/cm"),
         ("elastic_constants.py", 1, r"C11 27\d, C12 9\d, C44 9\d GPa"),
+        ("phonons.py", 1, r"acoustic 0\.0, optical 11\.[78] THz"),
+        ("path_integrals.py", 2, r"0\.02\d\d eV/atom, 0\.0129 of classical"),
         ("neb_groups.py", 2, r"eV above the first end: 0\.000 (0\.54\d) \1 0\.000"),
         ("own_model.py", 1, r"largest difference of a force: \d\.\de-1[5-9]"),
         ("torch_compile.py", 1, r"largest difference of a force: (\d\.\de-1[5-9]|0\.0e\+00)"),
@@ -242,7 +244,8 @@ def test_examples(example: str, ranks: int, said: str, tmp_path: Path) -> None:
         pytest.importorskip("graph2mat")
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     command = [sys.executable, "-W", "ignore", *start, str(ROOT / "examples" / example)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # as where an environment is activated
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": commands}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(re.findall(said, done.stdout)) == 1, done.stdout
