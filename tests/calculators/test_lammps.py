@@ -64,6 +64,14 @@ def test_a_step_that_fails_ends_the_run(ranks: int, said: str) -> None:
     assert re.search(said, answers(ranks, "failing", "nve")["nve"])
 
 
+def test_a_script_named_lammps_is_not_the_package(tmp_path: Path) -> None:
+    """Python finds it first, since its folder is: what a user may well call a script that starts LAMMPS."""
+    script = tmp_path / "lammps.py"
+    script.write_text("from distcompile import lammps\nlammps.instance()\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+    assert "RankError: A script or folder of the name lammps hides the package" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "answer", "species", "said"),
     [
