@@ -43,6 +43,7 @@ class Evaluator:
         self._species: Tensor | None = None
         self._of_species: dict[int, Tensor] = {}
         self._divided: tuple[Structure, Tensor] | None = None
+        self._work: Tensor | None = None
 
     def __call__(self, structure: Structure) -> dict[str, Any]:
         """The calculator's results for a structure."""
@@ -121,14 +122,21 @@ class Evaluator:
             self._of_species[leaf] = made
         return self._of_species[leaf]
 
-    def divided(self, structure: Structure, parts: int) -> Tensor:
-        """The rank of each atom; the same as long as atoms stay near where they were."""
-        if self._divided is not None:
+    def divided(self, structure: Structure, parts: int, work: Tensor | None = None) -> Tensor:
+        """The rank of each atom; the same as long as atoms stay near where they were.
+
+        Those of one rank have as many rows altogether as those of another, by what is known: `work` are the rows that
+        follow each atom now, which are the best guess for those of later structures of as many atoms.
+        """
+        if work is not None:
+            self._work = work
+        elif self._divided is not None:
             then, ranks = self._divided
             same = torch.equal(then.numbers, structure.numbers) and torch.allclose(then.cell, structure.cell, rtol=0.05)
             if same and float((then.positions - structure.positions).abs().max()) < MOVED:
                 return ranks
-        ranks = divide(structure, parts)
+        known = self._work if self._work is not None and len(self._work) == len(structure) else None
+        ranks = divide(structure, parts, known)
         self._divided, self._neighbours = (structure, ranks), {}
         return ranks
 
@@ -165,7 +173,7 @@ class Evaluator:
 
     def forget(self) -> None:
         """Forget the neighbours that were found, and the division of atoms."""
-        self._neighbours, self._divided = {}, None
+        self._neighbours, self._divided, self._work = {}, None, None
 
 
 class Divided:
@@ -183,9 +191,9 @@ class Divided:
         s = self._structure
         return f"{len(s)} {together([checksum(tensor) for tensor in (s.positions, s.cell, s.numbers)])}"
 
-    def divided(self, parts: int) -> Tensor:
-        """The rank of each atom.  # Shape: [n_atoms], int64"""
-        return self._evaluator.divided(self._structure, parts)
+    def divided(self, parts: int, work: Tensor | None = None) -> Tensor:
+        """The rank of each atom; by the rows that follow each, if these are given.  # Shape: [n_atoms], int64"""
+        return self._evaluator.divided(self._structure, parts, work)
 
     def share(self, rank: int, ranks: Tensor) -> Share:
         """The rows of a rank."""
@@ -215,12 +223,15 @@ def _owned(ranks: Tensor, rank: int | None) -> Tensor:
     return mine.nonzero().flatten()
 
 
-def divide(structure: Structure, parts: int) -> Tensor:
-    """The rank of each atom: the cell is halved again and again, so that each part has as many atoms and pairs.
+def divide(structure: Structure, parts: int, work: Tensor | None = None) -> Tensor:
+    """The rank of each atom: the cell is halved again and again, so that each part has as many rows.
 
-    Pairs are not known yet, so they are guessed from how many atoms are near each other.
+    Args:
+        structure: the atoms.
+        parts: number of ranks.
+        work: rows that follow each atom; by default all have as many.  # Shape: [n_atoms], float64
     """
     if parts == 1:
         return torch.zeros(len(structure), dtype=torch.int64)
     positions = structure.positions - structure.turns @ structure.cell
-    return bisect(positions, torch.ones(len(structure), dtype=torch.float64), parts)
+    return bisect(positions, torch.ones(len(structure), dtype=torch.float64) if work is None else work, parts)

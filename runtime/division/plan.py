@@ -141,13 +141,18 @@ def divide(
         some: spaces that are some rows of others.
     """
     atoms = spaces[0]
-    follows = _atoms_followed(spaces, pointers, sizes, values)
-    work = torch.ones(sizes[atoms.name], dtype=torch.float64)
-    for name, atom in follows.items():
-        if name != atoms.name:
-            work += torch.bincount(atom, minlength=sizes[atoms.name])
+    work = rows_of_atoms(spaces, pointers, sizes, values)
     found = partition(sizes[atoms.name], _pairs(atoms, pointers, values), work, coordinates, parts, last)
     return follow(spaces, pointers, sizes, values, found, parts, some)
+
+
+def rows_of_atoms(
+    spaces: Sequence[Space], pointers: Sequence[Pointer], sizes: Mapping[str, int], values: Mapping[str, Tensor]
+) -> Tensor:
+    """The rows of all spaces that follow each atom; arguments as of `divide`.  # Shape: [n_atoms], float64"""
+    n_atoms = sizes[spaces[0].name]
+    followed = _atoms_followed(spaces, pointers, sizes, values).values()
+    return torch.stack([torch.bincount(atom, minlength=n_atoms) for atom in followed]).sum(0).double()
 
 
 def follow(

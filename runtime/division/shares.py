@@ -45,8 +45,8 @@ class Shares(Protocol):
     def digest(self) -> str:
         """A text that differs between ranks that have drifted apart."""
 
-    def divided(self, parts: int) -> Tensor:
-        """The rank of each atom.  # Shape: [n_atoms], int64"""
+    def divided(self, parts: int, work: Tensor | None = None) -> Tensor:
+        """The rank of each atom; by the rows that follow each, if these are given.  # Shape: [n_atoms], int64"""
 
     def share(self, rank: int, ranks: Tensor) -> Share:
         """The rows of a rank."""

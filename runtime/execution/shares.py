@@ -21,7 +21,7 @@ from ...errors import DistcompileError, RankError, in_one_line
 from ...ir import Placement, Space
 from ...ir.graphs import copy_graph, runnable
 from ...ir.tree import Leaf
-from ..division.plan import SpacePlan, Tally
+from ..division.plan import SpacePlan, Tally, rows_of_atoms
 from ..division.shard import Order, gather_output
 from ..division.shares import LocalPlan, Share, Shares, completed, local_plan, requested
 from ..world import Communicator
@@ -31,6 +31,9 @@ from .inputs import check_guards, number_in
 from .memory import Free, free, share
 from .precision import as_written
 from .tables import within_tables
+
+UNEVEN = 1.02
+"""Atoms are divided anew, by the rows that follow each of them, if a rank has so many times the mean of all rows."""
 
 GROWN = 1.05
 """A tiling is chosen again when a rank has so many times the rows for which it was."""
@@ -60,6 +63,8 @@ class _Common:
     """The rank of each atom.  # Shape: [n_atoms], int64"""
     values: dict[int, Any]
     """Outputs of the index program without rows."""
+    by_work: bool
+    """True if it is known that the division is as even as it can be."""
     chosen: bool = False
     """True once it is chosen how the program runs."""
 
@@ -82,6 +87,7 @@ class OwnRows:
         self.sizes: dict[str, int] = {}
         """Rows of each space in the last evaluation, of all ranks."""
         self._ranks: Tensor | None = None
+        self._by_work = False
         self._orders: dict[str, Order] = {}
         self._kept: dict[int, _Rank] = {}
         self._fitted: Tally | None = None
@@ -111,7 +117,7 @@ class OwnRows:
         self._calls += 1
         common: list[_Common] = []  # virtual ranks share what the first one made, and chose
 
-        def work(comm: Communicator) -> list[Tensor | None]:
+        def made(comm: Communicator) -> tuple[Prepared, _Rank, list[dict[str, Any]]]:
             problem: Exception | None = None
             prepared: Prepared | None = None
             kept, stays = _Rank(), False
@@ -119,7 +125,7 @@ class OwnRows:
                 if not common:
                     common.append(self._common(shares))
                 kept = self._kept.setdefault(comm.rank, _Rank())
-                prepared, stays = self._prepared(shares, common[0].ranks, comm, kept)
+                prepared, stays = self._prepared(shares, common[-1].ranks, comm, kept)
             except Exception as error:  # the other ranks must hear of any error
                 problem = error
             try:
@@ -129,18 +135,29 @@ class OwnRows:
             except Exception:
                 self._kept = {}  # no rank knows what others read of it now
                 raise
-            assert prepared is not None and kept.plan is not None
+            assert prepared is not None
+            return prepared, kept, everyone
+
+        def work(comm: Communicator) -> list[Tensor | None]:
+            prepared, kept, everyone = made(comm)
+            first = common[-1]
+            if not first.by_work and _is_uneven(everyone):
+                rows = self._rows_of_atoms(prepared, len(shares), first.ranks, comm)
+                if common[-1] is first:
+                    common.append(self._common(shares, rows))
+                prepared, kept, everyone = made(comm)
+            assert kept.plan is not None
             if not all(report["stays"] for report in everyone):
                 kept.requests, kept.plans = requested(kept.plan, comm), None
             if kept.plans is None:
                 assert kept.requests is not None
                 kept.plans = completed(kept.plan, kept.requests)
-            if not common[0].chosen:
-                self._choose(everyone, prepared, common[0].values)
-                common[0].chosen = True
+            if not common[-1].chosen:
+                self._choose(everyone, prepared, common[-1].values)
+                common[-1].chosen = True
             values = list(prepared.values)
             for at in self._without_rows:
-                values[at] = common[0].values[at]
+                values[at] = common[-1].values[at]
             given = self.executor.results_here(values, kept.plans, prepared.sizes, {}, {}, comm.device)
             found = self._gathered(given, results, comm)
             return found if comm.device is None else self.executor.at_home(found)
@@ -151,15 +168,25 @@ class OwnRows:
             self.executor.fit.took(time.perf_counter() - begun)
         return found
 
-    def _common(self, shares: Shares) -> _Common:
-        """What is the same on all ranks."""
+    def _common(self, shares: Shares, work: Tensor | None = None) -> _Common:
+        """What is the same on all ranks; with `work`, after a division by it."""
         size = self.executor.world.size
-        ranks = shares.divided(size)
+        ranks = shares.divided(size, work)
         if self._ranks is None or not torch.equal(ranks, self._ranks):
             counts = torch.bincount(ranks, minlength=size).tolist()
             self._orders = {self._spaces[0].name: (ranks.argsort(stable=True), counts)}
-            self._ranks, self._kept = ranks, {}
-        return _Common(ranks, self._values_of_all_atoms(shares))
+            self._ranks, self._by_work, self._kept = ranks, False, {}
+        self._by_work |= work is not None
+        return _Common(ranks, self._values_of_all_atoms(shares), self._by_work)
+
+    def _rows_of_atoms(self, prepared: Prepared, n_atoms: int, ranks: Tensor, comm: Communicator) -> Tensor:
+        """The rows of all spaces that follow each atom of all.  # Shape: [n_atoms], float64"""
+        mine = (ranks == comm.rank).nonzero().flatten()
+        counted = rows_of_atoms(self._spaces, self._pointers, prepared.sizes, prepared.pointers)[: len(mine)]
+        everyone = comm.all_gather(counted, torch.bincount(ranks, minlength=comm.size).tolist())
+        found = torch.empty(n_atoms, dtype=torch.float64)
+        found[ranks.argsort(stable=True)] = everyone
+        return found
 
     def _check(self, at: int) -> None:
         output = self.executor.program.outputs[at]
@@ -183,10 +210,11 @@ class OwnRows:
         mine = shares.share(comm.rank, ranks)
         kept.bytes = sum(t.untyped_storage().nbytes() for t in mine.tensors)
         prepared = self.indexed(mine)
+        asked = kept.requests is not None
         if kept.pointers is not None and _same(kept.pointers, prepared.pointers):
-            return prepared, True
+            return prepared, asked
         plan = self.planned(mine, prepared, ranks, comm.rank, comm.size)
-        stays = plan.reads_the_same(kept.plan)
+        stays = asked and plan.reads_the_same(kept.plan)
         kept.pointers, kept.plan, kept.plans = prepared.pointers, plan, None
         return prepared, stays
 
@@ -274,6 +302,12 @@ class OwnRows:
             value, place = given[output.position], self.executor.places[output.position]
             found.append(gather_output(value, place, self._orders, comm) if isinstance(place, Placement) else value)
         return within_tables(program, found)  # type: ignore[return-value]
+
+
+def _is_uneven(everyone: Sequence[Mapping[str, Any]]) -> bool:
+    """True if a rank has many more rows than the mean."""
+    rows = [sum(report["owned"].values()) for report in everyone]
+    return max(rows) * len(rows) > UNEVEN * sum(rows)
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
