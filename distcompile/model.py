@@ -22,7 +22,7 @@ from .capture.trace import capture, told_in_words
 from .errors import CaptureError, GuardError, NoIndexSpaceError, OutOfMemory, UnsupportedOp
 from .few_rows import differs_in_few_rows, fitted, has_more_rows
 from .ir import Normal, Runnable, Tiled, grown
-from .ir.tree import Leaf, Tree, flatten
+from .ir.tree import Leaf, Tree, device_of, flatten
 from .outside import Outside
 from .passes import STAGES, Lowering, Stage, lowering, run, simplifying
 from .passes.lower.lower import compiler, get_ready, lower
@@ -31,7 +31,7 @@ from .predict.fit import Fit, free_here, needs, rows_of_ranks
 from .runtime.division.plan import Division, Tally
 from .runtime.execution.agreement import agree
 from .runtime.execution.autograd import Lockstep
-from .runtime.execution.executor import Executor, Prepared, device_of
+from .runtime.execution.executor import Executor, Prepared
 from .runtime.execution.precision import as_written, precision
 from .runtime.world import LocalWorld, World, default_world
 from .show.explain import explain

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,12 @@ class Leaf:
     path: str
     tensor: Any
     """A tensor; in the result of a traced call it may also be a symbolic number."""
+
+
+def device_of(leaves: Iterable[Leaf]) -> torch.device:
+    """The device that a graph object is evaluated on: an accelerator if any of its tensors is on one, else the CPU."""
+    devices = (leaf.tensor.device for leaf in leaves)
+    return next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 
 from ..errors import InputError
 from ..ir import Runnable, Tiled
+from ..ir.tree import device_of
 from ..passes import run, scheduling
 from ..passes.schedule.tile import HOLD
 from ..runtime.division.plan import Division, Tally
@@ -107,9 +108,7 @@ class Fit:
     @functools.cached_property
     def _pays(self) -> bool:
         """True if one rank alone runs groups of regions in step by choice: they are for the caches of a processor."""
-        if any(leaf.tensor.device.type != "cpu" for leaf in self.program.captured.leaves):
-            return False
-        return pays(self.tiling((HOLD, True)))
+        return device_of(self.program.captured.leaves).type == "cpu" and pays(self.tiling((HOLD, True)))
 
     def tiling(self, which: Tiling) -> Tiled:
         """The program in a tiling."""

@@ -16,6 +16,7 @@ import torch
 
 from ...ir import Runnable, Tiled, copy_tiled, grown
 from ...ir.constants import Constants
+from ...ir.tree import device_of
 from ...runtime.execution.kernels import Kernel
 from ...runtime.execution.tiles import Region
 from .beside import piece_by_piece
@@ -43,12 +44,6 @@ Notify = Callable[[int, int], None]
 """Called with (bodies done, bodies in all)."""
 
 
-def device_of(program: Tiled) -> torch.device:
-    """The device that a program runs on: an accelerator if any of its example is on one."""
-    devices = [leaf.tensor.device for leaf in program.captured.leaves]
-    return next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
-
-
 def get_ready(how: Lowering) -> None:
     """Start the work that `lower` would wait for, beside other work."""
     if how == "inductor" and compiler() is not None:
@@ -64,7 +59,8 @@ def lower(program: Tiled, how: Lowering | Literal["components"] = "eager", notif
         notify: called as compilation goes on.
     """
     regions = {name: m for name, m in program.tiled.named_children() if isinstance(m, Region)}
-    target = TARGETS.get(device_of(program).type)
+    device = device_of(program.captured.leaves)
+    target = TARGETS.get(device.type)
     if how in ("auto", "eager") or not regions or (how != "inductor" and target is None):
         return grown(program, Runnable)
     if compiler() is None:
@@ -78,7 +74,7 @@ def lower(program: Tiled, how: Lowering | Literal["components"] = "eager", notif
     read: dict[int, tuple[torch.Tensor, int]] = {}
     if target is not None and how in ("kernels", "components"):
         bodies = _followed(program, regions, target)
-        for name, kernel in _kernels(bodies, device_of(program), notify).items():
+        for name, kernel in _kernels(bodies, device, notify).items():
             found[name] = regions[name].running(kernel)
             read |= {id(buffer): (buffer, buffer._version) for buffer in bodies[name].buffers}
     if how != "components":

@@ -23,7 +23,7 @@ from ...ir import Output, Placement, Pointer, Space, Tiled, placement
 from ...ir.graphs import runnable
 from ...ir.operators import facts
 from ...ir.sizes import as_traced
-from ...ir.tree import Leaf
+from ...ir.tree import Leaf, device_of
 from ..division.partition import Partition
 from ..division.plan import Division, SpacePlan, Tally, divide, follow
 from ..division.shard import DividedRows, Order, gather_output, joined, own_rows, shard_inputs
@@ -203,7 +203,7 @@ class Executor:
         wanted = self._differentiated(leaves) if differentiable and problem is None else {}
 
         def work(comm: Communicator, values: Sequence[Tensor] = ()) -> list[Any]:
-            left = None if fits else free(comm.device or home)
+            left = None if fits or problem is not None else free(comm.device or home)
             everyone = dataclasses.replace(report, free=left).exchanged(comm)
             compare(comm.rank, everyone)
             if problem is not None:
@@ -508,8 +508,3 @@ def _traced_shape(node: fx.Node) -> tuple[sympy.Expr, ...]:
     """The shape of a tensor as the model saw it: sizes that depend on values keep their own names."""
     value = node.meta["val"]
     return tuple(map(as_traced, value.shape)) if isinstance(value, Tensor) else ()
-
-
-def device_of(leaves: Sequence[Leaf]) -> torch.device:
-    """The device of a graph object's first tensor; the CPU if it has no tensor."""
-    return leaves[0].tensor.device if leaves else torch.device("cpu")

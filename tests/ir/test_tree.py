@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distcompile.ir.tree import flatten
+from distcompile.ir.tree import device_of, flatten
 
 
 class Named(NamedTuple):
@@ -265,6 +265,14 @@ def test_gradients_pass_through() -> None:
     positions = POSITIONS.clone().requires_grad_()
     leaves, tree = flatten({"positions": positions})
     assert tree.unflatten([leaf.tensor for leaf in leaves])["positions"] is positions
+
+
+def test_a_graph_is_evaluated_on_the_accelerator_that_holds_some_of_it() -> None:
+    """Also if its first tensor is one that people leave on the CPU: a cell, a number of atoms."""
+    there = torch.device("meta")
+    assert device_of(flatten({"cell": torch.eye(3), "positions": POSITIONS.to(there)})[0]) == there
+    assert device_of(flatten({"cell": torch.eye(3)})[0]) == torch.device("cpu")
+    assert device_of([]) == torch.device("cpu")
 
 
 def test_pyg_data() -> None:
