@@ -8,7 +8,6 @@ import torch
 
 from .. import __version__
 from ..calculators.calculator import Evaluated, calculate, distribute, evaluated, load_calculator
-from ..errors import SimulationError
 from ..ir import Tiled
 from ..ir.text import DTYPES
 from ..passes import Lowering
@@ -19,7 +18,7 @@ from ..show.html.ranks import atoms as atoms_of
 from ..show.html.ranks import ranks as ranks_of
 from ..show.html.regions import regions, timing
 from .forecast import Forecast
-from .sanity import unknown_species
+from .sanity import species_named
 
 _GRAPH = frozenset({"whole graph", "own rows"})
 """The parts of a step that are work on the graph object."""
@@ -34,14 +33,8 @@ def explained(atoms: Any, calculator: str, ranks: int, lowering: Lowering) -> An
         SimulationError: the model does not know a species.
     """
     loaded = distribute(load_calculator(calculator), LocalWorld(ranks), lowering=lowering)
-    probe = atoms.copy()
-    probe.calc = loaded
-    try:
+    with species_named(atoms, loaded):
         calculate(loaded, atoms)
-    except Exception as error:  # calculators may raise anything
-        if unknown := unknown_species(probe):
-            raise SimulationError(unknown) from error
-        raise
     return loaded
 
 

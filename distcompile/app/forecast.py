@@ -6,17 +6,14 @@ before it calls the model is done, and the division of the rows.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..calculators.calculator import Calculate, calculate, distribute, load_calculator, received
-from ..errors import SimulationError
 from ..ir.tree import Leaf, flatten
 from ..layout.structure import structure_of
 from ..predict.account import Work, work
@@ -28,7 +25,7 @@ from ..runtime.execution.executor import Executor, Prepared
 from ..runtime.world import LocalWorld
 from .device_files import read_device, write_device
 from .forecast_shares import counted
-from .sanity import unknown_species
+from .sanity import species_named
 
 EXAMPLE = 48
 """Atoms on which the model is compiled, at most."""
@@ -83,8 +80,9 @@ def forecast(atoms: Any, calculator: str, ranks: list[int], devices: list[str], 
     here = "cpu" in devices or measured is not None
     # What is learned of graph objects is learned in the first evaluation if results are not to change after it.
     loaded = distribute(load_calculator(calculator), LocalWorld(1), lowering="kernels" if here else "eager")
-    with _species_named(atoms, loaded):
-        calculate(loaded, few(atoms))
+    example = few(atoms)
+    with species_named(atoms, loaded, example):
+        calculate(loaded, example)
         found = _by_shares(atoms, loaded, ranks, devices, known, measured)
         if found is not None:
             return found
@@ -159,21 +157,6 @@ def few(atoms: Any, number: int = EXAMPLE) -> Any:
     found.positions = apart[nearest] - apart[nearest].min(0)
     found.set_cell(found.positions.max(0) + MARGIN)
     return found
-
-
-@contextlib.contextmanager
-def _species_named(atoms: Any, calculator: Any) -> Iterator[None]:
-    """If a calculator fails because it does not know a species, raise an error that names the species."""
-    try:
-        yield
-    except Exception as error:  # calculators may raise anything
-        probe, species = few(atoms), np.unique(atoms.numbers)
-        probe.numbers[: len(species)] = species[: len(probe)]
-        probe.calc = calculator
-        unknown = unknown_species(probe)
-        if not unknown:
-            raise
-        raise SimulationError(unknown) from error
 
 
 def _divided(executor: Executor, prepared: Prepared, parts: int) -> tuple[RankCounts, float]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 
@@ -28,6 +28,8 @@ from .records import grows
 from .report import differences, record_of, report_check, report_end, report_results
 from .sanity import Guard, unknown_species
 from .speech import Speak, speaking
+
+T = TypeVar("T")
 
 
 class Task(StrEnum):
@@ -194,13 +196,7 @@ def perform_plan(
     if html is not None and (problem := _no_page(html)):
         stop(problem)
     with _explained(None), speaking(as_json, False) as speak:
-        atoms, note = read_structure(structure, repeat)
-        if note:
-            print(note, flush=True)
-        try:
-            found = forecast(atoms, calculator, numbers, devices, measured)
-        except (TypeError, ValueError) as error:
-            stop(str(error))
+        _, found = _looked_at(structure, repeat, lambda atoms: forecast(atoms, calculator, numbers, devices, measured))
         speak(plan_record(found), lambda: report_plan(found))
         if plot is not None:
             try:
@@ -228,18 +224,23 @@ def perform_explain(
     if html is not None and (problem := _no_page(html)):
         stop(problem)
     with _explained(None), speaking(as_json, False) as speak:
-        atoms, note = read_structure(structure, repeat)
-        if note:
-            print(note, flush=True)
-        try:
-            loaded = explained(atoms, calculator, ranks, lowering)
-        except (TypeError, ValueError) as error:
-            stop(str(error))
+        atoms, loaded = _looked_at(structure, repeat, lambda atoms: explained(atoms, calculator, ranks, lowering))
         content = page_of(atoms, loaded, calculator) if html is not None or as_json else None
         record = dataclasses.asdict(content) if content is not None and as_json else {}
         speak(record, lambda: print(explanation(loaded, detail)))
         if html is not None and content is not None:
             _write_page(html, content)
+
+
+def _looked_at(structure: Path, repeat: tuple[int, int, int], look: Callable[[Any], T]) -> tuple[Any, T]:
+    """A structure of a file, and what `look` finds of it. What it cannot take ends the process with a message."""
+    atoms, note = read_structure(structure, repeat)
+    if note:
+        print(note, flush=True)
+    try:
+        return atoms, look(atoms)
+    except (TypeError, ValueError) as error:
+        stop(str(error))
 
 
 def _no_page(html: Path) -> str:
@@ -288,7 +289,7 @@ def _first_evaluation(atoms: Any) -> float:
     except Exception as error:  # calculators raise whatever their tables raise
         if is_collective(error):
             raise
-        unknown = unknown_species(atoms)
+        unknown = unknown_species(atoms, atoms.calc)
         if not unknown and isinstance(error, DistcompileError):
             raise
         raise SimulationError(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
@@ -87,26 +91,46 @@ class Guard:
         return str(chemical_symbols[self._atoms.numbers[atom]])
 
 
-def unknown_species(atoms: Atoms) -> str:
+@contextlib.contextmanager
+def species_named(atoms: Atoms, calculator: Any, places: Atoms | None = None) -> Iterator[None]:
+    """If a calculator fails because it does not know a species, raise a `SimulationError` that names the species.
+
+    The arguments are those of `unknown_species`.
+    """
+    try:
+        yield
+    except Exception as error:  # calculators may raise anything
+        if unknown := unknown_species(atoms, calculator, places):
+            raise SimulationError(unknown) from error
+        raise
+
+
+def unknown_species(atoms: Atoms, calculator: Any, places: Atoms | None = None) -> str:
     """The reason that a calculator failed on a structure, if it is an unknown species: one sentence, or nothing.
 
     Every species of the structure is tried on its own, in the same places, since each calculator reports the species
     that it knows in another way. All ranks try the same.
+
+    Args:
+        atoms: the structure.
+        calculator: what failed.
+        places: a structure in whose places species are tried, where that one is too large.
     """
+    places = atoms if places is None else places
     species: list[int] = list(dict.fromkeys(atoms.numbers.tolist()))
-    unknown = [number for number in species if not _evaluates(atoms, number)]
-    if not unknown or (len(unknown) == len(species) and not any(_evaluates(atoms, n) for n in COMMON)):
+    unknown = [number for number in species if not _evaluates(calculator, places, number)]
+    if not unknown or (len(unknown) == len(species) and not any(_evaluates(calculator, places, n) for n in COMMON)):
         return ""
     named = [f"{chemical_symbols[n]} (atom {int((atoms.numbers == n).argmax())})" for n in unknown]
     return f"Step 0: the model does not know {', '.join(named)}. Use a model that was trained on these species."
 
 
-def _evaluates(atoms: Atoms, number: int) -> bool:
-    """True if the calculator has an energy for a structure whose atoms are all of one species."""
-    alone = atoms.copy()
+def _evaluates(calculator: Any, places: Atoms, number: int) -> bool:
+    """True if the calculator has an energy for atoms that are all of one species."""
+    alone = places.copy()
     alone.numbers[:] = number
     try:
-        alone.calc = atoms.calc
+        alone.calc = calculator
         alone.get_potential_energy()
     except Exception:  # calculators may raise anything
         return False

@@ -492,11 +492,12 @@ def test_species_that_the_model_does_not_know() -> None:
     """Named with an atom; a calculator that fails for another reason is not blamed on species."""
     atoms = oxide()
     atoms.numbers[[5, 8]] = 54
-    assert "does not know Xe (atom 5)" in unknown_species(atoms)
-    assert unknown_species(oxide(0, Broken)) == ""
+    assert "does not know Xe (atom 5)" in unknown_species(atoms, atoms.calc)
+    broken = oxide(0, Broken)
+    assert unknown_species(broken, broken.calc) == ""
     one = Atoms("Xe2", positions=[[0, 0, 0], [0, 0, 3]])
-    one.calc = atoms.calc
-    assert "does not know Xe (atom 0)" in unknown_species(one)
+    assert "does not know Xe (atom 0)" in unknown_species(one, atoms.calc)
+    assert "does not know Xe (atom 2)" in unknown_species(atoms[6:], atoms.calc, places=atoms[:2])
 
 
 class Broken(SpringCalculator):

@@ -375,4 +375,4 @@ def test_unknown_species_are_named(folder: Path) -> None:
     write("oxide.extxyz", atoms)
     done = CliRunner().invoke(app, [*SPRINGS, "--ranks", "2"])
     assert done.exit_code == 1
-    assert "does not know Xe" in done.stderr
+    assert f"does not know Xe (atom {len(atoms) - 1})" in done.stderr
