@@ -69,8 +69,9 @@ from distcompile.rules.levels import rows_of, source_of
 from distcompile.runtime.division.partition import Partition
 from distcompile.runtime.division.plan import Division
 from distcompile.runtime.division.readers import readers
-from distcompile.runtime.execution.executor import Executor, Prepared
+from distcompile.runtime.execution.executor import Executor
 from distcompile.runtime.execution.precision import as_written
+from distcompile.runtime.execution.preparing import Prepared
 
 ENERGY = ("['energy']", "['e']", "['inferred_total_energy']", "[0]")
 """How models name their energy."""

@@ -31,8 +31,9 @@ from .predict.fit import Fit, free_here, needs, rows_of_ranks
 from .runtime.division.plan import Division, Tally
 from .runtime.execution.agreement import agree
 from .runtime.execution.autograd import Lockstep
-from .runtime.execution.executor import Executor, Prepared
+from .runtime.execution.executor import Executor
 from .runtime.execution.precision import as_written, precision
+from .runtime.execution.preparing import Prepared
 from .runtime.world import LocalWorld, World, default_world
 from .show.explain import explain
 from .show.progress import compiling

@@ -21,7 +21,8 @@ from ..predict.calibrate import SIZES, this_machine, timed
 from ..predict.planning import DEVICES, Device, Host, Step, Traffic, step, traffic, weak
 from ..predict.rank_counts import RankCounts, rank_counts
 from ..runtime.execution.agreement import fingerprint
-from ..runtime.execution.executor import Executor, Prepared
+from ..runtime.execution.executor import Executor
+from ..runtime.execution.preparing import Prepared
 from ..runtime.world import LocalWorld
 from .device_files import read_device, write_device
 from .forecast_shares import counted

@@ -17,7 +17,8 @@ from ..layout.structure import Structure
 from ..model import DistributedModel
 from ..passes import Lowering
 from ..runtime.division.plan import Division
-from ..runtime.execution.executor import Executor, Prepared
+from ..runtime.execution.executor import Executor
+from ..runtime.execution.preparing import Prepared
 from ..runtime.world import World
 from ..show.explain import code
 from .aliases import ALIASES

@@ -16,8 +16,9 @@ from ..runtime.division.partition import Partition, bisect
 from ..runtime.division.plan import Division
 from ..runtime.division.shares import Share
 from ..runtime.execution.agreement import checksum
-from ..runtime.execution.executor import Executor, Prepared
+from ..runtime.execution.executor import Executor
 from ..runtime.execution.inputs import together
+from ..runtime.execution.preparing import Prepared
 from ..runtime.execution.shares import NotDivisibleError, OwnRows
 from .learned import Learned
 from .neighbours import Neighbours

@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 
 from ..rules.cost import FLOPS_PER_BYTE
-from ..runtime.execution.executor import Executor, Prepared
+from ..runtime.execution.executor import Executor
+from ..runtime.execution.preparing import Prepared
 from ..runtime.world import LocalWorld
 from .account import Work
 from .planning import Device, moved

@@ -14,67 +14,27 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Protocol
 
-import sympy
 import torch
 from torch import Tensor, fx
 
-from ...errors import DistcompileError, InputError
+from ...errors import DistcompileError
 from ...ir import Output, Placement, Pointer, Space, Tiled, placement
 from ...ir.graphs import runnable
 from ...ir.operators import facts
-from ...ir.sizes import as_traced
 from ...ir.tree import Leaf, device_of
 from ..division.partition import Partition
 from ..division.plan import Division, SpacePlan, Tally, divide, follow
 from ..division.shard import DividedRows, Order, gather_output, joined, own_rows, shard_inputs
 from ..world import Communicator, World, active, communicator
-from .agreement import Report, checksums, compare, fingerprint
+from .agreement import Report, compare, fingerprint
 from .autograd import Lockstep, enter, leave
-from .budget import Careful, compares_all_with_all
 from .devices import Elsewhere
 from .grouping import grouped
-from .inputs import (
-    Numbers,
-    Questions,
-    bind_number,
-    bind_sizes,
-    check_branches,
-    check_guards,
-    check_leaves,
-    check_numbers,
-    counted,
-    ends,
-    finite,
-    refuse_infinite,
-)
 from .memory import free, share
 from .precision import as_written
+from .preparing import Layout, Preparation, Prepared
 from .tables import refuse_gradients_of_tables, weights_of_tables, within_tables
 from .tiles import OfNothing
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """The division of one graph object. It is valid for every graph object with the same pointers."""
-
-    pointers: dict[str, Tensor]
-    sizes: dict[str, int]
-    division: Division
-    orders: dict[str, Order]
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """A graph object after checks and the index program."""
-
-    values: tuple[Any, ...]
-    sizes: dict[str, int]
-    pointers: dict[str, Tensor]
-    coordinates: tuple[Tensor, ...]
-    held: Layout | None = None
-    """The last layout, if it holds for this graph object."""
-    digest: str = ""
-    """A digest of the graph object, if ranks compare it."""
 
 
 class Fitting(Protocol):
@@ -127,28 +87,19 @@ class Executor:
         """The program in the tiling that runs."""
         self.fit = fit
         self.calls = 0
-        self._index_program = program.index_program
+        self._preparation = Preparation.of(program)
+        self.inputs, self._shapes = self._preparation.inputs, self._preparation.shapes
         self._has_limits = any(facts(n).finds_extremes for n in program.graph.graph.nodes)
-        self._is_quadratic = compares_all_with_all(program)
-        placeholders = [n for n in program.graph.graph.nodes if n.op == "placeholder"]
-        by_name = {n.name: n for n in placeholders}
-        self.inputs = [next(i for i in program.inputs if i.name == n.name) for n in placeholders]
-        self._shapes = [program.shape(by_name[i.name]) if i.kind in ("rows", "pointer") else () for i in self.inputs]
         (output,) = [n for n in program.graph.graph.nodes if n.op == "output"]
         self.places = [placement(n) for n in output.args[0]]
         self._devices = [getattr(n.meta["val"], "device", None) for n in output.args[0]]
         self._spaces = {s.symbol: s for s in program.row_spaces}
-        (output,) = [n for n in self._index_program.graph.nodes if n.op == "output"]
-        # First the sizes as they are, then the sizes that they equal in the example: a guard compares the two.
-        raw = [_raw_shape(program, n) for n in output.args[0]]
-        taken = [program.shape(n) if isinstance(n.meta["val"], Tensor) else () for n in output.args[0]]
-        self._index_shapes = [*enumerate(raw), *enumerate(taken)]
-        self._counted = tuple(enumerate(_traced_shape(n) for n in output.args[0]))
         self.steps = grouped(program)
         """The graph that ranks run: regions, groups of them that run in step, and what is between."""
         self._constants = _constants(program, self.steps)
         self._elsewhere: dict[torch.device, Elsewhere] = {}
-        leaf_of = {n: i for i, n in enumerate(n for n in self._index_program.graph.nodes if n.op == "placeholder")}
+        (output,) = [n for n in program.index_program.graph.nodes if n.op == "output"]
+        leaf_of = {n: i for i, n in enumerate(n for n in program.index_program.graph.nodes if n.op == "placeholder")}
         self._leaf_of = {i: leaf_of[n] for i, n in enumerate(output.args[0]) if n in leaf_of}
         self._layout: Layout | None = None
         self._fitted: Layout | None = None
@@ -370,16 +321,6 @@ class Executor:
         is_last = prepared.held is not None and prepared.held is self._layout
         return prepared.held if is_last and prepared.held is not None else self._laid_out_anew(prepared)
 
-    def _compared(self, pointers: Mapping[str, Tensor]) -> list[Tensor] | None:
-        """For each pointer, if it is that of the last layout; None if they cannot be."""
-        last = self._layout
-        if last is None:
-            return None
-        pairs = [(last.pointers[name], value) for name, value in pointers.items()]
-        if any(then.shape != now.shape for then, now in pairs):
-            return None
-        return [(then == now).all() for then, now in pairs]
-
     def _laid_out_anew(self, prepared: Prepared) -> Layout:
         division = self.divide(prepared, self.world.size, self._standing)
         self._layout = self.laid_out(prepared, division)
@@ -417,74 +358,8 @@ class Executor:
 
         With `whole` false, it is one rank's rows of one: how many rows there are altogether is checked elsewhere.
         """
-        check_leaves(self.program, leaves)
-        known = bind_sizes(self.program, leaves)
-        questions = Questions()
-        is_finite = questions.ask(finite(leaves))
-        sums = questions.ask(checksums(leaves) if whole and self.world.size > 1 else [])
-        with torch.no_grad(), as_written():
-            try:
-                run = Careful(self.program, known).run if self._is_quadratic else runnable(self._index_program).forward
-                values = tuple(run(*[leaf.tensor.detach() for leaf in leaves]))
-            except InputError:
-                refuse_infinite(self.program, leaves)
-                raise
-            except (IndexError, RuntimeError) as error:
-                refuse_infinite(self.program, leaves)
-                check_branches(self.program, known, [leaf.tensor.detach() for leaf in leaves], self._counted)
-                raise InputError(
-                    f"The graph's integers are inconsistent: {str(error).splitlines()[0]}. "
-                    "Check that edges, batch and offsets refer to rows that exist."
-                ) from error
-        for position, shape in self._index_shapes:
-            rows = getattr(values[position], "shape", ())
-            for size, n in zip(shape, rows, strict=False):  # values of conditions have no rows
-                if size.is_Symbol:
-                    known.setdefault(size, n)
-        pointers = {i.name: values[i.source] for i in self.inputs if i.kind == "pointer"}
-        same = self._compared(pointers) if whole else None
-        is_same = questions.ask(same or [])
-        found = questions.ask([end for value in self._numbers(values) for end in ends(value)])
-        conditions = questions.ask([values[position].reshape(()) for _, position in self.program.conditions])
-        if not all(is_finite()):
-            refuse_infinite(self.program, leaves)
-        for (symbol, _), number in zip(self.program.conditions, conditions(), strict=True):
-            bind_number(self.program, known, symbol, number)
-        if whole:
-            check_guards(self.program, known, counted(values, self._counted))
-        sizes = {s.name: int((s.all_of or s).symbol.xreplace(known)) for s in self.program.spaces}
-        self._check_ranges(values, sizes, known, found())
-        atoms = self.program.spaces[0]
-        coordinates = tuple(
-            values[i.source]
-            for i, shape in zip(self.inputs, self._shapes, strict=True)
-            if i.kind == "rows" and shape == (atoms.symbol, 3) and values[i.source].is_floating_point()
-        )
-        last = self._layout
-        held = last if same is not None and all(is_same()) and last is not None and last.sizes == sizes else None
-        digest = fingerprint(leaves, sums()) if whole and self.world.size > 1 else ""
-        return Prepared(values, sizes, pointers, coordinates, held, digest)
-
-    def _numbers(self, values: Sequence[Any]) -> list[Tensor]:
-        """What `_check_ranges` checks."""
-        pointers = [values[i.source] for i in self.inputs if i.kind == "pointer"]
-        return pointers + [values[span.source] for span in self.program.ranges]
-
-    def _check_ranges(
-        self, values: Sequence[Any], sizes: Mapping[str, int], known: dict[sympy.Symbol, Any], found: Sequence[int]
-    ) -> None:
-        """Every pointer points at rows that exist, every lookup in a whole table finds its row."""
-        spans: list[Numbers] = []
-        for given in self.inputs:
-            if given.kind == "pointer":
-                assert given.space is not None
-                rows = sizes[given.space.name]
-                spans.append(Numbers(values[given.source], rows, given.label, f"rows of {given.space}", False))
-        for span in self.program.ranges:
-            of = "a table of the model (species?)" if span.rows.is_Integer else "the table that it is an index of"
-            rows = int(span.rows.xreplace(known))
-            spans.append(Numbers(values[span.source], rows, span.label, f"entries of {of}", span.negative))
-        check_numbers(spans, found)
+        last = self._layout if whole else None
+        return self._preparation(leaves, last, whole, digested=whole and self.world.size > 1)
 
 
 def _constants(program: Tiled, steps: fx.GraphModule) -> dict[str, Any]:
@@ -496,15 +371,3 @@ def _constants(program: Tiled, steps: fx.GraphModule) -> dict[str, Any]:
 
 def _gather(value: Tensor, place: Placement, orders: Mapping[str, Order]) -> Tensor:
     return gather_output(value, place, orders, communicator())
-
-
-def _raw_shape(program: Tiled, node: fx.Node) -> tuple[sympy.Expr, ...]:
-    value = node.meta["val"]
-    shape = value.shape if isinstance(value, Tensor) else ()
-    return tuple(program.size(program.captured.raw_size(n)) for n in shape)
-
-
-def _traced_shape(node: fx.Node) -> tuple[sympy.Expr, ...]:
-    """The shape of a tensor as the model saw it: sizes that depend on values keep their own names."""
-    value = node.meta["val"]
-    return tuple(map(as_traced, value.shape)) if isinstance(value, Tensor) else ()

@@ -26,10 +26,11 @@ from ..division.shard import Order, gather_output
 from ..division.shares import LocalPlan, Share, Shares, completed, local_plan, requested
 from ..world import Communicator
 from .agreement import Report, compare
-from .executor import Executor, Prepared
+from .executor import Executor
 from .inputs import check_guards, number_in
 from .memory import Free, free, share
 from .precision import as_written
+from .preparing import Prepared
 from .tables import within_tables
 
 UNEVEN = 1.02
