@@ -19,16 +19,16 @@ from torch._subclasses import FakeTensor
 from .capture.garbage import seldom_collected
 from .capture.threads import is_inside, one_at_a_time, quiet
 from .capture.trace import capture, told_in_words
-from .errors import CaptureError, GuardError, NoIndexSpaceError, OutOfMemory, UnsupportedOp
+from .errors import CaptureError, GuardError, NoIndexSpaceError, UnsupportedOp
 from .few_rows import differs_in_few_rows, fitted, has_more_rows
 from .ir import Normal, Runnable, Tiled, grown
 from .ir.tree import Leaf, Tree, device_of, flatten
 from .outside import Outside
 from .passes import STAGES, Lowering, Stage, lowering, run, simplifying
 from .passes.lower.lower import compiler, get_ready, lower
-from .predict.account import collectives, stretches
-from .predict.fit import Fit, free_here, needs, rows_of_ranks
-from .runtime.division.plan import Division, Tally
+from .predict.account import stretches
+from .predict.by_rank import costs, needs
+from .predict.fit import Fit, free_here, memory_explained
 from .runtime.execution.agreement import agree
 from .runtime.execution.autograd import Lockstep
 from .runtime.execution.executor import Executor
@@ -392,23 +392,6 @@ class DistributedModel:
         return [o is not None and o.carry(leaves) for o in capture.origins]
 
 
-def costs(program: Tiled, sizes: dict[str, int], division: Division | Tally, method: str) -> list[dict[str, Any]]:
-    """The cost of an evaluation for each rank, as `DistributedModel.stats` gives it."""
-    moved = [c for c in collectives(program) if c.space]
-    predicted = needs(program, sizes, division)
-    return [
-        {
-            "rank": rank,
-            "owned": rows,
-            "halo": halos,
-            "bytes": sum(c.row_bytes * c.rows(rows, halos, sizes) for c in moved),
-            "peak_memory": predicted[rank],
-            "partition": method,
-        }
-        for rank, (rows, halos) in enumerate(rows_of_ranks(division))
-    ]
-
-
 def _warn_of_whole(program: Tiled) -> None:
     """Warn, once for a program, that some of it does not scale."""
     found = stretches(program)
@@ -440,43 +423,6 @@ def normally() -> Iterator[Callable[[Any], Any]]:
 
     with torch.inference_mode(False), torch.no_grad():
         yield finished
-
-
-@contextmanager
-def memory_explained(world: World, predicted: Callable[[], Sequence[int]]) -> Iterator[None]:
-    """Say what to do if an evaluation runs out of memory.
-
-    Args:
-        world: the ranks that execute.
-        predicted: called for the bytes that each rank was expected to need.
-
-    Raises:
-        OutOfMemory: it does.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise OutOfMemory(_memory_of(world, predicted())) from error
-
-
-def _memory_of(world: World, predicted: Sequence[int]) -> str:
-    """The message for an evaluation that ran out of memory: its predicted need, and what to do."""
-    mine = getattr(world, "rank", None)
-    who = f"Rank {mine} of {world.size}" if mine is not None else "A rank"
-    need, most = predicted[mine] if mine is not None else max(predicted), max(predicted)
-    return (
-        f"{who} ran out of memory: its share of this graph needs about {need / 1e9:.2f} GB beside parameters and "
-        f"the graph itself. Use more ranks, or machines with more memory. memory={most} accepts this graph "
-        "as it is; set it to what a rank really has, and graphs that need more store less, or are refused before "
-        "they start."
-    )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """True if an error is one of the several that Python and torch raise if there is not enough memory."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def arguments(graph: Any) -> tuple[Any, ...]:

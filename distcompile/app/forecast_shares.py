@@ -11,8 +11,8 @@ from torch import Tensor
 from ..ir import Tiled
 from ..layout.evaluate import Divided, Evaluator, divide
 from ..layout.structure import Structure
+from ..predict.by_rank import needs
 from ..predict.calibrate import timed
-from ..predict.fit import needs
 from ..predict.planning import Host
 from ..predict.rank_counts import RankCounts, SpaceCounts
 from ..runtime.division.partition import Partition

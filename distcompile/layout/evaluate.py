@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..errors import GuardError
 from ..ir.tree import Leaf, flatten
-from ..model import costs, memory_explained, normally
-from ..predict.fit import needs
+from ..model import normally
+from ..predict.by_rank import costs, needs
+from ..predict.fit import memory_explained
 from ..runtime.division.partition import Partition, bisect
 from ..runtime.division.plan import Division
 from ..runtime.division.shares import Share

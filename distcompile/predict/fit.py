@@ -1,4 +1,7 @@
-"""Choose the way to run a graph within the memory of its ranks: values that do not fit are computed again instead."""
+"""Choose the way to run a graph within the memory of its ranks: values that do not fit are computed again instead.
+
+Where no way fits, or memory runs out after all, errors say what was predicted and what to do.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, OutOfMemory
 from ..ir import Runnable, Tiled
 from ..ir.tree import device_of
 from ..passes import run, scheduling
@@ -19,7 +23,7 @@ from ..passes.schedule.tile import HOLD
 from ..runtime.division.plan import Division, Tally
 from ..runtime.execution.memory import free, share
 from ..runtime.world import World
-from .account import peak_bytes
+from .by_rank import needs
 from .in_step import pays
 
 CHEAPER = (HOLD / 4, HOLD / 2)
@@ -167,24 +171,46 @@ def _refusal(need: int, limit: int, what: str, otherwise: str, division: Divisio
     )
 
 
+@contextmanager
+def memory_explained(world: World, predicted: Callable[[], Sequence[int]]) -> Iterator[None]:
+    """Say what to do if an evaluation runs out of memory.
+
+    Args:
+        world: the ranks that execute.
+        predicted: called for the bytes that each rank was expected to need.
+
+    Raises:
+        OutOfMemory: it does.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise OutOfMemory(_memory_of(world, predicted())) from error
+
+
+def _memory_of(world: World, predicted: Sequence[int]) -> str:
+    """The message for an evaluation that ran out of memory: its predicted need, and what to do."""
+    mine = getattr(world, "rank", None)
+    who = f"Rank {mine} of {world.size}" if mine is not None else "A rank"
+    need, most = predicted[mine] if mine is not None else max(predicted), max(predicted)
+    return (
+        f"{who} ran out of memory: its share of this graph needs about {need / 1e9:.2f} GB beside parameters and "
+        f"the graph itself. Use more ranks, or machines with more memory. memory={most} accepts this graph "
+        "as it is; set it to what a rank really has, and graphs that need more store less, or are refused before "
+        "they start."
+    )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """True if an error is one of the several that Python and torch raise if there is not enough memory."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def free_here(world: World, device: torch.device) -> int | None:
     """Bytes free for each rank; assumes that all machines have as much free, and as many ranks, as this one."""
     if world.devices is not None:
         return share([free(d) for d in world.devices])
     ranks = world.size if world.virtual else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
     return share([free(device)] * ranks)
-
-
-def needs(program: Tiled, sizes: dict[str, int], division: Division | Tally) -> list[int]:
-    """Per rank, the bytes that an evaluation is predicted to take at its peak."""
-    return [peak_bytes(program, {**sizes, **rows}, halos) for rows, halos in rows_of_ranks(division)]
-
-
-def rows_of_ranks(division: Division | Tally) -> list[tuple[dict[str, int], dict[str, int]]]:
-    """Per rank, the rows owned and the halo rows of every space."""
-    owned = {name: division.counts(name) for name in division.ranks}
-    halo = {name: division.halo_counts(name) for name in division.halo_keys}
-    return [
-        ({name: n[rank] for name, n in owned.items()}, {name: n[rank] for name, n in halo.items()})
-        for rank in range(division.parts)
-    ]

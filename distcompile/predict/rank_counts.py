@@ -14,7 +14,7 @@ from ..ir import Tiled, halo_name
 from ..runtime.division.partition import Partition
 from ..runtime.division.plan import Division
 from .account import NOTHING, RowWork, stretches
-from .fit import needs
+from .by_rank import needs
 
 Counts = np.ndarray
 """A number for each rank.  # Shape: [n_ranks], int64"""

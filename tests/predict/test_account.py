@@ -17,7 +17,7 @@ import distcompile
 from distcompile import LocalWorld
 from distcompile.ir import Tiled
 from distcompile.passes import run
-from distcompile.predict import fit
+from distcompile.predict import by_rank, fit
 from distcompile.predict.account import work
 from distcompile.runtime.execution import memory
 from distcompile.runtime.execution.memory import Free, left_in_groups, share
@@ -107,7 +107,7 @@ def test_as_much_is_held_as_fits(fits: float, monkeypatch: pytest.MonkeyPatch) -
     expected = stock(graph)
     world = LocalWorld(2)
     model = distcompile.compile(stock, toys.random_graph(14, 1), memory=10**9, world=world, validate=False)
-    peak, held = fit.peak_bytes, {id(model.program.tiled): fit.HOLD}
+    peak, held = by_rank.peak_bytes, {id(model.program.tiled): fit.HOLD}
 
     def tiled(program: Tiled, stages: Any, **options: Any) -> Any:
         (stage,) = stages
@@ -117,7 +117,9 @@ def test_as_much_is_held_as_fits(fits: float, monkeypatch: pytest.MonkeyPatch) -
         return found
 
     monkeypatch.setattr(fit, "run", tiled)
-    monkeypatch.setattr(fit, "peak_bytes", lambda p, *rest: peak(p, *rest) * (10**6 if held[id(p.tiled)] < fits else 1))
+    monkeypatch.setattr(
+        by_rank, "peak_bytes", lambda p, *rest: peak(p, *rest) * (10**6 if held[id(p.tiled)] < fits else 1)
+    )
     found = model(graph)
     assert held[id(model.program.tiled)] == fits
     assert tried == [hold for hold in (*fit.CHEAPER, *fit.DEARER) if hold <= fits]
@@ -153,10 +155,10 @@ def test_without_a_limit_it_is_what_is_free(monkeypatch: pytest.MonkeyPatch) -> 
     """A graph that takes more than there is stores less, and is refused if that does not suffice."""
     graph = toys.random_graph(30, 3)
     model = distcompile.compile(toys.Gnn().eval(), toys.random_graph(14, 1), validate=False)
-    stored, peak = model.program.tiled, fit.peak_bytes
+    stored, peak = model.program.tiled, by_rank.peak_bytes
     need = model.stats(graph)[0]["peak_memory"]
     monkeypatch.setattr(memory, "available", lambda: int(1.2 * need))
-    monkeypatch.setattr(fit, "peak_bytes", lambda p, *rest: peak(p, *rest) // (1 if p.tiled is stored else 2))
+    monkeypatch.setattr(by_rank, "peak_bytes", lambda p, *rest: peak(p, *rest) // (1 if p.tiled is stored else 2))
     model(graph)
     assert model.program.tiled is not stored
     assert model.stats(graph)[0]["peak_memory"] < 0.8 * need

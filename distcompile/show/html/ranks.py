@@ -8,7 +8,7 @@ import numpy as np
 
 from ...ir import Tiled
 from ...predict.account import Collective, collectives
-from ...predict.fit import needs
+from ...predict.by_rank import needs
 from ...runtime.division.plan import Division
 from .records import Atoms, Ranks
 

@@ -10,7 +10,7 @@ import numpy as np
 from torch import fx, nn
 
 from ...predict.account import held_bytes
-from ...predict.fit import needs, rows_of_ranks
+from ...predict.by_rank import needs, rows_of_ranks
 from ...runtime.division.plan import Division
 from ...runtime.execution.executor import Executor
 from ...runtime.execution.in_step import InStep
