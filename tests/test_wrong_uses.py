@@ -191,6 +191,8 @@ WRONG = [
     case("a list for a dict", lambda: gnn()(list(OTHER.values())), InputError, "missing graph['cell']", "graph[0]"),
     case("two inputs for one", lambda: gnn()(OTHER, OTHER["cell"]), InputError, "unexpected input 1"),
     case("no input", lambda: gnn()(), InputError, "missing graph['cell']"),
+    case("no tensors in a call", lambda: gnn()({"cutoff": CUTOFF}), CaptureError,
+         "The graph object holds no tensors", "nothing to evaluate"),
     case("NaN positions", with_(positions=put("positions", (3, 1), torch.nan)), InputError,
          "graph['positions'] is NaN or infinite at (3, 1)"),
     case("infinite cell", with_(cell=put("cell", (0, 0), torch.inf)), InputError, "graph['cell'] is NaN or infinite"),
@@ -207,7 +209,8 @@ WRONG = [
     case("a species too few", with_(species=OTHER["species"][1:]), InputError,
          "graph['species'] has 16 rows where graph['positions'] has 17"),
     # The example.
-    case("no tensors in the example", compiling(Gnn(), {"cutoff": CUTOFF}), CaptureError, "holds no tensors"),
+    case("no tensors in the example", compiling(Gnn(), {"cutoff": CUTOFF}), CaptureError,
+         "The graph object holds no tensors", "nothing to evaluate"),
     # Operators that torch follows with the example's sizes, or that no rank can run for the others.
     case("an atom beyond the last", computing(lambda m, g, h, w, r: h * h[9], graph=random_graph(8, 1)), CaptureError,
          "index 9 is out of bounds", "test_wrong_uses.py"),

@@ -67,7 +67,9 @@ def capture(
     leaves, tree = flatten(args, counts=True, read=read)
     leaves = [Leaf(path, leaf.tensor) for path, leaf in zip(paths, leaves, strict=True)] if paths else leaves
     if not leaves:
-        raise CaptureError("The example holds no tensors: pass the graph object that the model's forward takes.")
+        raise CaptureError(
+            "The graph object holds no tensors: there is nothing to evaluate. Pass what the model's forward takes."
+        )
     try:
         with (
             one_at_a_time(),
