@@ -34,6 +34,8 @@ from .structure import Structure, structure_of, views
 EXACT = 1e-6
 """A cutoff is known to this, relative; the rounding of single precision decides about pairs that are nearer to it."""
 
+CANCELLED = 0.1
+"""Results that symmetry makes small are compared as if they were so many times as large as without."""
 
 MOST_PAIRS = 60
 """Pairs of species whose cutoff is looked at."""
@@ -85,9 +87,11 @@ def learn(ask: Ask, atoms: Any) -> Learned:
         Outcome(o.structure, [leaf.tensor for leaf in flatten(call.returned)[0]], call.results)
         for o, call in zip(observed, calls, strict=True)
     ]
+    results = fit_results(outcomes)
     found = Learned(
         first.model, layout, first.graph, tuple(o.structure for o in observed),
-        tuple(leaf.path for leaf in flat[0][0]), tree, fit_results(outcomes),
+        tuple(leaf.path for leaf in flat[0][0]), tree, results,
+        {name: min(_size(call.results[name]) for call in calls) for name in results},
         frozenset(z for o in observed for z in o.structure.numbers.tolist()),
         pbc, observed[0].structure.pbc, frozenset(observed[0].structure.arrays),
     )  # fmt: skip
@@ -115,16 +119,23 @@ def _affected(
     leaves = [Leaf(path, tensor) for path, tensor in zip(learned.paths, tensors, strict=True)]
     returned = [leaf.tensor for leaf in flatten(learned.model.on_leaves(leaves, learned.tree))[0]]
     found = {name: recipe(observed.structure, returned) for name, recipe in learned.results.items()}
-    return {name for name, value in found.items() if _apart(learned, value, results[name])}
+    return {name for name, value in found.items() if _apart(learned, name, value, results[name])}
 
 
-def _apart(learned: Learned, value: Any, stock: Any) -> float:
-    """How far a result is from another one, if that is more than rounding; else zero."""
+def _apart(learned: Learned, name: str, value: Any, stock: Any) -> float:
+    """How far a result is from another one, if that is more than rounding; else zero.
+
+    Forces on atoms of a perfect crystal are zero, but for the rounding of terms that are as large as anywhere.
+    """
     single = any(leaf.tensor.dtype == torch.float32 for leaf in learned.model.program.captured.leaves)
-    expected = np.asarray(stock, dtype=float)
-    apart = np.abs(np.asarray(value, dtype=float) - expected).max(initial=0.0)
-    near = apart <= (2e-4 if single else 1e-8) * max(np.abs(expected).max(initial=0.0), 1e-3)
-    return 0.0 if near else float(apart)
+    apart = _size(np.asarray(value, dtype=float) - np.asarray(stock, dtype=float))
+    near = apart <= (2e-4 if single else 1e-8) * max(_size(stock), CANCELLED * learned.sizes[name], 1e-3)
+    return 0.0 if near else apart
+
+
+def _size(value: Any) -> float:
+    """The largest number, without its sign."""
+    return float(np.abs(np.asarray(value, dtype=float)).max(initial=0.0))
 
 
 def check(learned: Learned, results: Mapping[str, Any], stock: Mapping[str, Any]) -> None:
@@ -134,7 +145,7 @@ def check(learned: Learned, results: Mapping[str, Any], stock: Mapping[str, Any]
         NoRecipeError: they differ.
     """
     for name, value in results.items():
-        if apart := _apart(learned, value, stock[name]):
+        if apart := _apart(learned, name, value, stock[name]):
             raise NoRecipeError(f"{name} differs by {apart:.1e} from that of the package's own graph object")
 
 

@@ -26,6 +26,8 @@ class Learned:
     paths: tuple[str, ...]
     tree: Tree
     results: Mapping[str, ResultRecipe]
+    sizes: Mapping[str, float]
+    """How large each result is in structures without symmetry: the least of the largest numbers of each structure."""
     species: frozenset[int]
     pbc: Periodicity
     sees: Periodicity

@@ -33,7 +33,7 @@ from .precision import as_written
 from .preparing import Prepared
 from .tables import within_tables
 
-UNEVEN = 1.02
+UNEVEN = 1.01
 """Atoms are divided anew, by the rows that follow each of them, if a rank has so many times the mean of all rows."""
 
 GROWN = 1.05
