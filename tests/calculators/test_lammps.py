@@ -49,6 +49,12 @@ def test_a_step_is_that_of_ase() -> None:
     assert found["last energy"] == pytest.approx(atoms.get_potential_energy(), abs=1e-5)
 
 
+def test_four_ranks_are_one_and_end_well() -> None:
+    """LAMMPS does not end MPI by itself: mpiexec then kills ranks that are not the first to end, unless it is lucky."""
+    found, expected = answers(4, "distributed", "nve")["nve"], answers(1, "stock", *ENSEMBLES)["nve"]
+    np.testing.assert_allclose(found["positions"], expected["positions"], rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
 def test_two_ranks_are_one(ensemble: str) -> None:
     """LAMMPS divides atoms its way, the compiled model its own: trajectories are those of the stock calculator."""
