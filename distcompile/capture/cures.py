@@ -300,17 +300,21 @@ _STOPS = (Tensor.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
 
 
 def _modules_with_torch() -> list[Any]:
-    """Python modules, other than torch's and ours, that compute with torch: the model's, its graph's, any helper's."""
+    """Python modules, other than torch's and ours, that compute with torch: the model's, its graph's, any helper's.
+
+    There are thousands with a hundred values each, so values are compared by loops of C.
+    """
+    values, kinds = {id(torch), id(Tensor)}, {torch.jit.ScriptFunction}
+
+    def has_torch(module: Any) -> bool:
+        held = list(getattr(module, "__dict__", {}).values())
+        return not (values.isdisjoint(map(id, held)) and kinds.isdisjoint(map(type, held)))
+
     return [
         module
         for name, module in list(sys.modules.items())
-        if name.partition(".")[0] not in ("torch", "functorch", "distcompile")
-        and any(_is_torch(value) for value in list(getattr(module, "__dict__", {}).values()))
+        if name.partition(".")[0] not in ("torch", "functorch", "distcompile") and has_torch(module)
     ]
-
-
-def _is_torch(value: Any) -> bool:
-    return value is torch or value is Tensor or isinstance(value, torch.jit.ScriptFunction)
 
 
 @contextmanager
