@@ -165,7 +165,7 @@ def test_what_cannot_be_meant_is_refused(model: nn.Module, said: str) -> None:
 
 
 NAMES = [
-    *("half list completed", "attention", "neighbour matrix", "dataclass and named tuple", "two inputs", "padding"),
+    *("attention", "neighbour matrix", "two inputs", "padding"),
     "global statistics",  # whole values beside partial ones, in one sum
 ]
 
