@@ -143,7 +143,7 @@ class OwnRows:
             prepared, kept, everyone = made(comm)
             first = common[-1]
             if not first.by_work and _is_uneven(everyone):
-                rows = self._rows_of_atoms(prepared, len(shares), first.ranks, comm)
+                rows = self._rows_of_atoms(prepared, comm)
                 if common[-1] is first:
                     common.append(self._common(shares, rows))
                 prepared, kept, everyone = made(comm)
@@ -180,13 +180,13 @@ class OwnRows:
         self._by_work |= work is not None
         return _Common(ranks, self._values_of_all_atoms(shares), self._by_work)
 
-    def _rows_of_atoms(self, prepared: Prepared, n_atoms: int, ranks: Tensor, comm: Communicator) -> Tensor:
+    def _rows_of_atoms(self, prepared: Prepared, comm: Communicator) -> Tensor:
         """The rows of all spaces that follow each atom of all.  # Shape: [n_atoms], float64"""
-        mine = (ranks == comm.rank).nonzero().flatten()
-        counted = rows_of_atoms(self._spaces, self._pointers, prepared.sizes, prepared.pointers)[: len(mine)]
-        everyone = comm.all_gather(counted, torch.bincount(ranks, minlength=comm.size).tolist())
-        found = torch.empty(n_atoms, dtype=torch.float64)
-        found[ranks.argsort(stable=True)] = everyone
+        order, counts = self._orders[self._spaces[0].name]  # read before ranks meet: the first one divides anew then
+        counted = rows_of_atoms(self._spaces, self._pointers, prepared.sizes, prepared.pointers)
+        everyone = comm.all_gather(counted[: counts[comm.rank]], counts)
+        found = torch.empty_like(everyone)
+        found[order] = everyone
         return found
 
     def _check(self, at: int) -> None:
