@@ -97,8 +97,17 @@ class _Writer:
         self.functions: list[str] = []
         self.statements = 0
         self.work = Work()
-        is_single = torch.float32 in (d.dtype for d in self.definitions) or torch.float32 in self.dtypes
-        self.lanes = target.lanes(self.memory.size, is_single)
+        self.lanes = target.lanes(self.memory.size, self._is_single())
+
+    def _is_single(self) -> bool:
+        """True unless most floating-point numbers are in double precision.
+
+        A few of single precision (a cast of a comparison) are in most programs in double precision.
+        """
+        numbers = Counter(dict.fromkeys(self.dtypes, 1))
+        for d in self.definitions:
+            numbers[d.dtype] += len(d.elements)
+        return numbers[torch.float32] >= numbers[torch.float64]
 
     # ---- What is read from memory, and when for the last time.
 

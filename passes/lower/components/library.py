@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import platform
@@ -39,6 +40,22 @@ FLAGS = (
 def native() -> tuple[str, ...]:
     """The option that lets a compiler use all instructions of this processor."""
     return ("-mcpu=native",) if platform.machine() in ("aarch64", "arm64") else ("-march=native",)
+
+
+REGISTERS = {"__AVX512F__": 64, "__AVX2__": 32}
+"""Bytes of a vector register, by what a compiler defines where there are the instructions for it."""
+SMALLEST_REGISTER = 16
+
+
+@functools.cache
+def register_bytes(instructions: tuple[str, ...]) -> int:
+    """Bytes of a vector register, where a compiler uses these instructions."""
+    command = [str(compiler()), *instructions, "-dM", "-E", "-x", "c++", os.devnull]
+    try:
+        defined = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    except OSError:  # no compiler: nothing will be compiled
+        return SMALLEST_REGISTER
+    return next((size for macro, size in REGISTERS.items() if macro in defined), SMALLEST_REGISTER)
 
 
 def compiler() -> str | None:
@@ -79,23 +96,23 @@ def each(work: Callable[[K], V], keys: Sequence[K]) -> dict[K, V]:
     return found
 
 
-def name_of(source: str) -> str:
+def name_of(source: str, instructions: tuple[str, ...]) -> str:
     """The name under which a program is kept."""
-    return hashlib.sha256("\n".join([source, *FLAGS, *native(), str(compiler())]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([source, *FLAGS, *instructions, str(compiler())]).encode()).hexdigest()
 
 
-def loaded(source: str) -> ctypes.CDLL:
+def loaded(source: str, instructions: tuple[str, ...] = native()) -> ctypes.CDLL:
     """The library of a program, compiled unless it was on this machine before.
 
     Raises:
         Unsupported: the C++ compiler does not take it.
     """
-    path = cache_folder() / f"{name_of(source)}.so"
+    path = cache_folder() / f"{name_of(source, instructions)}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(path):
             if not path.exists():
-                _compile(source, path)
+                _compile(source, instructions, path)
     return ctypes.CDLL(str(path))
 
 
@@ -112,13 +129,13 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-def _compile(source: str, path: Path) -> None:
+def _compile(source: str, instructions: tuple[str, ...], path: Path) -> None:
     libraries = Path(torch.__file__).parent / "lib"
     with tempfile.TemporaryDirectory() as folder:
         text, result = Path(folder) / "code.cpp", Path(folder) / "code.so"
         text.write_text(source)
         link = [f"-L{libraries}", "-ltorch_cpu", f"-Wl,-rpath,{libraries}"]  # for Sleef's functions
-        command = [str(compiler()), *FLAGS, *native(), "-o", str(result), str(text), *link]
+        command = [str(compiler()), *FLAGS, *instructions, "-o", str(result), str(text), *link]
         polite = [nice, "-n", "10"] if (nice := shutil.which("nice")) else []
         done = subprocess.run([*polite, *command], capture_output=True, text=True)
         if done.returncode:

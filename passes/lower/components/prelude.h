@@ -1,6 +1,6 @@
 // What component code is written in: vectors with one entry for each of the rows that run side by side.
 //
-// LANES is the number of these rows. The compiler divides a vector into the registers that the processor has.
+// LANES is the number of these rows: as many as have room in a register of REGISTER bytes.
 
 #include <cmath>
 #include <cstdint>
@@ -62,38 +62,36 @@ template <class V> INLINE V number(B x) { return __builtin_convertvector(-x, V);
 template <class V> INLINE V where(B c, V a, V b) { return __builtin_convertvector(c, mask_t<V>) ? a : b; }
 
 // ---- Functions of one number: those of Sleef, which is part of torch, as many at a time as a register holds.
-#if defined(__AVX512F__)
-#define BYTES 64
+#if REGISTER == 64
 #define FLOATS(f) Sleef_##f##f16_u10
 #define DOUBLES(f) Sleef_##f##d8_u10
-#elif defined(__AVX2__)
-#define BYTES 32
+#elif REGISTER == 32
 #define FLOATS(f) Sleef_##f##f8_u10
 #define DOUBLES(f) Sleef_##f##d4_u10
 #elif defined(__aarch64__)
-#define BYTES 16
 #define FLOATS(f) Sleef_##f##f4_u10
 #define DOUBLES(f) Sleef_##f##d2_u10
 #endif
 
+template <class V, class R> constexpr int parts = (sizeof(V) + sizeof(R) - 1) / sizeof(R);
 template <class V, class R, R (*function)(R)> INLINE V each(V x) {
-    R part[sizeof(V) / sizeof(R)];
+    R part[parts<V, R>] = {};
     memcpy(part, &x, sizeof x);
     for (auto& p : part) p = function(p);
     memcpy(&x, part, sizeof x);
     return x;
 }
 template <class V, class R, R (*function)(R, R)> INLINE V each(V x, V y) {
-    R part[sizeof(V) / sizeof(R)], other[sizeof(V) / sizeof(R)];
+    R part[parts<V, R>] = {}, other[parts<V, R>] = {};
     memcpy(part, &x, sizeof x);
     memcpy(other, &y, sizeof y);
-    for (size_t i = 0; i < sizeof(V) / sizeof(R); ++i) part[i] = function(part[i], other[i]);
+    for (int i = 0; i < parts<V, R>; ++i) part[i] = function(part[i], other[i]);
     memcpy(&x, part, sizeof x);
     return x;
 }
-#ifdef BYTES
-typedef float FR __attribute__((vector_size(BYTES)));
-typedef double DR __attribute__((vector_size(BYTES)));
+#ifdef FLOATS
+typedef float FR __attribute__((vector_size(REGISTER)));
+typedef double DR __attribute__((vector_size(REGISTER)));
 #define FUNCTION(name, sleef)                                              \
     extern "C" FR FLOATS(sleef)(FR);                                       \
     extern "C" DR DOUBLES(sleef)(DR);                                      \
@@ -150,9 +148,9 @@ template <class V, int step> INLINE void exchange(V* t) {
 }
 template <class V> INLINE void transpose(V* t) {
     exchange<V, 1>(t);
-    exchange<V, 2>(t);
-    exchange<V, 4>(t);
-    if (LANES == 16) exchange<V, 8 % LANES>(t);
+    if constexpr (LANES > 2) exchange<V, 2>(t);
+    if constexpr (LANES > 4) exchange<V, 4>(t);
+    if constexpr (LANES > 8) exchange<V, 8>(t);
 }
 
 // The entries first .. first + count of one row a lane, as vectors.
@@ -275,7 +273,7 @@ INLINE void columns_of(const V* x, const int* at, const int* term, int terms, co
 // left out.
 template <class V, int terms, int width, long row, long column>
 static __attribute__((noinline)) void product(const V* x, const int* at, const entry_t<V>* w, V* y) {
-    constexpr int columns = BYTES >= 64 ? (sizeof(V) > BYTES ? 8 : 16) : (sizeof(V) > 2 * BYTES ? 2 : 4);
+    constexpr int columns = REGISTER == 64 ? (sizeof(V) > REGISTER ? 8 : 16) : (sizeof(V) > REGISTER ? 4 : 8);
     int kept[terms], term[terms], count = 0;
     for (int k = 0; k < terms; ++k) {
         kept[count] = at[k];
@@ -326,8 +324,8 @@ INLINE void corner(
 template <class V>
 static __attribute__((noinline)) void add_outer(
     const V* x, const int* left, int m, const int* right, int n, int terms, V* rows, V* sum, int lanes) {
-    constexpr int registers = sizeof(V) / BYTES, high = BYTES >= 64 ? 6 : registers > 2 ? 2 : 4;
-    constexpr int wide = BYTES >= 64 ? (registers > 1 ? 2 : 4) : 1;
+    constexpr int registers = sizeof(V) / REGISTER, high = REGISTER == 64 ? 6 : registers > 1 ? 2 : 4;
+    constexpr int wide = REGISTER == 64 ? (registers > 1 ? 2 : 4) : registers > 1 ? 1 : 2;
     const long vectors = (n + LANES - 1) / LANES;
     for (int t = 0; t < terms; ++t)
         for (long j = 0; j < vectors; ++j) {

@@ -12,6 +12,8 @@ from typing import ClassVar, Protocol
 
 import torch
 
+from . import library
+
 BYTES = {"F": 4, "D": 8, "I": 8, "B": 4}
 """Bytes of a number of each kind."""
 
@@ -36,7 +38,7 @@ class Target(Protocol):
 
         Args:
             sizes: numbers that the memory of a row holds, by kind.
-            is_single: some are in single precision.
+            is_single: most of what is computed is in single precision.
         """
 
     def header(self, lanes: int, inputs: int, results: int, /) -> list[str]:
@@ -48,7 +50,13 @@ class Target(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Processor:
-    """A CPU: a thread runs a stretch of rows, as many side by side as a few registers hold."""
+    """A CPU: a thread runs a stretch of rows, as many side by side as a vector register holds.
+
+    Compilers take vectors of two registers, too, but keep them in memory.
+    """
+
+    instructions: tuple[str, ...] = library.native()
+    """The compiler's options for them."""
 
     prelude: ClassVar[str] = Path(__file__).with_name("prelude.h").read_text()
     registers: ClassVar[int | None] = None
@@ -64,11 +72,12 @@ class Processor:
 
     def lanes(self, _: Mapping[str, int], is_single: bool, /) -> int:
         """See `Target.lanes`."""
-        return 16 if is_single else 8
+        return library.register_bytes(self.instructions) // (4 if is_single else 8)
 
     def header(self, lanes: int, *_: int) -> list[str]:
         """See `Target.header`."""
-        return [f"#define LANES {lanes}", self.prelude]
+        register = library.register_bytes(self.instructions)
+        return [f"#define LANES {lanes}", f"#define REGISTER {register}", self.prelude]
 
     def summed_in(self, dtype: torch.dtype, /) -> torch.dtype:
         """The dtype itself: what sums of stretches are added up in is the caller's affair."""

@@ -21,7 +21,7 @@ from distcompile.passes.lower.components.cpp import Output, Program, written
 from distcompile.passes.lower.components.follow import Followed, follow
 from distcompile.passes.lower.components.gpu.emulated import emulated
 from distcompile.passes.lower.components.kernel import Body
-from distcompile.passes.lower.components.target import PROCESSOR, Target
+from distcompile.passes.lower.components.target import PROCESSOR, Processor, Target
 from distcompile.passes.lower.components.values import Given
 from distcompile.runtime.execution.kernels import Kernel, Value
 from distcompile.runtime.execution.launches import Launched
@@ -146,7 +146,10 @@ def compiled(run: Run | fx.GraphModule, inputs: Inputs, target: Target = PROCESS
     """Component code of a function of rows, or of its body; a GPU's is run by the host."""
     followed, program = as_program(run, inputs, target)
     given = described(inputs)
-    kind, runs = (Kernel, library.loaded(program.source)) if target is PROCESSOR else (emulation, emulated(program))
+    if isinstance(target, Processor):
+        kind, runs = Kernel, library.loaded(program.source, target.instructions)
+    else:
+        kind, runs = emulation, emulated(program)
     kernel = kind(
         runs,
         program.scratch,

@@ -69,7 +69,7 @@ def body(run: Run) -> fx.GraphModule:
 def text(run: Run) -> str:
     """The program of a body, without the prelude."""
     source = as_program(body(run), inputs())[1].source
-    return source.removeprefix(PROCESSOR.header(8, 0, 0)[0]).replace(PROCESSOR.prelude, "")
+    return source.split(PROCESSOR.prelude)[1]
 
 
 def loops(run: Run) -> list[Loop]:

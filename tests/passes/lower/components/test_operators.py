@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import platform
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,15 +15,16 @@ from torch.nn import functional as F
 
 from distcompile.ir.operators import OPERATORS
 from distcompile.passes.lower import lower
+from distcompile.passes.lower.components import library
 from distcompile.passes.lower.components.elements import Unsupported
 from distcompile.passes.lower.components.gpu.target import GPU
 from distcompile.passes.lower.components.operators import HANDLERS
-from distcompile.passes.lower.components.target import PROCESSOR, Target
+from distcompile.passes.lower.components.target import PROCESSOR, Processor, Target
 from distcompile.runtime.operators.halo import stop_gradient
 from distcompile.runtime.operators.radial import radial_lookup
 from distcompile.runtime.operators.sparse import sparse_mm
 
-from .bodies import Constant, Inputs, Rows, Table, Weight, by_torch, compiled, traced
+from .bodies import Constant, Inputs, Rows, Table, Weight, as_program, by_torch, compiled, traced
 
 pytestmark = pytest.mark.skipif(lower.compiler() is None, reason="no C++ compiler")
 
@@ -426,11 +429,19 @@ def body(group: str, dtype: torch.dtype) -> fx.GraphModule:
     return traced(lambda t: flat([case(t) for case in GROUPS[group].values()]), inputs(LENGTHS[1], dtype))
 
 
-KINDS = [(PROCESSOR, torch.float64), (PROCESSOR, torch.float32), (GPU, torch.float64)]
+KINDS: dict[str, tuple[Target, torch.dtype]] = {
+    "processor, double": (PROCESSOR, torch.float64),
+    "processor, single": (PROCESSOR, torch.float32),
+    "gpu, double": (GPU, torch.float64),
+}
 """Targets and dtypes; a GPU is emulated, one thread at a time."""
+CPU = Path("/proc/cpuinfo")
+if platform.machine() == "x86_64" and CPU.exists() and "avx512f" in CPU.read_text():  # others cannot run the code
+    KINDS["registers of 32 bytes, single"] = Processor(("-march=haswell",)), torch.float32
+    KINDS["registers of 16 bytes, double"] = Processor(("-march=x86-64",)), torch.float64
 
 
-@pytest.mark.parametrize(("target", "dtype"), KINDS, ids=["processor, double", "processor, single", "gpu, double"])
+@pytest.mark.parametrize(("target", "dtype"), KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("group", GROUPS)
 def test_operators_compute_what_torch_does(group: str, dtype: torch.dtype, target: Target) -> None:
     """All cases of a group are one body."""
@@ -449,6 +460,24 @@ def test_operators_compute_what_torch_does(group: str, dtype: torch.dtype, targe
                     msg=lambda m, name=name, rows=rows: f"{name}, {rows} rows: {m}",
                 )
         assert next(found, None) is None
+
+
+def test_as_many_rows_side_by_side_as_a_register_holds() -> None:
+    """Of what most numbers are: the few of single precision in a program in double precision do not count."""
+    single, double = inputs(7, torch.float32), inputs(7, torch.float64)
+
+    def lanes(case: Case, given: Inputs, instructions: str) -> int:
+        return as_program(lambda t: flat([case(t)]), given, Processor((instructions,)))[1].lanes
+
+    def mixed(t: Any) -> Tensor:
+        return t.x * (t.x > 0).float().to(t.x.dtype)
+
+    lengths = {PROCESSOR.instructions[0]: library.register_bytes(PROCESSOR.instructions)}
+    if platform.machine() == "x86_64":
+        lengths |= {"-march=x86-64": 16, "-march=haswell": 32, "-march=skylake-avx512": 64}
+    for instructions, length in lengths.items():
+        assert lanes(mixed, single, instructions) == length // 4
+        assert lanes(mixed, double, instructions) == length // 8
 
 
 @functools.cache
