@@ -86,6 +86,15 @@ def computing(then: Update, *, graph: Graph = OTHER, validate: bool = False) -> 
     return provoke
 
 
+class EnergyAlone(Gnn):
+    """An energy that carries gradients to the positions it was given."""
+
+    def forward(self, graph: Graph) -> Any:
+        sender, receiver = graph["edge_index"]
+        vectors = graph["positions"][sender] + graph["shifts"] @ graph["cell"] - graph["positions"][receiver]
+        return self.energy(graph, vectors, vectors.norm(dim=-1))[0]
+
+
 class Caching(ToReceivers):
     """Keeps a tensor of its first call, of so many rows, for all later ones."""
 
@@ -191,6 +200,9 @@ WRONG = [
     case("a list for a dict", lambda: gnn()(list(OTHER.values())), InputError, "missing graph['cell']", "graph[0]"),
     case("two inputs for one", lambda: gnn()(OTHER, OTHER["cell"]), InputError, "unexpected input 1"),
     case("no input", lambda: gnn()(), InputError, "missing graph['cell']"),
+    case("no input of a model whose result carries gradients",
+         lambda: distcompile.compile(EnergyAlone().requires_grad_(False), EXAMPLE, world=LocalWorld(2))(), InputError,
+         "missing graph['cell']"),
     case("no tensors in a call", lambda: gnn()({"cutoff": CUTOFF}), CaptureError,
          "The graph object holds no tensors", "nothing to evaluate"),
     case("NaN positions", with_(positions=put("positions", (3, 1), torch.nan)), InputError,

@@ -45,8 +45,12 @@ class Origins:
     parameters: tuple[nn.Parameter, ...]
 
     def carry(self, leaves: Sequence[Leaf]) -> bool:
-        """True if any of them requires gradients in a call with these inputs."""
-        return any(leaves[i].tensor.requires_grad for i in self.leaves) or any(p.requires_grad for p in self.parameters)
+        """True if any of them requires gradients in a call with these inputs.
+
+        A call that lacks some of them is refused later, where all ranks hear of it.
+        """
+        given = (leaves[i].tensor for i in self.leaves if i < len(leaves))
+        return any(t.requires_grad for t in given) or any(p.requires_grad for p in self.parameters)
 
 
 @dataclasses.dataclass(frozen=True)
