@@ -32,8 +32,8 @@ import distcompile  # noqa: E402
 from distcompile import LocalWorld  # noqa: E402
 
 
-def calculator(name: str) -> Any:
-    """A stock ASE calculator, by the name of its model in tests/zoo.py."""
+def calculator(name: str, dtype: str = "float64") -> Any:
+    """A stock ASE calculator, by the name of its model in tests/zoo.py; with a dtype where a package takes one."""
     import zoo
 
     family, _, rest = name.partition(":")
@@ -42,7 +42,7 @@ def calculator(name: str) -> Any:
 
         path = Path(tempfile.mkdtemp()) / "mace.model"
         torch.save(zoo.mace(rest or "small").model, path)
-        return MACECalculator(model_paths=str(path), default_dtype="float64", device="cpu")
+        return MACECalculator(model_paths=str(path), default_dtype=dtype, device="cpu")
     if family == "chgnet":
         from chgnet.model.dynamics import CHGNetCalculator
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..calculators.calculator import Calculate, calculate, distribute, load_calculator, received
+from ..calculators.calculator import Calculate, calculate, distribute, received
 from ..ir.tree import Leaf, flatten
 from ..layout.structure import structure_of
 from ..predict.account import Work, work
@@ -60,18 +60,18 @@ class Forecast:
     """By device: a step on each number of ranks, where each rank has the rows that it has on the most ranks."""
 
 
-def forecast(atoms: Any, calculator: str, ranks: list[int], devices: list[str], measured: Path | None) -> Forecast:
+def forecast(atoms: Any, calculator: Any, ranks: list[int], devices: list[str], measured: Path | None) -> Forecast:
     """Predict steps of a structure.
 
     Args:
         atoms: ASE atoms.
-        calculator: as `load_calculator` takes it.
+        calculator: the package's ASE calculator; its models are compiled, in place.
         ranks: numbers of ranks.
         devices: names in `DEVICES`, or ``cpu`` for this machine.
         measured: a file of `write_device` to take instead; written, for this machine, where there is none.
 
     Raises:
-        ValueError: there is no such calculator, or the file holds no device.
+        ValueError: the file holds no device.
         TypeError: the calculator holds no model.
         SimulationError: the model does not know a species.
     """
@@ -80,7 +80,7 @@ def forecast(atoms: Any, calculator: str, ranks: list[int], devices: list[str], 
         known["cpu"] = read_device(measured)
     here = "cpu" in devices or measured is not None
     # What is learned of graph objects is learned in the first evaluation if results are not to change after it.
-    loaded = distribute(load_calculator(calculator), LocalWorld(1), lowering="kernels" if here else "eager")
+    loaded = distribute(calculator, LocalWorld(1), lowering="kernels" if here else "eager")
     example = few(atoms)
     with species_named(atoms, loaded, example):
         calculate(loaded, example)

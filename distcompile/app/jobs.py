@@ -196,7 +196,9 @@ def perform_plan(
     if html is not None and (problem := _no_page(html)):
         stop(problem)
     with _explained(None), speaking(as_json, False) as speak:
-        _, found = _looked_at(structure, repeat, lambda atoms: forecast(atoms, calculator, numbers, devices, measured))
+        _, found = _looked_at(
+            structure, repeat, lambda atoms: forecast(atoms, load_calculator(calculator), numbers, devices, measured)
+        )
         speak(plan_record(found), lambda: report_plan(found))
         if plot is not None:
             try:

@@ -18,6 +18,7 @@ from pages import RANKS, springs_page
 
 from distcompile.app.explaining import page_of_plan
 from distcompile.app.forecast import forecast
+from distcompile.calculators.calculator import load_calculator
 from distcompile.show.html.page import page
 
 pytest.importorskip("plotly")
@@ -187,9 +188,8 @@ def test_one_rank_is_shown_with_its_halo(opened: Any) -> None:
 def test_a_plan_is_drawn(browser: Any, tmp_path: Path) -> None:
     """Both scalings, the efficiency, rows and bytes."""
     (tmp_path / "springs.py").write_text((Path(__file__).parent.parent / "springs.py").read_text())
-    found = forecast(
-        structures.crystal((2, 2, 1)), f"{tmp_path / 'springs.py'}:SpringCalculator", [2, 4], ["a100"], None
-    )
+    calculator = load_calculator(f"{tmp_path / 'springs.py'}:SpringCalculator")
+    found = forecast(structures.crystal((2, 2, 1)), calculator, [2, 4], ["a100"], None)
     (tmp_path / "plan.html").write_text(page(page_of_plan(found, "springs")))
     browser.get((tmp_path / "plan.html").as_uri())
     assert ask(browser, "document.querySelectorAll('#scaling .figure:has(.main-svg)').length") == 7

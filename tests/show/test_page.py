@@ -24,7 +24,7 @@ from distcompile import LocalWorld
 from distcompile.app.cli import app
 from distcompile.app.explaining import page_of_plan
 from distcompile.app.forecast import forecast
-from distcompile.calculators.calculator import evaluated, statistics
+from distcompile.calculators.calculator import evaluated, load_calculator, statistics
 from distcompile.ir import Placed, Split, Tiled
 from distcompile.ir.writer import made_by
 from distcompile.passes import NAMES
@@ -363,7 +363,7 @@ def test_without_plotly_the_cure_is_named(command: list[str], folder: Path, monk
 def test_a_plan_is_drawn_as_it_is_printed(folder: Path) -> None:
     """Seconds of a step, its parts one upon the other, rows and bytes of the fullest rank."""
     atoms_ = structures.crystal((2, 2, 1))
-    found = forecast(atoms_, "springs.py:SpringCalculator", [2, 4], ["a100"], None)
+    found = forecast(atoms_, load_calculator("springs.py:SpringCalculator"), [2, 4], ["a100"], None)
     content = page_of_plan(found, "springs")
     assert isinstance(content, Page) and content.growth is not None
     html = pages.page(content)
