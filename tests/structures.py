@@ -72,3 +72,11 @@ def lonely_atom() -> Atoms:
     """Three atoms that neighbour each other and one out of reach of all: on 4 ranks one has no edges."""
     atoms = Atoms("H2OO", [[0, 0, 0], [0.9, 0.1, 0], [0.3, 0.8, 0.2], [30.0, 0, 0]])
     return rattled(atoms, 6, 0.02)
+
+
+def crystal_in_gas() -> Atoms:
+    """A hundred atoms with 18 neighbours each, and as many without any."""
+    atoms = crystal((3, 2, 2))
+    atoms.cell[0] *= 30.0
+    gas = Atoms(f"O{len(atoms)}", positions=[[20.0 + 3.4 * n, 1.0 + n % 3, 2.0] for n in range(len(atoms))])
+    return atoms + gas

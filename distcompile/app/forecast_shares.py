@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..ir import Tiled
@@ -18,7 +20,7 @@ from ..predict.rank_counts import RankCounts, SpaceCounts
 from ..runtime.division.partition import Partition
 from ..runtime.division.plan import SpacePlan, Tally
 from ..runtime.division.shares import completed
-from ..runtime.execution.shares import OwnRows
+from ..runtime.execution.shares import OwnRows, is_uneven
 
 LOOKED_AT = 4
 """Ranks whose rows are made; the others are taken to have no more."""
@@ -34,41 +36,52 @@ def counted(evaluator: Evaluator, own: OwnRows, structure: Structure, parts: int
     """The rows of the fullest ranks, seconds in which they are made in a step, and bytes of the graph object's rows."""
     made = max(parts, math.ceil(len(structure) / LARGEST))
     larger = made / parts
-    ranks = divide(structure, made)
     evaluator.forget()
     shares = Divided(evaluator, structure)
-    seconds: list[tuple[float, float, float]] = []
     looked_at = sorted({round(i * (made - 1) / max(LOOKED_AT - 1, 1)) for i in range(LOOKED_AT)})[:parts]
-    owned: list[dict[str, float]] = []
-    halo: list[dict[str, float]] = []
-    peers: list[dict[str, int]] = []
-    held = 0
-    for rank in looked_at:
-        plans, times, bytes_ = _made(own, shares, ranks, rank, made)
-        seconds.append(times)
-        held = max(held, bytes_)
-        owned.append({name: len(plan.owned) * larger for name, plan in plans.items()})
-        halo.append({name: len(plan.halo) * larger ** (2 / 3) * (parts > 1) for name, plan in plans.items()})
-        peers.append({name: int((plan.splits[1] > 0).sum()) if parts > 1 else 0 for name, plan in plans.items()})
+    ranks, rows = divide(structure, made), None
+    few = [_made(own, shares, ranks, rank, made) for rank in looked_at]
+    if parts > 1 and is_uneven([each.all_rows for each in few]):
+        rows = _rows_of_atoms(evaluator, own, shares, ranks, made)
+        ranks = divide(structure, made, rows)
+        few = [_made(own, shares, ranks, rank, made) for rank in looked_at]
+    owned = [{name: len(plan.owned) * larger for name, plan in each.plans.items()} for each in few]
+    surface = larger ** (2 / 3) if parts > 1 else 0.0
+    halo = [{name: len(plan.halo) * surface for name, plan in each.plans.items()} for each in few]
+    peers = [{name: int((plan.splits[1] > 0).sum()) * (parts > 1) for name, plan in each.plans.items()} for each in few]
     spaces = {name: _space(name, owned, halo, peers, parts) for name in owned[0]}
     program = own.executor.program
-    here = Partition.of(ranks, "by positions", made)
+    here = Partition.of(ranks, "by positions", made, rows)
     counts = RankCounts(
         parts, here, spaces, _memory(program, own, owned, halo), frozenset(s.name for s in program.thinned_spaces)
     )
-    graph, checks, plan = np.max(np.array(seconds), axis=0) * larger
+    graph, checks, plan = np.max([each.seconds for each in few], axis=0) * larger
     _, everywhere = timed(lambda: Divided(evaluator, structure).digest)
     host = Host(
         0.0, everywhere if parts > 1 else 0.0, 0.0, own_rows=float(graph + checks + (plan if parts > 1 else 0.0))
     )
     evaluator.forget()
-    return counts, host, int(held * larger)
+    return counts, host, int(max(each.bytes for each in few) * larger)
 
 
-def _made(
-    own: OwnRows, shares: Divided, ranks: Tensor, rank: int, parts: int
-) -> tuple[dict[str, SpacePlan], tuple[float, float, float], int]:
-    """A rank's rows; seconds of a step for the graph object, checks, and the plan; bytes of the graph object."""
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    """What a rank makes of the graph object."""
+
+    plans: dict[str, SpacePlan]
+    seconds: tuple[float, float, float]
+    """Of a step for the graph object, checks, and the plan."""
+    bytes: int
+    """Of the graph object's rows."""
+
+    @property
+    def all_rows(self) -> int:
+        """The rows that the rank owns."""
+        return sum(len(plan.owned) for plan in self.plans.values())
+
+
+def _made(own: OwnRows, shares: Divided, ranks: Tensor, rank: int, parts: int) -> _Made:
+    """A rank's rows, made and counted."""
     start = time.perf_counter()  # once: the pairs are kept for the next time
     shares.share(rank, ranks)
     searching = time.perf_counter() - start
@@ -78,7 +91,18 @@ def _made(
     asked = {name: (plan.owned[name][: len(keys)], plan.plans[name].splits[1]) for name, keys in plan.wanted.items()}
     plans, sending = timed(lambda: completed(plan, asked))
     held = sum(tensor.untyped_storage().nbytes() for tensor in mine.tensors)
-    return plans, (again + searching / STEPS, checking, planning + sending), held
+    return _Made(plans, (again + searching / STEPS, checking, planning + sending), held)
+
+
+def _rows_of_atoms(evaluator: Evaluator, own: OwnRows, shares: Divided, ranks: Tensor, parts: int) -> Tensor:
+    """The rows that follow each atom, made rank by rank.  # Shape: [n_atoms], float64"""
+    found = torch.zeros(len(ranks), dtype=torch.float64)
+    for rank in range(parts):
+        mine = ranks == rank
+        prepared = own.indexed(shares.share(rank, ranks))
+        found[mine] = own.rows_of_atoms(prepared, int(mine.sum()))
+        evaluator.forget()  # the pairs of all ranks would not fit
+    return found
 
 
 def _space(

@@ -55,9 +55,9 @@ class Partition:
     the time when the partition was found: atoms may have moved since."""
 
     @classmethod
-    def of(cls, ranks: Tensor, method: str, parts: int) -> Partition:
-        """A partition of which only the atoms of each rank are known: work is counted in atoms."""
-        counts = torch.bincount(ranks, minlength=parts).double()
+    def of(cls, ranks: Tensor, method: str, parts: int, work: Tensor | None = None) -> Partition:
+        """A partition of which only the atoms of each rank are known, and perhaps the work for each atom."""
+        counts = torch.bincount(ranks, work, minlength=parts).double()
         return cls(ranks, method, 0.0, float(counts.max() / counts.mean()), 1.0)
 
 

@@ -142,7 +142,7 @@ class OwnRows:
         def work(comm: Communicator) -> list[Tensor | None]:
             prepared, kept, everyone = made(comm)
             first = common[-1]
-            if not first.by_work and _is_uneven(everyone):
+            if not first.by_work and is_uneven([sum(report["owned"].values()) for report in everyone]):
                 rows = self._rows_of_atoms(prepared, comm)
                 if common[-1] is first:
                     common.append(self._common(shares, rows))
@@ -183,8 +183,7 @@ class OwnRows:
     def _rows_of_atoms(self, prepared: Prepared, comm: Communicator) -> Tensor:
         """The rows of all spaces that follow each atom of all.  # Shape: [n_atoms], float64"""
         order, counts = self._orders[self._spaces[0].name]  # read before ranks meet: the first one divides anew then
-        counted = rows_of_atoms(self._spaces, self._pointers, prepared.sizes, prepared.pointers)
-        everyone = comm.all_gather(counted[: counts[comm.rank]], counts)
+        everyone = comm.all_gather(self.rows_of_atoms(prepared, counts[comm.rank]), counts)
         found = torch.empty_like(everyone)
         found[order] = everyone
         return found
@@ -228,6 +227,10 @@ class OwnRows:
         """The rows that a rank owns and reads."""
         given = prepared.sizes, prepared.pointers, mine, ranks, rank, parts
         return local_plan(self._spaces, self._pointers, *given, self.executor.program.thinned_spaces)
+
+    def rows_of_atoms(self, prepared: Prepared, owned: int) -> Tensor:
+        """The rows of all spaces that follow each of a rank's own atoms, ascending.  # Shape: [owned], float64"""
+        return rows_of_atoms(self._spaces, self._pointers, prepared.sizes, prepared.pointers)[:owned]
 
     def has_all_rows(self, shares: Shares) -> bool:
         """True if each atom, on a rank of its own, gets the rows that follow it in the whole structure."""
@@ -305,9 +308,8 @@ class OwnRows:
         return within_tables(program, found)  # type: ignore[return-value]
 
 
-def _is_uneven(everyone: Sequence[Mapping[str, Any]]) -> bool:
+def is_uneven(rows: Sequence[float]) -> bool:
     """True if a rank has many more rows than the mean."""
-    rows = [sum(report["owned"].values()) for report in everyone]
     return max(rows) * len(rows) > UNEVEN * sum(rows)
 
 

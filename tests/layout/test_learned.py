@@ -301,20 +301,12 @@ def test_positions_that_are_no_numbers() -> None:
         atoms.get_forces()
 
 
-def crystal_in_gas() -> Atoms:
-    """A hundred atoms with 18 neighbours each, and as many without any."""
-    atoms = structures.crystal((3, 2, 2))
-    atoms.cell[0] *= 30.0
-    gas = Atoms(f"O{len(atoms)}", positions=[[20.0 + 3.4 * n, 1.0 + n % 3, 2.0] for n in range(len(atoms))])
-    return atoms + gas
-
-
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_have_as_many_rows(ranks: int) -> None:
     """Division by the number of atoms would give nearly all edges to one rank; both times, as atoms move far."""
     from distcompile.calculators.calculator import statistics
 
-    atoms = crystal_in_gas()
+    atoms = structures.crystal_in_gas()
     atoms.calc = distributed(Package(within(CUTOFF)), ranks)
     for shift in (0.0, 0.1, 4.0):
         atoms.positions[:96] += [shift, 0.0, 0.0]

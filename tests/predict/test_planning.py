@@ -31,7 +31,8 @@ import distcompile
 from distcompile import LocalWorld, ProcessGroupWorld
 from distcompile.app.cli import app
 from distcompile.app.device_files import read_device, write_device
-from distcompile.app.forecast import EXAMPLE, MARGIN, few
+from distcompile.app.forecast import EXAMPLE, MARGIN, few, forecast
+from distcompile.calculators.calculator import statistics
 from distcompile.predict.account import Collective, RowWork, Work, work
 from distcompile.predict.calibrate import network, this_machine, timed
 from distcompile.predict.planning import Device, Host, step, traffic, weak
@@ -312,6 +313,23 @@ def test_a_few_atoms_keep_their_distances() -> None:
     assert apart.min() > 1.5 and MARGIN > 1.5
     assert (apart.min(1) < 2.5).all()
     assert few(atoms[:10]) == atoms[:10]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_rows_are_divided_as_ranks_divide_them(ranks: int) -> None:
+    """Where atoms have unlike numbers of rows, each rank of a plan has those of a run."""
+    atoms = structures.crystal_in_gas()
+    found = forecast(atoms, springs.SpringCalculator(), [ranks], ["a100"], None)
+    held = found.columns[-1].ranks
+    atoms.calc = distcompile.distribute(springs.SpringCalculator(), LocalWorld(ranks), lowering="eager")
+    atoms.get_forces()  # learns
+    atoms.positions[0, 0] += 1e-3
+    atoms.get_forces()
+    rows = statistics(atoms.calc)
+    for name in rows[0]["owned"]:
+        assert held.spaces[name].owned.tolist() == [row["owned"][name] for row in rows]
+    of_all_spaces = [sum(row["owned"].values()) for row in rows]
+    assert max(of_all_spaces) < 1.03 * np.mean(of_all_spaces)
 
 
 @pytest.fixture
