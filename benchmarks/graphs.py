@@ -105,6 +105,11 @@ def compare(name: str, structure_names: list[str], steps: int, ranks: int) -> No
             motion = Langevin(atoms, **settings, friction=0.02, rng=np.random.default_rng(2))
         worst, around, seconds = np.zeros(3), 0, [0.0, 0.0]
         start_positions = atoms.positions.copy()
+        try:
+            atoms.get_forces()
+        except Exception as error:  # a package may raise anything
+            print(f"{name:<18} {which:<11} {len(atoms):>5} the package does not take it: {error}", flush=True)
+            continue
         for _ in range(steps):
             motion.run(1)
             other = atoms.copy()

@@ -93,7 +93,6 @@ class Cures:
             constructors = _Constructors(self.bincounts, self.conversions, leaves)
             stack.enter_context(self._written.out())
             stack.enter_context(self._gradients_noted(constructors, leaves))
-            stack.enter_context(_functions_followed(constructors))
             stack.enter_context(constructors)
             yield
 
@@ -227,16 +226,7 @@ class _Constructors(TorchFunctionMode):
         super().__init__()
         bincounts.start()
         self._bincounts, self._conversions, self._leaves = bincounts, conversions, leaves
-        self._in_backward = self._in_function = False
-
-    @contextmanager
-    def in_function(self) -> Iterator[None]:
-        """Run the inside of a model's function that has a gradient of its own."""
-        before, self._in_function = self._in_function, True
-        try:
-            yield
-        finally:
-            self._in_function = before
+        self._in_backward = False
 
     @contextmanager
     def in_backward(self) -> Iterator[None]:
@@ -266,27 +256,26 @@ class _Constructors(TorchFunctionMode):
         result = func(*args, **kwargs)
         if func is Tensor.item:
             self._conversions.note_real(result, args[0])
-        if self._in_backward or self._in_function or not isinstance(result, Tensor):
+        if self._in_backward or not isinstance(result, Tensor):
             return result
-        if func in _STOPS or _is_outside_of_gradients(func, args, result):
-            return stop_gradient(result)
-        return result
+        stops = func in _STOPS or _is_outside_of_gradients(func, args, result)
+        return stop_gradient(result) if stops and not _is_in_a_function() else result
 
 
-@contextmanager
-def _functions_followed(constructors: _Constructors) -> Iterator[None]:
-    """Let results of a model's own function carry gradients, although torch switches gradients off while it computes.
+def _is_in_a_function() -> bool:
+    """True within a function of the model that has a backward of its own: torch switches gradients off in its forward.
 
-    It is replaced in the base class, since models keep ``apply = Function.apply``.
+    Its results carry gradients nevertheless. The callers are asked, since models keep ``apply = Function.apply``, which
+    nothing can replace.
     """
-    base: Any = torch.autograd.Function.__base__
-
-    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-        with constructors.in_function():
-            return super(base, cls).apply(*args, **kwargs)  # type: ignore[misc]
-
-    with replaced(base, "apply", classmethod(apply)):
-        yield
+    classes: list[type] = [torch.autograd.Function]
+    for each in classes:
+        classes += each.__subclasses__()
+    forwards = {getattr(getattr(each, "forward", None), "__code__", None) for each in classes}
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code not in forwards:
+        frame = frame.f_back
+    return frame.f_code in forwards
 
 
 def _is_outside_of_gradients(func: Any, args: tuple[Any, ...], result: Tensor) -> bool:

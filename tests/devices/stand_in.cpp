@@ -151,6 +151,11 @@ at::Tensor& set_source(at::Tensor& self, at::Storage source, int64_t offset, c10
     return at::cpu::set_(self, source, offset, size, stride);
 }
 
+at::Tensor& set_whole(at::Tensor& self, at::Storage source) {
+    const int64_t numbers = source.nbytes() / self.dtype().itemsize();
+    return set_source(self, std::move(source), 0, {numbers}, {});
+}
+
 // A tensor of the CPU, as one of the device: the same memory, and strides as the operator left them.
 at::Tensor on_device(const at::Tensor& t, c10::Device device) {
     auto* held = new at::Tensor(t);
@@ -256,6 +261,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
     m.impl("view_as_real", &at::native::view_as_real);
     m.impl("view_as_complex", &at::native::view_as_complex);
     m.impl("resize_", &resize_);
+    m.impl("set_.source_Storage", &set_whole);
     m.impl("set_.source_Storage_storage_offset", &set_source);
 }
 
