@@ -19,6 +19,7 @@ from torch._subclasses import FakeTensor
 from .capture.garbage import seldom_collected
 from .capture.threads import is_inside, one_at_a_time, quiet
 from .capture.trace import capture, told_in_words
+from .default_device import as_the_user_has_it, on_the_host
 from .errors import CaptureError, GuardError, NoIndexSpaceError, UnsupportedOp
 from .few_rows import differs_in_few_rows, fitted, has_more_rows
 from .ir import Normal, Runnable, Tiled, grown
@@ -163,7 +164,8 @@ class DistributedModel:
         agree(self.world, self._undivided_calls, self.flatten(graph)[0])
         leaves, tree = flatten(graph)
         copies = [leaf.tensor.clone() if leaf.tensor.requires_grad else leaf.tensor.detach().clone() for leaf in leaves]
-        return self._call(*tree.unflatten(copies))
+        with as_the_user_has_it():
+            return self._call(*tree.unflatten(copies))
 
     def executor_for(self, *graph: Any) -> Executor:
         """The program that serves this graph object, captured now if none does."""
@@ -245,6 +247,10 @@ class DistributedModel:
             reductions, ``peak_memory`` in bytes (predicted, without parameters), ``partition``. Empty for a graph in
             which there is nothing to divide.
         """
+        with normally():
+            return self._stats(graph)
+
+    def _stats(self, graph: tuple[Any, ...]) -> list[dict[str, Any]]:
         try:
             executor, leaves, found = self._serving(graph)
         except NoIndexSpaceError:
@@ -408,12 +414,13 @@ def _warn_of_whole(program: Tiled) -> None:
 
 @contextmanager
 def normally() -> Iterator[Callable[[Any], Any]]:
-    """Leave inference mode, in which nothing could be kept for later calls.
+    """Leave inference mode, in which nothing could be kept for later calls, and the user's default device.
 
     Results are given back as made in that mode.
     """
     if not torch.is_inference_mode_enabled():
-        yield lambda result: result
+        with on_the_host():
+            yield lambda result: result
         return
 
     def finished(result: Any) -> Any:
@@ -421,7 +428,7 @@ def normally() -> Iterator[Callable[[Any], Any]]:
         with torch.inference_mode():
             return tree.unflatten([x.clone() if isinstance(x, Tensor) else x for x in (leaf.tensor for leaf in leaves)])
 
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), on_the_host():
         yield finished
 
 

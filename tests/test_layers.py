@@ -18,6 +18,7 @@ ROOT = Path(distcompile.__file__).parent
 LAYERS = (
     "errors",
     "torch_versions",
+    "default_device",
     "files",
     "ir",
     "runtime",

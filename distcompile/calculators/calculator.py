@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from ..default_device import as_the_user_has_it, on_the_host
 from ..errors import NoIndexSpaceError, in_one_line
 from ..layout.evaluate import Evaluator
 from ..layout.layout import Layout
@@ -155,9 +156,10 @@ class Calculate:
         if is_receiving() or asked is None or not isinstance(getattr(self._calculator, "results", None), dict):
             return self._calculate(*args, **kwargs)
         atoms, properties = asked
-        results = self.graphs.results(atoms, properties)
-        if results is None:
-            results = self.graphs.calculated(atoms, properties, self._results)
+        with on_the_host():
+            results = self.graphs.results(atoms, properties)
+            if results is None:
+                results = self.graphs.calculated(atoms, properties, self._results)
         self._calculator.atoms, self._calculator.results = atoms.copy(), results
         return None
 
@@ -176,10 +178,11 @@ class Calculate:
 
     def _run(self, modules: list[nn.Module], args: Any, kwargs: Any) -> Any:
         if _same(modules, self._known):
-            return self.__wrapped__(*args, **kwargs)
+            with as_the_user_has_it():
+                return self.__wrapped__(*args, **kwargs)
         found: set[str] = set()
         start = now()
-        with watching(Watch(modules, found.update)):
+        with watching(Watch(modules, found.update)), as_the_user_has_it():
             result = self.__wrapped__(*args, **kwargs)
         who = type(self._calculator).__name__
         if found:

@@ -34,6 +34,7 @@ from torch.fx.experimental.symbolic_shapes import (
     ShapeEnv,
 )
 
+from ..default_device import as_the_user_has_it
 from ..errors import CaptureError, DistcompileError
 from ..ir import Captured
 from ..ir.tree import Leaf, Tree, flatten
@@ -175,7 +176,8 @@ def _trace(
     result: list[tuple[Tree, list[Any]]] = []
 
     def flat_call(*tensors: Tensor) -> list[Any]:
-        with maybe_enable_thunkify():  # most questions about sizes come from shape rules, and are not for the graph
+        # Most questions about sizes come from shape rules, and are not for the graph.
+        with as_the_user_has_it(), maybe_enable_thunkify():
             out = call(*tree.unflatten(tensors))
         out_leaves, out_tree = flatten(out)  # copies containers: the user's stay as they are
         result.append((out_tree, [leaf.tensor for leaf in out_leaves]))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..default_device import as_the_user_has_it
 from ..errors import GuardError, InputError, UnsupportedOp, ValidationError
 from ..ir.tree import Leaf, Tree, flatten
 from ..runtime.execution.executor import Executor
@@ -66,7 +67,7 @@ def _check(stock: _Stock, executor: Executor, leaves: list[Leaf], tree: Tree, wh
         given = _differentiable(leaves, outside)
         asked = _Asked()
         try:
-            with asked:
+            with asked, as_the_user_has_it():
                 expected, _ = flatten(stock.call(*tree.unflatten([leaf.tensor.clone() for leaf in given])))
         except Exception as error:
             raise ValidationError(

@@ -32,6 +32,7 @@ def stand_in() -> Any:
     device_module = SimpleNamespace(
         device_count=lambda: 4,
         is_available=lambda: True,
+        is_initialized=lambda: True,
         current_device=module.current,
         set_device=module.use,
         _is_in_bad_fork=lambda: False,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import structures
 import torch
 import toys
+from adversaries import ADVERSARIES
 from ase.build import bulk
 from processes import run_ranks
 from springs import SpringCalculator
@@ -103,6 +106,85 @@ def _after_a_step(home: str) -> float:
 @pytest.mark.parametrize("home", ["cpu", "sim:0"])
 def test_weights_are_copied_when_they_change(home: str) -> None:
     assert on_the_device(_after_a_step, home) < EXACT
+
+
+DEFAULTED = (
+    "segment max at receivers",
+    "triplets by a loop over atoms",
+    "padding",
+    "species counts",
+    "sizes as floats",
+    "linear algebra",
+)
+"""Models of the tests that make tensors without saying where."""
+
+
+@contextmanager
+def _by_default(device: str) -> Iterator[None]:
+    torch.set_default_device(device)
+    try:
+        yield
+        assert str(torch.get_default_device()) == "sim:0", "the user's choice stays"
+    finally:
+        torch.set_default_device(None)
+
+
+def _on_the_default_device(name: str) -> tuple[float, set[str]]:
+    """The largest difference from the CPU of any result of a model that relies on the default device."""
+    stand_in()
+    example, graph, *_ = ADVERSARIES[name].graphs()
+    model = ADVERSARIES[name].model().eval()
+    expected = model(graph)
+    example, there = moved(example, "sim"), moved(graph, "sim")
+    with _by_default("sim"):
+        on_the_device = ADVERSARIES[name].model().eval()
+        on_the_device.load_state_dict(model.state_dict())
+        found = distcompile.compile(on_the_device, example, world=LocalWorld(2), lowering="eager")(there)
+    apart = [float((found[key].cpu() - value).abs().max()) for key, value in expected.items()]
+    return max(apart), {str(value.device) for value in found.values()}
+
+
+@pytest.mark.parametrize("name", DEFAULTED)
+def test_a_default_device_is_for_the_model_alone(name: str) -> None:
+    """What the model makes is on it; row numbers, plans and checks are on the host as ever."""
+    apart, devices = on_the_device(_on_the_default_device, name)
+    assert apart < 1e-9
+    assert devices == {"sim:0"}
+
+
+class _Package(SpringCalculator):
+    """A package that notes the default device that it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.had: set[str] = set()
+
+    def calculate(self, *args: Any, **kwargs: Any) -> None:
+        """As the calculator of the tests, on the CPU."""
+        self.had.add(str(torch.get_default_device()))
+        with torch.device("cpu"):
+            super().calculate(*args, **kwargs)
+
+
+def _calculated_on_the_default_device() -> float:
+    """The largest difference of forces from those without a default device."""
+    stand_in()
+    atoms = bulk("MgO", "rocksalt", 4.21).repeat(3)
+    atoms.rattle(0.05, seed=1)
+    atoms.calc = SpringCalculator()
+    expected = atoms.get_forces()
+    package = _Package()
+    atoms.calc = distcompile.distribute(package, world=LocalWorld(2), lowering="eager")
+    with _by_default("sim"):
+        found = atoms.get_forces()
+    assert package.had == {"sim:0"}
+    assert package.calculate.graphs.last is not None, "graph objects were learned"
+    return float(np.abs(found - expected).max())
+
+
+def test_a_default_device_is_for_the_package_alone() -> None:
+    """Graph objects are learned on the host, while the package runs as it does without us."""
+    assert on_the_device(_calculated_on_the_default_device) < EXACT
 
 
 def _stepped() -> tuple[float, str]:
