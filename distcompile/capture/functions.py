@@ -113,19 +113,19 @@ def _holds_symbols(value: Any) -> bool:
 def _tensor(
     value: Any, *, dtype: torch.dtype | None = None, device: Any = None, requires_grad: bool = False, **_: Any
 ) -> Tensor:
-    made = _stack(value)
+    made = _stack(value, torch.get_default_device() if device is None else device)
     made = made.to(dtype=dtype) if dtype is not None else made
-    made = made.to(device=device) if device is not None else made
     return made.requires_grad_() if requires_grad else made
 
 
-def _stack(value: Any) -> Tensor:
+def _stack(value: Any, device: Any) -> Tensor:
     if isinstance(value, list | tuple):
-        return torch.stack([_stack(v) for v in value])
+        return torch.stack([_stack(v, device) for v in value])
     if isinstance(value, torch.SymInt | torch.SymFloat):
         number: Any = value
-        return torch.scalar_tensor(number, dtype=torch.int64 if isinstance(value, torch.SymInt) else None)
-    return value if isinstance(value, Tensor) else torch.tensor(value)
+        dtype = torch.int64 if isinstance(value, torch.SymInt) else None
+        return torch.scalar_tensor(number, dtype=dtype, device=device)
+    return value.to(device) if isinstance(value, Tensor) else torch.tensor(value, device=device)
 
 
 def _padded(input: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> Tensor:
@@ -235,7 +235,10 @@ def _transformed(
         rows = [part.movedim(dim, -1) for part in parts]
         matrices = [getattr(np.fft, function.__name__.removeprefix("fft_"))(unit, n, -1, norm) for unit in units]
         found: list[Any] = [
-            sum(x @ torch.tensor(np.ascontiguousarray(part), dtype=x.dtype) for x, part in zip(rows, side, strict=True))
+            sum(
+                x @ torch.tensor(np.ascontiguousarray(part), dtype=x.dtype, device=x.device)
+                for x, part in zip(rows, side, strict=True)
+            )
             for side in ([m.real for m in matrices], [m.imag for m in matrices])
         ]
         real, imag = (part.movedim(-1, dim) for part in found)
@@ -264,7 +267,8 @@ def _complex(real: Tensor, imag: Tensor) -> Tensor:
 
 
 def _segments(data: Tensor, *, lengths: Tensor, axis: int = 0, unsafe: bool = False, initial: Any = None) -> Tensor:
-    where = torch.repeat_interleave(torch.arange(lengths.shape[0]), lengths, output_size=data.shape[axis])
+    rows = torch.arange(lengths.shape[0], device=lengths.device)
+    where = torch.repeat_interleave(rows, lengths, output_size=data.shape[axis])
     shape = [*data.shape[:axis], lengths.shape[0], *data.shape[axis + 1 :]]
     return data.new_full(shape, initial or 0).index_add(axis, where, data)
 

@@ -37,7 +37,7 @@ def _remember(ctx: Any, inputs: Any, output: Tensor) -> None:
 def _backward(ctx: Any, gradient: Tensor) -> Any:
     rows, columns, values, width = ctx.matrix
     # Tracers know no sparse tensors, so the matrix is written out entry by entry.
-    row = torch.arange(ctx.inner).repeat_interleave(rows.diff(), output_size=columns.shape[0])
+    row = torch.arange(ctx.inner, device=rows.device).repeat_interleave(rows.diff(), output_size=columns.shape[0])
     matrix = values.new_zeros(ctx.inner, width).index_put((row, columns), values)
     return gradient @ matrix.T, None, None, None, None
 

@@ -108,6 +108,37 @@ def test_weights_are_copied_when_they_change(home: str) -> None:
     assert on_the_device(_after_a_step, home) < EXACT
 
 
+class Written(torch.nn.Module):
+    """Calls that are said in other operators in a capture, which have to be on the device of what they are given."""
+
+    def forward(self, graph: Any) -> Any:
+        positions, (_, receiver) = graph["positions"], graph["edge_index"]
+        counted = torch.zeros_like(positions[:, 0]).index_add(
+            0, receiver, torch.ones_like(receiver).to(positions.dtype)
+        )
+        about = torch.tensor([positions.sum(), positions.shape[0]], device=positions.device)
+        numbers = torch.arange(receiver.shape[0], device=receiver.device).to(positions.dtype)
+        edges = torch.segment_reduce(numbers, "sum", lengths=counted.long())
+        return {"spectrum": torch.fft.rfft(positions, dim=1).abs(), "about": about, "edges": edges.sum()}
+
+
+def _written() -> tuple[float, set[str]]:
+    """The largest difference from the CPU, and the devices of results."""
+    stand_in()
+    example, graph = (toys.random_graph(n, n) for n in (20, 31))
+    expected = Written()(graph)
+    compiled = distcompile.compile(Written(), moved(example, "sim"), lowering="eager", validate=False)
+    found = compiled(moved(graph, "sim"))
+    apart = [float((found[key].cpu() - value).abs().max()) for key, value in expected.items()]
+    return max(apart), {str(value.device) for value in found.values()}
+
+
+def test_what_is_said_in_other_operators() -> None:
+    apart, devices = on_the_device(_written)
+    assert apart < EXACT
+    assert devices == {"sim:0"}
+
+
 DEFAULTED = (
     "segment max at receivers",
     "triplets by a loop over atoms",
