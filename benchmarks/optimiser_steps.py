@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,31 +62,60 @@ def apart(name: str, world: Any) -> dict[str, float]:
     from distcompile import training_step
 
     case = MODELS[name][1]()
-    kwargs = {**case.kwargs, **ARGUMENTS.get(name, {})}
-    stock, ours = copy.deepcopy(case.model).train(), copy.deepcopy(case.model).train()
+    kwargs, model = {**case.kwargs, **ARGUMENTS.get(name, {})}, case.model
     graph, targets = given(case, structures.crystal((2, 2, 1)), "blocks" in name)
+    was_training, before = model.training, copy.deepcopy(model.state_dict())
+    model.train()
+
+    def stock() -> Any:
+        found = loss(model(*copied(graph), **kwargs), targets)
+        found.backward()
+        return found.detach()
+
+    expected = trained(model, stock)
+    model.load_state_dict(before)
     step = training_step(
-        ours, loss, copied(graph), targets, model_kwargs=kwargs, world=world, lowering="eager", validate=False
+        model, loss, copied(graph), targets, model_kwargs=kwargs, world=world, lowering="eager", validate=False
     )
-    optimizers = [torch.optim.Adam(model.parameters(), 1e-3) for model in (stock, ours)]
-    first: dict[str, float] = {}
+    found = trained(model, lambda: step(copied(graph), targets))
+    model.load_state_dict(before)
+    model.zero_grad()
+    model.train(was_training)
+    largest = max(float(g.abs().max()) for g in expected.gradients.values())
+    return {
+        "loss": abs(found.loss / expected.loss - 1),
+        "gradients": max(float((found.gradients[n] - g).abs().max()) for n, g in expected.gradients.items()) / largest,
+        "weights": max(
+            float((found.weights[n] - w).abs().max() / w.abs().max().clamp(min=1e-3))
+            for n, w in expected.weights.items()
+            if w.numel()
+        ),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What came of twenty steps."""
+
+    loss: float
+    gradients: dict[str, torch.Tensor]
+    """Of the first step."""
+    weights: dict[str, torch.Tensor]
+    """After the last one."""
+
+
+def trained(model: torch.nn.Module, step: Callable[[], Any]) -> Trained:
+    """Take the optimiser's steps; `step` leaves gradients at the weights."""
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    first: tuple[float, dict[str, torch.Tensor]] | None = None
     for _ in range(STEPS):
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        expected = loss(stock(*copied(graph), **kwargs), targets)
-        expected.backward()
-        found = step(copied(graph), targets)
-        if not first:
-            pairs = [(a.grad, b.grad) for a, b in zip(stock.parameters(), ours.parameters(), strict=True)]
-            both = [(a, b) for a, b in pairs if a is not None and b is not None]
-            largest = max(float(a.abs().max()) for a, _ in both)
-            first["loss"] = abs(float(found) / float(expected) - 1)
-            first["gradients"] = max(float((a - b).abs().max()) for a, b in both) / largest
-        for optimizer in optimizers:
-            optimizer.step()
-    pairs = list(zip(stock.parameters(), ours.parameters(), strict=True))
-    weights = max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-3)) for a, b in pairs if a.numel())
-    return {**first, "weights": weights}
+        optimizer.zero_grad()
+        found = float(step())
+        if first is None:
+            first = found, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        optimizer.step()
+    assert first is not None
+    return Trained(*first, {n: p.detach().clone() for n, p in model.named_parameters()})
 
 
 if __name__ == "__main__":
