@@ -84,7 +84,8 @@ DERIVED = {
 
 
 def full(sizes: list[Any], fill: Any, dtype: torch.dtype | None = None) -> Tensor:
-    return aten.full(sizes, fill, dtype=dtype or {float: torch.float64, bool: torch.bool}[type(fill)])
+    # By its overload: torch 2.12 would ask for sizes as plain numbers to find it.
+    return aten.full.default(sizes, fill, dtype=dtype or {float: torch.float64, bool: torch.bool}[type(fill)])
 
 
 def zeros(*sizes: Any) -> Tensor:

@@ -25,6 +25,7 @@ _ACTIVATIONS: list[Any] = [
     aten.log_sigmoid_forward,
 ]
 _NORMS: list[Any] = [
+    aten._native_batch_norm_legit,  # of torch 2.12
     aten._native_batch_norm_legit_no_training,
     aten.native_batch_norm,
     aten.native_batch_norm_backward,

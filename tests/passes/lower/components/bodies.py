@@ -26,6 +26,7 @@ from distcompile.passes.lower.components.values import Given
 from distcompile.runtime.execution.kernels import Kernel, Value
 from distcompile.runtime.execution.launches import Launched
 from distcompile.runtime.execution.tiles import WORTH_A_THREAD, Region, RegionSpec, Result, Slice
+from distcompile.torch_versions import composites_in_python
 
 aten = torch.ops.aten
 
@@ -82,7 +83,7 @@ def traced(run: Run, inputs: Inputs) -> fx.GraphModule:
     def flat(n: Any, *tensors: Tensor) -> list[Tensor]:
         return list(run(SimpleNamespace(n=n, **dict(zip(inputs, tensors, strict=True)))))
 
-    with mode:
+    with mode, composites_in_python():
         module = make_fx(flat, tracing_mode="real", _allow_non_fake_inputs=True)(rows, *fakes)
         if any(n.op == "call_function" and writes(n.target) for n in module.graph.nodes):
             functional = torch.func.functionalize(fx.Interpreter(module).run, remove="mutations")
