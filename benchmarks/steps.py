@@ -44,10 +44,10 @@ def structure(cells: int, constant: float) -> Any:
     return atoms
 
 
-def predicted(name: str, dtype: str, atoms: Any, ranks: list[int]) -> dict[str, Any]:
+def predicted(name: str, dtype: str, atoms: Any, ranks: list[int]) -> dict[int, float]:
     """Seconds of a step on each number of ranks."""
     found = forecast(atoms, calculator(name, dtype), ranks, ["cpu"], None)
-    return {str(column.ranks.parts): column.steps[0].total for column in found.columns}
+    return {column.ranks.parts: column.steps[0].total for column in found.columns}
 
 
 def measured(name: str, dtype: str, atoms: Any) -> dict[str, Any] | None:
@@ -106,7 +106,7 @@ def main() -> None:
             baseline = baseline or row["step"] * ranks
             print(
                 f"{name:<14} {len(atoms):>6} {ranks:>5} {row['step']:>8.3f} {row['outside']:>8.1%} "
-                f"{baseline / ranks / row['step']:>10.0%} {plan[str(ranks)]:>8.3f}",
+                f"{baseline / ranks / row['step']:>10.0%} {plan[ranks]:>8.3f}",
                 flush=True,
             )
 
